@@ -1,0 +1,65 @@
+"""The FIFO of past embeddings that contrastive and relational methods compare against."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from understudy.errors import ConfigError, ShapeError
+from understudy.losses.similarity import gather_rows
+
+
+class Queue(nn.Module):
+    """First in, first out, fixed size, the same on every process.
+
+    Rows and pointer are buffers, so a checkpoint holds them. The width is taken from the first push. Before the queue
+    is full, `rows` returns only what was really pushed: no zero or random row is ever scored as if it were an image.
+
+    Args:
+        size: Q, how many rows are kept at most.
+    """
+
+    keys: Tensor
+    pushed: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        if size < 1:
+            raise ConfigError(f"A queue must hold at least 1 row; got {size}.")
+        self.size = int(size)
+        self.register_buffer("keys", torch.empty(0, 0))
+        self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
+        self._count = 0  # `pushed` as a Python number: reading a buffer on a GPU would wait for it
+
+    def rows(self) -> Float[Tensor, "Q D"]:
+        """The rows pushed so far, at most `size` of them; (0, 0) before the first push. Not in order of age."""
+        return self.keys[: min(self._count, self.size)]
+
+    @torch.no_grad()
+    def push(self, x: Float[Tensor, "B D"]) -> None:
+        """Append the rows of all processes, in rank order; the oldest rows leave.
+
+        Raises:
+            ShapeError: the width differs from the rows already in the queue.
+        """
+        x = gather_rows(x)
+        if self.keys.shape[1] == 0:
+            self.keys = x.new_zeros(self.size, x.shape[1])
+        if x.shape[1] != self.keys.shape[1]:
+            raise ShapeError(f"The queue holds rows of width {self.keys.shape[1]}, got width {x.shape[1]}.")
+        x = x[-self.size :].to(self.keys.dtype)
+        slots = (self._count + torch.arange(len(x), device=x.device)) % self.size
+        self.keys[slots] = x
+        self._count += len(x)
+        self.pushed.fill_(self._count)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # The width is only known once something was pushed: take it from the checkpoint.
+        saved = state_dict.get(prefix + "keys")
+        if saved is not None:
+            self.keys = self.keys.new_zeros(saved.shape, dtype=saved.dtype)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._count = int(self.pushed)

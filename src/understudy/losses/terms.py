@@ -1,0 +1,81 @@
+"""What every loss is and returns: `Loss` declares its needs, `Terms` is its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from understudy.errors import ShapeError
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The value of a loss and what it is made of.
+
+    Args:
+        total: scalar tensor to minimise, with gradient.
+        parts: named scalar tensors, before weights and scales, for logs and curves.
+    """
+
+    total: Tensor
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Loss(nn.Module):
+    """Base of all methods. Its class attributes are the whole vocabulary between a method and the loop.
+
+    The loop calls `forward` with exactly the keywords that are declared:
+
+    - `student`: embeddings of the views in `student_views`, (B, D), or (len, B, D) when there are several.
+    - `teacher` if `needs_teacher`: the frozen teacher's embeddings of `teacher_views`, shaped alike.
+    - `key` if `needs_key`: embeddings of `key_views` from an exponential moving average of the student, no gradient.
+      Its normalisation layers use averaged statistics (EMAN, Cai et al. 2021, arXiv 2101.08482), so batches leak
+      nothing and the result does not depend on the number of processes.
+    - `bags` if `needs_bags`: (B,) integers, equal for images drawn around the same anchor, which comes first.
+    - `passes` if `needs_passes`: float, image passes done so far, for methods that begin differently.
+    - `mixed`, `share` if `needs_mixture`: the student's embeddings (B, D) of images into which a box of the next image
+      of the same bag was pasted (CutMix), and the share (B,) of each that is still its own.
+    """
+
+    views: ClassVar[int] = 1
+    needs_teacher: ClassVar[bool] = True
+    needs_key: ClassVar[bool] = False
+    needs_bags: ClassVar[bool] = False
+    needs_passes: ClassVar[bool] = False
+    needs_mixture: ClassVar[bool] = False
+    student_views: ClassVar[tuple[int, ...]] = (0,)
+    teacher_views: ClassVar[tuple[int, ...]] = (0,)
+    key_views: ClassVar[tuple[int, ...]] = (0,)
+    embed_dim: ClassVar[int | None] = None
+    """Width of the student's embedding; None means the teacher's."""
+    citation: ClassVar[str] = ""
+    """BibTeX of the paper."""
+
+    key_momentum: float = 0.999
+    """Momentum of the average that makes the keys; used only if `needs_key`."""
+
+
+def check_pair(student: Tensor, teacher: Tensor, names: tuple[str, str] = ("student", "teacher")) -> None:
+    """Refuse two embeddings that cannot be compared row by row.
+
+    Raises:
+        ShapeError: not (B, D) both, of different shapes, empty, or not floating point; the sentence carries both.
+    """
+    first, second = names
+    shapes = f"{first} {tuple(student.shape)}, {second} {tuple(teacher.shape)}"
+    if student.ndim != 2 or teacher.ndim != 2:
+        raise ShapeError(f"Embeddings must be (B, D) matrices, got {shapes}. Pool or flatten the features first.")
+    if student.shape[0] != teacher.shape[0]:
+        raise ShapeError(f"Both embeddings must hold the same images in the same order, got {shapes}: B differs.")
+    if student.shape[1] != teacher.shape[1]:
+        raise ShapeError(
+            f"Both embeddings must have the same width, got {shapes}: D differs. Give the student a head that ends in "
+            f"{teacher.shape[1]} (models.build_head)."
+        )
+    if student.numel() == 0:
+        raise ShapeError(f"Embeddings are empty, got {shapes}. A batch needs at least one image and one dimension.")
+    if not (student.is_floating_point() and teacher.is_floating_point()):
+        raise ShapeError(f"Embeddings must be floating point, got {first} {student.dtype}, {second} {teacher.dtype}.")

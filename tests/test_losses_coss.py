@@ -1,0 +1,217 @@
+"""CoSS against numbers worked by hand, an independent float64 numpy derivation, and the paper's own properties."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from understudy.errors import ConfigError, ShapeError
+from understudy.losses import LOSSES, build
+from understudy.losses.coss import coss
+
+# Three images, two dimensions, chosen so that every cosine is a fraction a person can check:
+# rows: (3,4)|(4,3): 24/25; (1,0)|(0,2): 0; (0,-2)|(0,5): -1          -> feature = -(0.96 + 0 - 1) / 3
+# columns: (3,1,0)|(4,0,0): 12/(sqrt(10)*4); (4,0,-2)|(3,2,5): 2/(sqrt(20)*sqrt(38)) -> space = -(their sum) / 2
+STUDENT = [[3.0, 4.0], [1.0, 0.0], [0.0, -2.0]]
+TEACHER = [[4.0, 3.0], [0.0, 2.0], [0.0, 5.0]]
+FEATURE = 0.04 / 3
+SPACE = -(3 / math.sqrt(10) + 2 / math.sqrt(760)) / 2
+
+
+def pair(rows=7, width=5, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    student = torch.randn(rows, width, generator=generator, dtype=dtype).requires_grad_()
+    return student, torch.randn(rows, width, generator=generator, dtype=dtype)
+
+
+def oracle(s, t, weight):
+    """Value and gradient from the definition of the derivative of a cosine, written with loops over vectors."""
+
+    def cosine(a, b):
+        na, nb = math.sqrt(sum(x * x for x in a)), math.sqrt(sum(x * x for x in b))
+        value = sum(x * y for x, y in zip(a, b, strict=True)) / (na * nb)
+        return value, np.array([y / (na * nb) - value * x / na**2 for x, y in zip(a, b, strict=True)])
+
+    rows, width = s.shape
+    gradient = np.zeros_like(s)
+    feature = space = 0.0
+    for i in range(rows):
+        value, slope = cosine(s[i], t[i])
+        feature -= value / rows
+        gradient[i] -= slope / rows
+    for j in range(width):
+        value, slope = cosine(s[:, j], t[:, j])
+        space -= value / width
+        gradient[:, j] -= weight * slope / width
+    return feature, space, gradient
+
+
+def test_numbers_worked_by_hand():
+    terms = coss(torch.tensor(STUDENT), torch.tensor(TEACHER), weight=0.5)
+    assert terms.parts["feature"].item() == pytest.approx(FEATURE, abs=1e-6)
+    assert terms.parts["space"].item() == pytest.approx(SPACE, abs=1e-6)
+    assert terms.total.item() == pytest.approx(FEATURE + 0.5 * SPACE, abs=1e-6)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0, 3.0])
+def test_value_and_gradient_against_numpy(weight):
+    student, teacher = pair()
+    terms = coss(student, teacher, weight)
+    terms.total.backward()
+    feature, space, gradient = oracle(student.detach().numpy(), teacher.numpy(), weight)
+    assert terms.parts["feature"].item() == pytest.approx(feature, abs=1e-12)
+    assert terms.parts["space"].item() == pytest.approx(space, abs=1e-12)
+    np.testing.assert_allclose(student.grad.numpy(), gradient, atol=1e-12)
+
+
+def test_gradcheck():
+    student, teacher = pair(4, 3)
+    assert torch.autograd.gradcheck(lambda s: coss(s, teacher, 0.7, scale=70.0).total, (student,))
+
+
+def test_equality_is_the_minimum_and_has_no_gradient():
+    _, teacher = pair()
+    student = teacher.clone().requires_grad_()
+    terms = coss(student, teacher)
+    terms.total.backward()
+    assert terms.parts["feature"].item() == pytest.approx(-1) and terms.parts["space"].item() == pytest.approx(-1)
+    assert student.grad.abs().max() < 1e-12
+
+
+def test_feature_ignores_row_scales_and_space_ignores_positive_column_scales():
+    student, teacher = pair()
+    base = coss(student, teacher).parts
+    rows = torch.rand(7, 1, dtype=torch.float64) + 0.1
+    columns = torch.rand(1, 5, dtype=torch.float64) + 0.1
+    by_rows, by_columns = coss(student * rows, teacher).parts, coss(student * columns, teacher).parts
+    torch.testing.assert_close(by_rows["feature"], base["feature"])
+    torch.testing.assert_close(by_columns["space"], base["space"])
+    assert not torch.isclose(by_rows["space"], base["space"])
+    assert not torch.isclose(by_columns["feature"], base["feature"])
+    torch.testing.assert_close(coss(student * -1, teacher).parts["space"], -base["space"])
+
+
+def test_permuting_images_or_dimensions_changes_nothing():
+    student, teacher = pair()
+    rows, columns = torch.randperm(7), torch.randperm(5)
+    base, moved = coss(student, teacher), coss(student[rows][:, columns], teacher[rows][:, columns])
+    torch.testing.assert_close(moved.total, base.total)
+
+
+def test_together_the_terms_pin_the_teacher_up_to_one_positive_number():
+    """methods.md section 1: r_i = c_j wherever t[i, j] != 0, and the bipartite graph of non-zeros is connected."""
+    _, teacher = pair()
+    assert coss(2.5 * teacher, teacher).total.item() == pytest.approx(-2)
+    student = torch.randn(7, 5, dtype=torch.float64).requires_grad_()
+    optimiser = torch.optim.LBFGS([student], max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-16, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimiser.zero_grad()
+        total = coss(student, teacher).total
+        total.backward()
+        return total
+
+    optimiser.step(closure)
+    ratio = (student / teacher).detach()
+    assert closure().item() == pytest.approx(-2, abs=1e-9)
+    assert ratio.min() > 0 and (ratio.max() / ratio.min()).item() == pytest.approx(1, abs=1e-3)
+
+
+def test_without_a_connected_graph_the_scale_is_free_in_each_part():
+    teacher = torch.block_diag(torch.rand(3, 2, dtype=torch.float64) + 0.1, torch.rand(4, 3, dtype=torch.float64) + 0.1)
+    student = teacher.clone()
+    student[:3] *= 9.0
+    assert coss(student, teacher).total.item() == pytest.approx(-2)
+
+
+def test_zero_rows_and_columns_count_as_nothing_and_send_no_gradient():
+    student, teacher = pair()
+    teacher = teacher.clone()
+    teacher[:, 2] = 0
+    dead = student.detach().clone()
+    dead[:, 4] = 0
+    dead[1] = 0
+    dead.requires_grad_()
+    terms = coss(dead, teacher)
+    terms.total.backward()
+    s, t = dead.detach().numpy(), teacher.numpy()
+    alive = [j for j in range(5) if j not in (2, 4)]
+    expected = -sum(s[:, j] @ t[:, j] / np.linalg.norm(s[:, j]) / np.linalg.norm(t[:, j]) for j in alive) / 5
+    assert terms.parts["space"].item() == pytest.approx(expected, abs=1e-12)
+    assert torch.isfinite(dead.grad).all() and dead.grad.abs().max() < 10
+    assert coss(torch.zeros(3, 2), torch.zeros(3, 2)).total.item() == 0
+
+
+def test_one_image():
+    student = torch.tensor([[1.0, -2.0]], requires_grad=True)
+    terms = coss(student, torch.tensor([[3.0, 5.0]]))
+    assert terms.parts["space"].item() == pytest.approx(0)  # signs agree in one dimension, differ in the other
+    terms.total.backward()
+    assert torch.isfinite(student.grad).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_does_not_overflow(dtype):
+    student = (torch.randn(64, 8) * 200).to(dtype).requires_grad_()  # squares sum to 2.5 million, fp16 ends at 65,504
+    terms = coss(student, (torch.randn(64, 8) * 200).to(dtype))
+    terms.total.backward()
+    assert terms.total.dtype == torch.float32 and torch.isfinite(terms.total)
+    assert torch.isfinite(student.grad).all() and student.grad.dtype == dtype
+
+
+def test_gradient_reaches_the_student_only():
+    student, teacher = pair()
+    teacher = teacher.clone().requires_grad_()
+    coss(student, teacher).total.backward()
+    assert teacher.grad is None and student.grad.abs().sum() > 0
+
+
+def test_scale_by_name_or_number_and_parts_are_unscaled():
+    student, teacher = pair()
+    base = build("coss")(student, teacher)
+    for written, factor in [("unit", 1.0), ("paper", 70.0), ("code", 1 / (0.1 * 0.07)), (3.0, 3.0), ("2.5", 2.5)]:
+        terms = build("coss", scale=written)(student, teacher)
+        torch.testing.assert_close(terms.total, base.total * factor)
+        torch.testing.assert_close(terms.parts["space"], base.parts["space"])
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "words"),
+    [
+        ((4, 3), (4, 5), ["(4, 3)", "(4, 5)", "width"]),
+        ((4, 3), (6, 3), ["(4, 3)", "(6, 3)", "same images"]),
+        ((4, 3, 2), (4, 3, 2), ["(4, 3, 2)", "Pool"]),
+        ((0, 3), (0, 3), ["(0, 3)", "empty"]),
+    ],
+)
+def test_shapes_that_do_not_fit_get_a_sentence(student, teacher, words):
+    with pytest.raises(ShapeError) as error:
+        coss(torch.ones(student), torch.ones(teacher))
+    assert all(word in str(error.value) for word in words)
+
+
+def test_integers_are_refused():
+    with pytest.raises(ShapeError, match="floating point"):
+        coss(torch.ones(2, 2, dtype=torch.int64), torch.ones(2, 2))
+
+
+def test_settings_are_checked():
+    with pytest.raises(ConfigError, match=r"Did you mean 'coss'\? Known: coss, moco"):
+        build("cos")
+    with pytest.raises(ConfigError, match="no setting 'wieght'. Did you mean 'weight'"):
+        build("coss", wieght=1)
+    with pytest.raises(ConfigError, match="must be a number; got 'much'"):
+        build("coss", weight="much")
+    with pytest.raises(ConfigError, match="at least 0; got -1"):
+        build("coss", weight=-1)
+    with pytest.raises(ConfigError, match="paper, unit"):
+        build("coss", scale="big")
+    with pytest.raises(ConfigError, match="one of global, process"):
+        build("coss", scope="node")
+
+
+def test_every_method_has_a_citation_and_a_docstring():
+    for name, method in LOSSES.items():
+        assert method.citation.startswith("@"), name
+        assert "Source:" in (method.__doc__ or "") or name == "coss", name
