@@ -1,0 +1,184 @@
+"""What a run says: `metrics.jsonl` always, a live table on a terminal, one line each on a pipe."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from typing import IO, Any
+
+import torch
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from understudy.artifacts import Run
+from understudy.errors import MissingDependency
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """The machine and the versions, as every record of time must carry them."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "device": str(device),
+        "device_name": name,
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.system(),
+    }
+
+
+class StageProgress:
+    """Progress of a stage with a known total: a bar on a terminal, a line every ten seconds on a pipe.
+
+    Call it as `progress(done, total, note)`; use it as a context manager.
+    """
+
+    def __init__(self, title: str, quiet: bool = False) -> None:
+        self.title, self.quiet = title, quiet
+        self.started = self.last_line = time.monotonic()
+        self.bar: Progress | None = None
+        self.task: TaskID | None = None
+        self.done = 0
+
+    def __enter__(self) -> StageProgress:
+        if not self.quiet and sys.stderr.isatty():
+            self.bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+                TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=Console(stderr=True),
+            )
+            self.task = self.bar.add_task(self.title, total=1, note="")
+            self.bar.start()
+        return self
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        self.done = done
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, completed=done, total=max(total, 1), note=note)
+        elif not self.quiet and time.monotonic() - self.last_line >= 10:
+            self.last_line = time.monotonic()
+            rate = done / max(1e-9, self.last_line - self.started)
+            say(f"{self.title}: {done:,} of {total:,}, {rate:,.0f}/s {note}".rstrip())
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+        if not self.quiet and self.done:
+            seconds = time.monotonic() - self.started
+            say(f"{self.title}: done, {seconds:.1f} s")
+
+
+def say(line: str) -> None:
+    """One plain line to the user, on standard error: standard output is for results."""
+    print(line, file=sys.stderr, flush=True)
+
+
+class Log:
+    """Metrics of one run.
+
+    Args:
+        run: where `metrics.jsonl` goes.
+        resume_step: rows after this step are dropped: a killed run wrote them, and the resumed one writes them again.
+        title: of the live table.
+        total: steps in all.
+        tensorboard: also write events.
+        quiet: print nothing.
+    """
+
+    def __init__(
+        self, run: Run, *, resume_step: int, title: str, total: int, tensorboard: bool = False, quiet: bool = False
+    ) -> None:
+        self.run, self.title, self.total, self.quiet = run, title, total, quiet
+        run.path.mkdir(parents=True, exist_ok=True)
+        kept = [row for row in run.metrics() if resume_step and row["step"] <= resume_step and row["kind"] != "end"]
+        self.file: IO[str] = open(run.metrics_path, "w", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        for row in kept:
+            self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+        self.step_row: dict[str, Any] = {}
+        self.signal_row: dict[str, Any] = {}
+        self.live: Live | None = None
+        if not quiet and sys.stderr.isatty():
+            self.live = Live(console=Console(stderr=True), refresh_per_second=4)
+            self.live.start()
+        self.events: Any = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise MissingDependency(
+                    "--tensorboard needs the package 'tensorboard'. Install it, or leave the flag out."
+                ) from None
+            self.events = SummaryWriter(str(run.path / "tensorboard"), purge_step=resume_step or None)
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """Append one row and show it."""
+        row = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+        if self.events is not None and kind in ("step", "signal"):
+            for name, value in {**values, **values.get("terms", {})}.items():
+                if isinstance(value, int | float):
+                    self.events.add_scalar(f"{kind}/{name}", value, step)
+        if kind == "step":
+            self.step_row = row
+        elif kind == "signal":
+            self.signal_row = row
+        if self.live is not None:
+            self.live.update(self._table())
+        elif not self.quiet and kind in ("step", "signal"):
+            say(self._line(row))
+
+    def _line(self, row: dict[str, Any]) -> str:
+        if row["kind"] == "signal":
+            skip = ("kind", "step", "time", "passes")
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name not in skip)
+            return f"  [{row['step']}/{self.total}] held out: {shown}"
+        terms = " ".join(f"{name} {value:.4f}" for name, value in row["terms"].items())
+        return (
+            f"  [{row['step']}/{self.total}] pass {row['passes']:.2f}  loss {row['loss']:.4f} ({terms})  "
+            f"{row['images_per_s']:,.0f} img/s  data {row['data_wait']:.0%} teacher {row['teacher_share']:.0%}  "
+            f"lr {row['lr']:.2g}  ETA {clock(row['eta_s'])}"
+        )
+
+    def _table(self) -> Group:
+        step, signal = self.step_row, self.signal_row
+        table = Table(title=self.title, title_justify="left", show_header=False)
+        table.add_column("name")
+        table.add_column("value", justify="right")
+        if step:
+            table.add_row("step", f"{step['step']:,} / {self.total:,}   ({step['passes']:.2f} image passes)")
+            table.add_row("loss", f"{step['loss']:.4f}")
+            for name, value in step["terms"].items():
+                table.add_row(f"  {name}", f"{value:.4f}")
+            table.add_row("images/s", f"{step['images_per_s']:,.0f}")
+            table.add_row("waiting for data", f"{step['data_wait']:.0%}")
+            table.add_row("in the teacher", f"{step['teacher_share']:.0%}")
+            table.add_row("time left", clock(step["eta_s"]))
+        for name, value in signal.items():
+            if name not in ("kind", "step", "time", "passes"):
+                table.add_row(f"held out: {name}", f"{value:.4g}")
+        bar = Progress(BarColumn(bar_width=None), TextColumn("{task.percentage:.0f} %"))
+        bar.add_task("", total=self.total, completed=int(step.get("step", 0)))
+        return Group(table, bar)
+
+    def close(self) -> None:
+        """Stop the live table and close the files."""
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+        if self.events is not None:
+            self.events.close()
+        self.file.close()
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

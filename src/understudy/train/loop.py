@@ -1,0 +1,464 @@
+"""THE training loop. Every method, every teacher and every number of processes goes through `train`, top to bottom.
+
+It knows no method by name: a loss declares what it needs (`losses.Loss`), and the loop gives exactly that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from understudy.artifacts import Run, write_text
+from understudy.config import as_table, flatten, read_toml, write_toml
+from understudy.data.batches import NeighbourBatches
+from understudy.data.loader import ImageBatch, Loader
+from understudy.data.sources import Source
+from understudy.data.views import photometry, recipe_for
+from understudy.errors import ConfigError, DataError, TrainingError
+from understudy.losses import Loss, build
+from understudy.models.cost import flops
+from understudy.models.student import Student, build_student, save_student
+from understudy.models.teacher import Teacher
+from understudy.train.checkpoint import load_checkpoint, save_checkpoint
+from understudy.train.distributed import Processes
+from understudy.train.log import Log, hardware, say
+from understudy.train.schedule import build_optimiser, learning_rate
+from understudy.train.settings import TrainSettings
+from understudy.train.signals import Probe, verdict
+
+LOG_SECONDS = 10.0
+FLUSH_STEPS = {"cpu": 1, "cuda": 50, "mps": 50}
+"""How many steps may pass before the losses are read back; reading one waits for the GPU."""
+
+
+def train(
+    settings: TrainSettings,
+    run: Run,
+    source: Source,
+    *,
+    teacher: Teacher | None,
+    graph: np.ndarray | None,
+    processes: Processes,
+    probe: Probe | None = None,
+    quiet: bool = False,
+) -> bool:
+    """Train a student, from the start or from where the run folder stands.
+
+    The same settings and seed give the same weights on the same machine, interrupted or not.
+
+    Args:
+        settings: what to train and how.
+        run: the run folder; a checkpoint in it is resumed, a finished student in it is left as it is.
+        source: training images; row i of `graph` belongs to image i.
+        teacher: on `processes.device`, or None for methods that need none.
+        graph: (N, K) int32 neighbours, or None when `neighbours.k` is 0.
+        processes: this process' place among all.
+        probe: held-out images for the live signals.
+        quiet: print nothing.
+
+    Returns:
+        True when training is finished, False when it was asked to stop (SIGTERM, SIGINT) and left a checkpoint.
+
+    Raises:
+        TrainingError: the run folder belongs to other settings, or the loss is not finite.
+    """
+    device = processes.device
+    if run.trained:
+        refuse_other_settings(run, settings)
+        return True
+    refuse_other_settings(run, settings)
+
+    # The method says what it needs, the teacher how wide the space is, the student adapts to both.
+    loss = build(settings.method["name"], **{k: v for k, v in settings.method.items() if k != "name"}).to(device)
+    if loss.needs_teacher and teacher is None:
+        raise ConfigError(f"Method '{settings.method['name']}' needs a teacher. Give one with --teacher.")
+    embed_dim = loss.embed_dim or (teacher.width if teacher is not None else 0)
+    torch.manual_seed(settings.seed)
+    student = build_student(
+        settings.student, embed_dim, head=settings.head, hidden=settings.head_hidden, image_size=settings.image_size
+    ).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    key_student = average_of(student) if loss.needs_key else None
+
+    # Both networks see the same pixels: views are cut at the larger of the two inputs, the smaller one is scaled down.
+    view_size = max(student.contract.size, teacher.contract.size if teacher is not None and loss.needs_teacher else 0)
+    recipe = recipe_for(settings.views.recipe, view_size)
+    k = settings.neighbours.k if loss.needs_teacher else 0
+    batches = NeighbourBatches(len(source), settings.batch_size, k=k, n=settings.neighbours.n, seed=settings.seed, graph=graph)
+    steps = batches.steps_for(settings.passes)
+    warmup_steps = batches.steps_for(settings.optimiser.warmup) if settings.optimiser.warmup else 0
+
+    wrapped = processes.wrap(student)
+    optimiser = build_optimiser([student, loss], settings.optimiser, device)
+    precision = settings.precision if settings.precision != "auto" else ("bf16" if device.type == "cuda" else "fp32")
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+    # A checkpoint holds all of the state; without one the run folder gets the resolved configuration and starts.
+    first, seconds_before, skipped = 0, 0.0, {}
+    checkpoint = load_checkpoint(run, device)
+    if checkpoint is not None:
+        student.load_state_dict(checkpoint["student"])
+        loss.load_state_dict(checkpoint["loss"])
+        optimiser.load_state_dict(checkpoint["optimiser"])
+        scaler.load_state_dict(checkpoint["scaler"])
+        if key_student is not None:
+            key_student.load_state_dict(checkpoint["key"])
+        first, seconds_before, skipped = checkpoint["step"], checkpoint["seconds"], dict(checkpoint["skipped"])
+    elif processes.main:
+        write_text(run.config_path, write_toml(resolved(settings)))
+
+    loader = Loader(
+        source, batches, size=view_size, recipe=recipe, seed=settings.seed, views_per_image=loss.views,
+        workers=settings.workers, rank=processes.rank, world=processes.world, start_step=first, steps=steps,
+        pin=device.type == "cuda",
+    )  # fmt: skip
+    title = f"{settings.method['name']}: {settings.teacher or 'no teacher'} -> {settings.student}"
+    if processes.main and not quiet:
+        say(f"{title}, {'resumed at step' if first else 'from step'} {first:,} of {steps:,}")
+        say(f"  {batches.describe(settings.passes)}; {recipe.name} views of {view_size} px; {precision} on {device}")
+    log = Log(
+        run, resume_step=first, title=title, total=steps, tensorboard=settings.tensorboard, quiet=quiet
+    ) if processes.main else None  # fmt: skip
+    if log:
+        log.write("resume" if first else "start", first, steps=steps, images=len(source), **hardware(device))
+
+    signal_steps = {round((i + 1) * steps / settings.signals) for i in range(settings.signals)} if settings.signals else set()
+    meter = Meter(device, processes, batches.batch_size, steps)
+    begun = last_checkpoint = time.monotonic()
+    step = first
+
+    def state() -> dict[str, Any]:
+        return {
+            "step": step,
+            "seconds": seconds_before + time.monotonic() - begun,
+            "skipped": skipped,
+            "student": student.state_dict(),
+            "key": key_student.state_dict() if key_student is not None else None,
+            "loss": loss.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "scaler": scaler.state_dict(),
+        }
+
+    student.train()
+    with stop_requests() as stop, contextlib.closing(loader):
+        stream = iter(loader)
+        while step < steps:
+            with meter.waiting():
+                batch = next(stream)
+            skipped.update(batch.skipped)
+            if len(batch.index) == 0:
+                raise DataError(f"No image of step {step} can be read, e.g. {next(iter(batch.skipped))}. Check the data.")
+            # Anything random inside the student (dropout, stochastic depth) is a function of seed, step and rank, so
+            # a resumed run needs no random state.
+            torch.manual_seed(settings.seed * 1_000_003 + step * processes.world + processes.rank)
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(step, steps, warmup_steps, settings.optimiser)
+
+            images = [photometry(p.to(device, non_blocking=True), r.to(device, non_blocking=True), recipe)
+                      for p, r in zip(batch.pixels, batch.rows, strict=True)]  # fmt: skip
+            inputs: dict[str, Tensor] = {}
+            if loss.needs_teacher and teacher is not None:
+                with meter.in_teacher():
+                    inputs["teacher"] = stacked(teacher(joined(images, loss.teacher_views)), loss.teacher_views)
+            with torch.autocast(device.type, dtype, enabled=precision != "fp32"):
+                pixels = student.contract.prepare(joined(images, loss.student_views))
+                embedding = wrapped(pixels.contiguous(memory_format=torch.channels_last))
+                inputs["student"] = stacked(embedding, loss.student_views)
+                if key_student is not None:
+                    with torch.no_grad():
+                        key = key_student(student.contract.prepare(joined(images, loss.key_views)))
+                    inputs["key"] = stacked(key, loss.key_views)
+            if loss.needs_bags:
+                inputs["bags"] = batch.anchor.to(device, non_blocking=True)
+            terms = loss(**inputs)
+
+            optimiser.zero_grad(set_to_none=True)
+            scaler.scale(terms.total).backward()
+            if settings.optimiser.clip is not None:
+                scaler.unscale_(optimiser)
+                nn.utils.clip_grad_norm_(student.parameters(), settings.optimiser.clip)
+            meter.add(step, batch, terms.total, terms.parts)
+            if meter.pending >= FLUSH_STEPS[device.type]:
+                meter.flush(source)  # before the step, so that on a CPU a bad batch never touches the weights
+            scaler.step(optimiser)
+            scaler.update()
+            if key_student is not None:
+                follow(key_student, student, loss.key_momentum)
+            step += 1
+
+            passes = step * batches.batch_size / len(source)
+            # Losses are read back only to be shown; the ETA and shares come from the host clock and device events.
+            if log and (step == first + 1 or step == steps or meter.seconds_since_row() >= LOG_SECONDS):
+                meter.flush(source)
+                log.write("step", step, passes=passes, lr=optimiser.param_groups[0]["lr"], **meter.row(step))
+            if log and probe is not None and step in signal_steps:
+                with meter.paused():
+                    signals = probe.measure(student, device)
+                    log.write("signal", step, passes=passes, **signals)
+            stopping = stop.is_set() if processes.world == 1 else step % 10 == 0 and processes.agree(stop.is_set())
+            if stopping and step < steps:
+                meter.flush(source)
+                if processes.main:
+                    save_checkpoint(run, state())
+                    say(f"Stopped at step {step:,} of {steps:,}; the same command goes on from here.")
+                if log:
+                    log.close()
+                return False
+            if processes.main and time.monotonic() - last_checkpoint >= 60 * settings.checkpoint_minutes and step < steps:
+                meter.flush(source)
+                save_checkpoint(run, state())
+                last_checkpoint = time.monotonic()
+    meter.flush(source)
+
+    processes.barrier()
+    if processes.main:
+        seconds = seconds_before + time.monotonic() - begun
+        save_checkpoint(run, state())
+        save_student(student.eval(), run, facts(settings, source, teacher, student, steps, batches, seconds, skipped))
+        if log:
+            log.write("end", step, seconds=seconds, **spent(steps * batches.batch_size, loss))
+            log.close()
+        if skipped and not quiet:
+            say(f"{len(skipped)} images could not be read and were skipped; they are listed in {run.student_path}.")
+        signals = log.signal_row if log else {}
+        if signals and not quiet:
+            say("  " + verdict({name: value for name, value in signals.items() if isinstance(value, float)}))
+    processes.barrier()
+    return True
+
+
+def resolved(settings: TrainSettings) -> dict[str, Any]:
+    """The configuration as it is saved: every value, the derived learning rate included."""
+    table = as_table(settings)
+    table["optimiser"]["lr"] = settings.optimiser.peak
+    return table
+
+
+def refuse_other_settings(run: Run, settings: TrainSettings) -> None:
+    """Refuse to go on in a run folder that other settings began.
+
+    Raises:
+        TrainingError: names every setting that differs, with both values.
+    """
+    if not run.config_path.is_file():
+        return
+    saved = flatten(read_toml(run.config_path))
+    if saved.get("eval_data") is not None:
+        saved["holdout"] = 0
+    now = settings.binding()
+    differences = []
+    for key in sorted(set(saved) | set(now)):
+        old, new = saved.get(key), now.get(key)
+        new = list(new) if isinstance(new, tuple) else new
+        if key not in settings.FREE and old != new:
+            differences.append(f"{key} (was {old}, now {new})")
+    if differences:
+        raise TrainingError(
+            f"The run folder {run.path} was begun with other settings: {'; '.join(differences)}. "
+            "Use the same settings to resume it, or another --out for a new run."
+        )
+
+
+def joined(images: list[Tensor], views: tuple[int, ...]) -> Tensor:
+    """The images of the named views as one batch (len * B, 3, S, S): one forward pass, one set of BatchNorm statistics."""
+    return images[views[0]] if len(views) == 1 else torch.cat([images[view] for view in views])
+
+
+def stacked(embedding: Tensor, views: tuple[int, ...]) -> Tensor:
+    """(len * B, D) as (len, B, D); (B, D) when there is one view."""
+    return embedding if len(views) == 1 else embedding.unflatten(0, (len(views), -1))
+
+
+def average_of(student: Student) -> Student:
+    """A frozen copy in evaluation mode, to follow the student as its exponential moving average."""
+    copied: Student = copy.deepcopy(student).eval()
+    return copied.requires_grad_(False)
+
+
+@torch.no_grad()
+def follow(average: nn.Module, student: nn.Module, momentum: float) -> None:
+    """Move the average towards the student: parameters and float buffers (running statistics) alike."""
+    old = [*average.parameters(), *(b for b in average.buffers() if b.is_floating_point())]
+    new = [*student.parameters(), *(b for b in student.buffers() if b.is_floating_point())]
+    torch._foreach_lerp_(old, new, 1 - momentum)
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[threading.Event]:
+    """An event set by SIGTERM or SIGINT; a second SIGINT interrupts at once. The handlers are put back at the end."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def request(number: int, _: Any) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    previous = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def spent(images: int, loss: Loss) -> dict[str, int]:
+    """Images seen and forward passes made, for tables of cost."""
+    return {
+        "images": images,
+        "student_forwards": images * len(loss.student_views),
+        "teacher_forwards": images * len(loss.teacher_views) if loss.needs_teacher else 0,
+        "key_forwards": images * len(loss.key_views) if loss.needs_key else 0,
+    }
+
+
+def facts(
+    settings: TrainSettings, source: Source, teacher: Teacher | None, student: Student, steps: int,
+    batches: NeighbourBatches, seconds: float, skipped: dict[str, str],
+) -> dict[str, Any]:  # fmt: skip
+    """Where a student comes from, for student.json."""
+    origin = None
+    if teacher is not None:
+        origin = {
+            "spec": teacher.spec,
+            "fingerprint": teacher.fingerprint,
+            "weights": teacher.weights,
+            "width": teacher.width,
+            "parameters": teacher.parameters_count,
+            "flops": flops(teacher),
+            "contract": teacher.contract.table(),
+        }
+    return {
+        "method": dict(settings.method),
+        "teacher": origin,
+        "data": {"spec": source.spec, "images": len(source), "fingerprint": source.fingerprint},
+        "passes": settings.passes,
+        "steps": steps,
+        "batch_size": batches.batch_size,
+        "seed": settings.seed,
+        "seconds": round(seconds, 1),
+        "flops": flops(student),
+        "skipped": sorted(skipped.items()),
+    }
+
+
+@dataclasses.dataclass
+class _Pending:
+    step: int
+    index: np.ndarray
+    total: Tensor
+    parts: dict[str, Tensor]
+
+
+class Meter:
+    """Losses, rates and shares between two rows of the log, read back from the device as rarely as possible."""
+
+    def __init__(self, device: torch.device, processes: Processes, batch_size: int, steps: int) -> None:
+        self.device, self.processes, self.batch_size, self.steps = device, processes, batch_size, steps
+        self.held: list[_Pending] = []
+        self.losses: list[dict[str, float]] = []
+        self.teacher_events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self.wait_s = self.teacher_s = self.pause_s = 0.0
+        self.since = time.monotonic()
+        self.first_step: int | None = None
+
+    @property
+    def pending(self) -> int:
+        """Steps whose losses were not read back yet."""
+        return len(self.held)
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time spent waiting for data."""
+        begun = time.monotonic()
+        yield
+        self.wait_s += time.monotonic() - begun
+
+    @contextlib.contextmanager
+    def in_teacher(self) -> Iterator[None]:
+        """Time spent in the teacher: device events on a GPU, where the host only queues the work."""
+        if self.device.type == "cuda":
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            yield
+            end.record()
+            self.teacher_events.append((start, end))
+        else:
+            begun = time.monotonic()
+            yield
+            self.teacher_s += time.monotonic() - begun
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that does not count as training."""
+        begun = time.monotonic()
+        yield
+        self.pause_s += time.monotonic() - begun
+
+    def add(self, step: int, batch: ImageBatch, total: Tensor, parts: Any) -> None:
+        """Keep a step's losses on the device."""
+        self.first_step = step if self.first_step is None else self.first_step
+        self.held.append(
+            _Pending(step, np.asarray(batch.index), total.detach(), {k: v.detach() for k, v in parts.items()})
+        )
+
+    def flush(self, source: Source) -> None:
+        """Read the kept losses back.
+
+        Raises:
+            TrainingError: one of them is NaN or inf; the sentence names the batch's images.
+        """
+        if not self.held:
+            return
+        names = list(self.held[0].parts)
+        table = torch.stack([torch.stack([h.total, *(h.parts[n] for n in names)]).float() for h in self.held]).cpu()
+        held, self.held = self.held, []
+        for row, entry in zip(table.tolist(), held, strict=True):
+            if not np.isfinite(row).all():
+                shown = ", ".join(source.name(int(i)) for i in entry.index)
+                values = ", ".join(f"{n} {v}" for n, v in zip(["total", *names], row, strict=True))
+                raise TrainingError(
+                    f"The loss is not finite at step {entry.step} ({values}). Nothing was saved since the last "
+                    "checkpoint. Lower --optimiser.lr, set --optimiser.clip 1, or use --precision fp32; then run the same "
+                    f"command in a new --out. The images of the batch: {shown}"
+                )
+            self.losses.append(dict(zip(["total", *names], row, strict=True)))
+
+    def seconds_since_row(self) -> float:
+        """Seconds since the last row."""
+        return time.monotonic() - self.since
+
+    def row(self, step: int) -> dict[str, Any]:
+        """Means over the steps since the last row, and start anew."""
+        wall = max(1e-9, time.monotonic() - self.since - self.pause_s)
+        for start, end in self.teacher_events:
+            self.teacher_s += start.elapsed_time(end) / 1000
+        count = max(1, len(self.losses))
+        mean = {name: sum(row[name] for row in self.losses) / count for name in (self.losses[0] if self.losses else {})}
+        rate = len(self.losses) * self.batch_size / wall
+        result = {
+            "loss": mean.pop("total", 0.0),
+            "terms": mean,
+            "images_per_s": rate,
+            "data_wait": self.wait_s / wall,
+            "teacher_share": min(1.0, self.teacher_s / wall),
+            "eta_s": (self.steps - step) * self.batch_size / max(rate, 1e-9),
+        }
+        self.losses, self.teacher_events = [], []
+        self.wait_s = self.teacher_s = self.pause_s = 0.0
+        self.since = time.monotonic()
+        return result
+
+

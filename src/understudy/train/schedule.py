@@ -1,0 +1,51 @@
+"""Learning rate and optimiser."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from understudy.train.settings import OptimiserSettings
+
+
+def learning_rate(step: int, steps: int, warmup_steps: int, settings: OptimiserSettings) -> float:
+    """The learning rate of one step: linear warm-up, then cosine to zero or constant.
+
+    Differs from the authors' code in moving every step instead of every epoch, so it does not depend on what an epoch
+    is.
+
+    Args:
+        step: 0 ... steps - 1.
+        steps: length of training.
+        warmup_steps: steps of linear warm-up, counted inside `steps`.
+        settings: peak rate and schedule.
+    """
+    if step < warmup_steps:
+        return settings.peak * (step + 1) / warmup_steps
+    if settings.schedule == "constant":
+        return settings.peak
+    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+    return settings.peak * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def build_optimiser(modules: Iterable[nn.Module], settings: OptimiserSettings, device: torch.device) -> torch.optim.Optimizer:
+    """SGD as the authors ran it (decay on every parameter), or AdamW (no decay on vectors).
+
+    Args:
+        modules: the student, and the loss if it has parameters of its own.
+        settings: rate, decay, momentum.
+        device: the fused kernels are used on CUDA.
+    """
+    parameters = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+    fused = device.type == "cuda"
+    if settings.name == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=settings.peak, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=fused
+        )
+    matrices = [parameter for parameter in parameters if parameter.ndim > 1]
+    vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=settings.peak, betas=(settings.momentum, 0.999), fused=fused)

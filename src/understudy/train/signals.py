@@ -1,0 +1,117 @@
+"""Is it learning? The student against the teacher on images it is not trained on, in numbers that mean something.
+
+A distillation loss can be flat for hours in a healthy run. These do not lie that way: per cent of the teacher's kNN
+accuracy, share of common neighbours, cosine per image and per dimension, and how alike all embeddings have become.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from understudy.losses.similarity import column_cosine, row_cosine
+from understudy.models.student import Student
+from understudy.neighbours.overlap import neighbour_overlap
+from understudy.neighbours.search import search
+from understudy.neighbours.vote import weighted_vote
+
+NEIGHBOURS = 10
+
+
+@dataclass
+class Probe:
+    """A slice of images, decoded once, with what the teacher says of them.
+
+    Args:
+        pixels: (M, 3, S, S) uint8, un-augmented held-out images.
+        teacher: (M, D) teacher embeddings of them, or None in a run without teacher.
+        labels: (M,) class indices, or None.
+        bank: (N, 3, S, S) uint8 labelled training images that vote, or None.
+        bank_teacher: (N, D) teacher embeddings of the bank, or None.
+        bank_labels: (N,) class indices, or None.
+    """
+
+    pixels: Tensor
+    teacher: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    bank: Tensor | None = None
+    bank_teacher: np.ndarray | None = None
+    bank_labels: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        self.teacher_neighbours = None
+        if self.teacher is not None and len(self.teacher) > NEIGHBOURS:
+            self.teacher_neighbours = _nearest(self.teacher)
+        self.teacher_knn = self._accuracy(self.bank_teacher, self.teacher)
+
+    def _accuracy(self, bank: np.ndarray | None, queries: np.ndarray | None) -> float | None:
+        if bank is None or queries is None or self.labels is None or self.bank_labels is None:
+            return None
+        k = min(NEIGHBOURS, len(bank))
+        indices, similarities = search(queries, bank, k)
+        classes = int(max(self.labels.max(), self.bank_labels.max())) + 1
+        voted = weighted_vote(indices, similarities, self.bank_labels, classes, [k])[k]
+        return float(100 * (voted[:, 0] == self.labels).mean())
+
+    def measure(self, student: Student, device: torch.device, batch_size: int = 256) -> dict[str, float]:
+        """The signals of a student; its mode is left as it was.
+
+        Returns:
+            Of `row_cosine`, `column_cosine`, `overlap@10` (0-100), `knn`, `teacher_knn`, `knn_relative` (per cent of
+            the teacher's) those that can be measured, and `spread`: 1 - mean cosine between images, 0 when collapsed.
+        """
+        was_training = student.training
+        student.eval()
+        features, embeddings = _forward(student, self.pixels, device, batch_size)
+        signals: dict[str, float] = {}
+        unit = torch.nn.functional.normalize(torch.from_numpy(features), dim=1)
+        count = len(unit)
+        if count > 1:
+            signals["spread"] = float(1 - (unit.sum(0).square().sum() - count) / (count * (count - 1)))
+        if self.teacher is not None and embeddings.shape[1] == self.teacher.shape[1]:
+            s, t = torch.from_numpy(embeddings), torch.from_numpy(self.teacher).float()
+            signals["row_cosine"] = float(row_cosine(s, t).mean())
+            signals["column_cosine"] = float(column_cosine(s, t).mean())
+        if self.teacher_neighbours is not None:
+            overlap = neighbour_overlap(_nearest(features), self.teacher_neighbours, [NEIGHBOURS])
+            signals[f"overlap@{NEIGHBOURS}"] = 100 * float(overlap[NEIGHBOURS])
+        if self.bank is not None:
+            knn = self._accuracy(_forward(student, self.bank, device, batch_size)[0], features)
+            if knn is not None:
+                signals["knn"] = knn
+                if self.teacher_knn:
+                    signals["teacher_knn"] = self.teacher_knn
+                    signals["knn_relative"] = 100 * knn / self.teacher_knn
+        student.train(was_training)
+        return signals
+
+
+def verdict(signals: dict[str, float]) -> str:
+    """One plain sentence on a set of signals."""
+    if signals.get("spread", 1.0) < 0.01:
+        return "WARNING: the student's features are nearly the same for all images (collapsed)."
+    if "knn_relative" in signals:
+        return f"The student keeps {signals['knn_relative']:.1f} % of the teacher's kNN accuracy on held-out images."
+    if f"overlap@{NEIGHBOURS}" in signals:
+        return f"{signals[f'overlap@{NEIGHBOURS}']:.1f} % of the {NEIGHBOURS} nearest neighbours are the teacher's."
+    if "knn" in signals:
+        return f"kNN accuracy {signals['knn']:.1f} % on held-out images."
+    return "No teacher and no labels to compare with."
+
+
+def _nearest(features: np.ndarray) -> np.ndarray:
+    return search(features, features, NEIGHBOURS, exclude=np.arange(len(features)))[0]
+
+
+@torch.no_grad()
+def _forward(student: Student, pixels: Tensor, device: torch.device, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    features, embeddings = [], []
+    for chunk in pixels.split(batch_size):
+        images = student.contract.prepare(chunk.to(device).float() / 255)
+        feature = student.features(images.contiguous(memory_format=torch.channels_last))
+        features.append(feature.float().cpu())
+        embeddings.append(student.head(feature).float().cpu())
+    return torch.cat(features).numpy(), torch.cat(embeddings).numpy()

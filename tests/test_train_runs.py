@@ -1,0 +1,205 @@
+"""Whole runs on digits: killed, stopped, poisoned, resumed, on one process and two; the same weights every time."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import understudy
+from understudy.artifacts import Run
+from understudy.errors import ConfigError, TrainingError
+
+TINY = [
+    "--data", "digits:train", "--limit", "320", "--eval-data", "digits", "--student", "small:resnet8x0.25",
+    "--batch-size", "64", "--workers", "0", "--signals", "2", "--head-hidden", "32", "--device", "cpu",
+]  # fmt: skip
+
+# A teacher that costs nothing and is not random: low-resolution colour averages under a fixed rotation.
+TEACHER = """
+import torch
+
+class Thumbnail(torch.nn.Module):
+    contract = {"size": 32, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(7)
+        self.mix = torch.nn.Linear(64, 24)
+        with torch.no_grad():
+            self.mix.weight.copy_(torch.randn(24, 64, generator=generator) / 8)
+            self.mix.bias.copy_(torch.randn(24, generator=generator) / 8)
+
+    def forward(self, x):
+        return self.mix(torch.nn.functional.adaptive_avg_pool2d(x.mean(1, keepdim=True), 8).flatten(1))
+
+def no_norm():  # a student without BatchNorm: its batch statistics would differ between process counts
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 4, 4), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten()
+    )
+
+def poisonous():
+    module = no_norm()
+    seen = []
+    def spoil(module, inputs, output):
+        seen.append(1)
+        return output * float("nan") if module.training and len(seen) > 4 else output
+    module.register_forward_hook(spoil)
+    return module
+"""
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "thumbnail.py").write_text(TEACHER)
+    return folder
+
+
+def command(workplace: Path, out: str, *more: str) -> list[str]:
+    given = [*TINY, "--teacher", "python:thumbnail:Thumbnail", "--store", "store", "--passes", "12", "--out", out, *more]
+    return [sys.executable, "-m", "understudy", "train", *given]
+
+
+def train(workplace: Path, out: str, *more: str, expect: int = 0) -> subprocess.CompletedProcess:
+    done = subprocess.run(command(workplace, out, *more), cwd=workplace, capture_output=True, text=True, timeout=240)
+    assert done.returncode == expect, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def undisturbed(workplace):
+    train(workplace, "undisturbed")
+    return load_file(workplace / "undisturbed" / "student.safetensors")
+
+
+def assert_same(workplace: Path, out: str, expected: dict) -> None:
+    found = load_file(workplace / out / "student.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_run_killed_again_and_again_ends_with_the_same_bits(workplace, undisturbed):
+    generator = np.random.default_rng(0)
+    kills = 0
+    for _ in range(40):
+        process = subprocess.Popen(
+            command(workplace, "killed", "--checkpoint-minutes", "0"), cwd=workplace, stderr=subprocess.DEVNULL
+        )
+        checkpoint = workplace / "killed" / "checkpoint" / "latest.pt"
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        while process.poll() is None and not (checkpoint.exists() and checkpoint.stat().st_mtime_ns != before):
+            time.sleep(0.01)
+        time.sleep(float(generator.uniform(0, 0.5)))
+        if process.poll() is not None:
+            assert process.returncode == 0
+            break
+        process.kill()
+        process.wait()
+        kills += 1
+        if kills == 3:
+            train(workplace, "killed", "--checkpoint-minutes", "0")
+            break
+    assert kills, "the run was never caught alive"
+    assert_same(workplace, "killed", undisturbed)
+    rows = Run(workplace / "killed").metrics()
+    steps = [row["step"] for row in rows if row["kind"] == "signal"]
+    assert steps == sorted(set(steps)), "a resumed run must not write a row twice"
+
+
+def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on(workplace, undisturbed):
+    process = subprocess.Popen(command(workplace, "stopped"), cwd=workplace, stderr=subprocess.PIPE, text=True)
+    while not any(row["kind"] == "step" for row in Run(workplace / "stopped").metrics()):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+    assert "the same command goes on" in process.stderr.read()
+    assert Run(workplace / "stopped").checkpoint_path.exists() and not Run(workplace / "stopped").trained
+    assert "resumed at step" in train(workplace, "stopped").stderr
+    assert_same(workplace, "stopped", undisturbed)
+
+
+def test_a_finished_run_is_left_alone_and_other_settings_are_refused(workplace, undisturbed):
+    before = (workplace / "undisturbed" / "student.safetensors").stat().st_mtime_ns
+    train(workplace, "undisturbed")
+    assert (workplace / "undisturbed" / "student.safetensors").stat().st_mtime_ns == before
+    said = train(workplace, "undisturbed", "--method.weight", "0.5", "--batch-size", "32", expect=1).stderr
+    assert "batch_size (was 64, now 32)" in said and "method.weight (was None, now 0.5)" in said
+
+
+def test_the_files_of_a_run_say_what_was_done(workplace, undisturbed):
+    run = Run(workplace / "undisturbed")
+    kinds = [row["kind"] for row in run.metrics()]
+    assert kinds[0] == "start" and kinds[-1] == "end" and kinds.count("signal") == 2
+    row = next(row for row in run.metrics() if row["kind"] == "step")
+    assert set(row["terms"]) == {"feature", "space"} and row["images_per_s"] > 0
+    last = [row for row in run.metrics() if row["kind"] == "signal"][-1]
+    assert {"row_cosine", "column_cosine", "overlap@10", "knn", "knn_relative", "spread"} <= set(last)
+    assert run.student["method"]["name"] == "coss" and run.student["teacher"]["width"] == 24
+    student = understudy.load_student(run.path)
+    assert not student.training
+    image = np.zeros((40, 30, 3), np.uint8)
+    from PIL import Image
+
+    prepared = student.preprocess(Image.fromarray(image))[None]
+    assert student.embed(prepared).shape == (1, 24) and student.features(prepared).shape == (1, student.width)
+
+
+def test_two_processes_train_the_weights_of_one(workplace):
+    more = ("--student", "python:thumbnail:no_norm", "--neighbours.k", "3", "--precision", "fp32", "--signals", "0")
+    train(workplace, "one", *more)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m"]
+    arguments = command(workplace, "two", *more)[2:]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, *arguments], cwd=workplace, env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    one, two = (load_file(workplace / out / "student.safetensors") for out in ("one", "two"))
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=0, atol=2e-4)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_names_of_its_images(workplace):
+    said = train(workplace, "poisoned", "--student", "python:thumbnail:poisonous", expect=1).stderr
+    assert re.search(r"not finite at step \d", said) and "optimiser.lr" in said
+    listed = said.split("images of the batch:")[1]
+    assert len(listed.split(",")) == 64
+
+
+def test_no_teacher_and_no_method_are_sentences(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    with pytest.raises(TypeError):
+        understudy.distill(data="digits", student="small:resnet8")
+    with pytest.raises(ConfigError, match="Unknown method 'cos'. Did you mean 'coss'"):
+        understudy.distill(data="digits", teacher="x", student="small:resnet8", method="cos")
+    with pytest.raises(ConfigError, match="has no teacher, so no neighbours"):
+        understudy.distill(data="digits", teacher="x", student="small:resnet8", method="moco", neighbours={"k": 3})
+
+
+def test_the_api_trains_evaluates_and_reports(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    monkeypatch.syspath_prepend(str(workplace))
+    run = understudy.distill(
+        data="digits:train", teacher="python:thumbnail:Thumbnail", student="small:resnet8x0.25", eval_data="digits",
+        out="api", limit=320, passes=2, batch_size=64, workers=0, device="cpu", head_hidden=32, quiet=True,
+        method={"name": "coss", "weight": 0.5}, neighbours={"k": 3},
+    )  # fmt: skip
+    figures = run.evaluation
+    assert {"teacher", "student", "student_embed"} <= set(figures)
+    assert 0 <= figures["student"]["knn"]["top1@10"] <= 100
+    assert json.loads(run.evaluation_path.read_text()) == figures
+    assert run.report_path.read_text().lower().startswith("<!doctype html>")
+    assert "weight = 0.5" in run.config_path.read_text()
+    with pytest.raises(TrainingError, match="begun with other settings"):
+        understudy.distill(
+            data="digits:train", teacher="python:thumbnail:Thumbnail", student="small:resnet8x0.25", out="api", quiet=True
+        )
