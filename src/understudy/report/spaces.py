@@ -1,0 +1,112 @@
+"""The sample of evaluation images seen as two spaces: groups of images, and a flat map of each space."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+SHOWN = 10
+"""Groups that get a colour and a shape of their own; the rest share grey."""
+
+FEWEST_FOR_TSNE = 50
+"""Below this many images t-SNE's neighbourhoods are most of the set, and PCA tells more."""
+
+CLUSTERS = 8
+
+
+@dataclass(frozen=True)
+class Groups:
+    """What the maps are coloured by.
+
+    Args:
+        names: names of the groups shown, at most `SHOWN`.
+        member: (n,) group of each image, -1 for the rest.
+        clusters: whether they are clusters of the teacher's space rather than labels.
+    """
+
+    names: tuple[str, ...]
+    member: np.ndarray
+    clusters: bool
+
+
+def label_names(sample: Mapping[str, np.ndarray]) -> list[str | None] | None:
+    """The class of each image by name, None for an image without a label; None if no image has one."""
+    labels = sample.get("labels")
+    if labels is None or not (labels >= 0).any():
+        return None
+    names = [str(name) for name in sample.get("class_names", ())]
+    known = dict(enumerate(names))
+    return [None if label < 0 else known.get(label, f"class {label}") for label in labels.tolist()]
+
+
+def groups(sample: Mapping[str, np.ndarray]) -> Groups:
+    """The most frequent classes, or k-means clusters of the teacher's embeddings where there are no labels."""
+    if (named := label_names(sample)) is not None:
+        keys, counts = np.unique([name for name in named if name is not None], return_counts=True)
+        shown = sorted(keys[np.argsort(-counts, kind="stable")[:SHOWN]].tolist())
+        place = {name: i for i, name in enumerate(shown)}
+        return Groups(tuple(shown), np.array([-1 if name is None else place.get(name, -1) for name in named]), False)
+    from sklearn.cluster import KMeans
+
+    rows = unit(sample["teacher"])
+    k = min(CLUSTERS, len(np.unique(rows, axis=0)))
+    member = KMeans(k, n_init=4, random_state=0).fit_predict(rows)
+    order = np.argsort(-np.bincount(member, minlength=k), kind="stable")
+    return Groups(tuple(f"cluster {i + 1}" for i in range(k)), np.argsort(order)[member], True)
+
+
+def unit(embeddings: np.ndarray) -> np.ndarray:
+    """(n, D) float64 rows of length one; a zero row stays zero."""
+    rows = np.asarray(embeddings, np.float64)
+    unit_rows: np.ndarray = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return unit_rows
+
+
+def flatten(embeddings: np.ndarray) -> np.ndarray | None:
+    """A flat map of embeddings under cosine distance: t-SNE, or PCA when there are few images.
+
+    Args:
+        embeddings: (n, D).
+
+    Returns:
+        (n, 2) float64, the same on every call; None if there is nothing to lay out: fewer than three images, values
+        that are not finite, or all images in one point.
+
+    Source:
+        van der Maaten & Hinton, "Visualizing data using t-SNE", JMLR 2008; PCA initialisation as in Kobak & Berens,
+        Nature Communications 2019.
+    """
+    if len(embeddings) < 3 or not np.isfinite(embeddings).all():
+        return None
+    rows = unit(embeddings)
+    rows -= rows.mean(axis=0)
+    left, spread, _ = np.linalg.svd(rows, full_matrices=False)
+    if spread[0] < 1e-6:
+        return None
+    components: np.ndarray = np.zeros((len(rows), 2))
+    components[:, : min(2, len(spread))] = (left * spread)[:, :2]
+    if len(rows) < FEWEST_FOR_TSNE or spread.size < 2 or spread[1] < 1e-6:
+        return components
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    start = components / components[:, 0].std() * 1e-4
+    # One thread: sums in one order, hence one map; and threads that wait for each other on a busy machine are slower.
+    with threadpool_limits(1, user_api="openmp"):
+        flat: np.ndarray = TSNE(perplexity=min(30.0, (len(rows) - 1) / 3), init=start, random_state=0).fit_transform(
+            rows
+        )
+    return flat.astype(np.float64)
+
+
+def aligned(points: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """(n, 2) points turned and mirrored, not stretched, to lie as near to the reference as they can.
+
+    A map's orientation means nothing, so this changes nothing but the ease of comparing two of them.
+    """
+    points, reference = points - points.mean(axis=0), reference - reference.mean(axis=0)
+    left, _, right = np.linalg.svd(points.T @ reference)  # orthogonal Procrustes, Schönemann 1966
+    turned: np.ndarray = points @ left @ right
+    return turned

@@ -1,0 +1,142 @@
+"""The tables: models against measures, every figure there is, and the facts of what was done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from understudy.report.account import Account
+from understudy.report.judgement import MEASURES, Measure, Model, figure, images_tested
+from understudy.report.markup import Markup, join, tag
+from understudy.report.numbers import count, duration, interval
+
+ABSENT = "\u2013"
+
+COUNTED_ELSEWHERE = frozenset({"kind", "step", "steps", "images", "time"})
+"""Keys of the first metrics line that do not describe the machine."""
+
+Facts = Sequence[tuple[str, Any]]
+
+
+def result_table(rows: Sequence[Model], n: int | None) -> Markup:
+    """A row for each model and a column for each measure that any of them has; the best student of a column marked.
+
+    Args:
+        rows: the models.
+        n: test images behind the accuracies; their 95 % intervals are left out when it is unknown.
+    """
+    measures = [measure for measure in MEASURES if any(measure.of(row) is not None for row in rows)]
+    headings = ["Model", *(measure.title for measure in measures), "Parameters", "Multiply-adds"]
+    body = []
+    for row in rows:
+        name = join(row.name, tag("span", " · ".join(filter(None, (row.part, row.note))), class_="note"))
+        cells = [_cell(measure, row, rows, n) for measure in measures]
+        cells += [tag("td", ABSENT if size is None else count(size)) for size in (row.parameters, row.flops)]
+        kind = "teacher" if row.is_teacher else "main" if row.main else None
+        body.append(tag("tr", tag("th", name, scope="row"), *cells, class_=kind))
+    counted = ""
+    if n and any(measure.accuracy for measure in measures):
+        counted = f" Accuracies on {n:,} test images, with Wilson's 95 % interval below each."
+    return _table(
+        f"Teacher and students under the same protocols.{counted} ★ marks the best student of a column.", headings, body
+    )
+
+
+def _cell(measure: Measure, row: Model, rows: Sequence[Model], n: int | None) -> Markup:
+    value = measure.of(row)
+    if value is None:
+        return tag("td", ABSENT)
+    students = [other for model in rows if not model.is_teacher and (other := measure.of(model)) is not None]
+    best = not row.is_teacher and value == max(students) > min(students)
+    star = tag("span", "★", class_="star", role="img", aria_label="best student") if best else None
+    written = figure(measure, value).removesuffix("\u00a0%")
+    span = None
+    if n and measure.accuracy:
+        low, high = interval(value, n)
+        span = tag("span", f"{low:.1f} to {high:.1f}", class_="note")
+    return tag("td", star, written, span, class_="best" if best else None)
+
+
+def full_table(rows: Sequence[Model]) -> Markup:
+    """Every measured figure, one row each, one column a model."""
+    keys = dict.fromkeys((p, metric) for row in rows for p, figures in row.scores.items() for metric in figures)
+    body = []
+    for protocol, metric in keys:
+        values = (row.scores.get(protocol, {}).get(metric) for row in rows)
+        cells = (tag("td", ABSENT if value is None else f"{value:.4g}") for value in values)
+        body.append(tag("tr", tag("th", f"{protocol} {metric}", scope="row"), *cells))
+    return _table("Every measured figure, as in evaluation.json.", ["Figure", *(row.label for row in rows)], body)
+
+
+def _table(caption: str, headings: Sequence[str], body: Sequence[Markup]) -> Markup:
+    head = tag("thead", tag("tr", *(tag("th", heading, scope="col") for heading in headings)))
+    table = tag("table", tag("caption", tag("span", caption)), head, tag("tbody", *body))
+    return tag("div", table, class_="scroll", tabindex="0", role="region", aria_label=caption)
+
+
+def what_was_done(main: Account) -> Markup:
+    """Teacher, student, data, training and machine of the main run, as far as its files tell."""
+    student, teacher, start = main.student, main.teacher, main.start
+    parameters, contract = student.get("parameters") or {}, student.get("contract") or {}
+    head, method = student.get("head") or {}, dict(student.get("method") or {})
+    size = contract.get("size")
+    seconds, images = main.end.get("seconds", student.get("seconds")), main.end.get("images")
+    groups: list[tuple[str, Facts]] = [
+        ("Teacher", [
+            ("Model", teacher.get("spec") or main.config.get("teacher")),
+            ("Weights", teacher.get("weights")),
+            ("Embedding width", teacher.get("width")),
+            ("Parameters", _count(teacher.get("parameters"))),
+            ("Multiply-adds per image", _count(teacher.get("flops"))),
+            ("Forward passes", _count(main.end.get("teacher_forwards"))),
+        ]),
+        ("Student", [
+            ("Model", student.get("spec") or main.config.get("student")),
+            ("Feature width", student.get("width")),
+            ("Head", f"{head.get('kind')}, {head.get('width')} to {head.get('out')}" if head else None),
+            ("Parameters", _count(parameters.get("backbone"))),
+            ("Head's parameters", _count(parameters.get("head"))),
+            ("Multiply-adds per image", _count(student.get("flops"))),
+            ("Input", f"{size} x {size} pixels" if size else None),
+            ("Weights fingerprint", student.get("weights")),
+        ]),
+        ("Data", [
+            ("Training images", main.data.get("spec") or main.config.get("data")),
+            ("Number", _count(main.data.get("images"))),
+            ("Unreadable, skipped", len(student["skipped"]) if student.get("skipped") else None),
+            ("Evaluation images", main.about.get("eval_data") or main.config.get("eval_data")),
+            ("Labelled training images", _count(main.about.get("train_images"))),
+            ("Test images", _count(images_tested(main))),
+            ("Classes", main.about.get("classes")),
+            ("Listing fingerprint", main.data.get("fingerprint")),
+        ]),
+        ("Training", [
+            ("Method", main.method),
+            *((f"{key}", value) for key, value in method.items() if key != "name"),
+            ("Image passes", None if main.passes is None else f"{main.passes:g}"),
+            ("Steps", _count(student.get("steps"))),
+            ("Batch size", student.get("batch_size") or main.config.get("batch_size")),
+            ("Seed", student.get("seed", main.config.get("seed"))),
+            ("Time", None if seconds is None else duration(seconds)),
+            ("Images per second", _count(images / seconds) if images and seconds else None),
+        ]),
+        ("Machine", [
+            *((key.replace("_", " "), value) for key, value in start.items() if key not in COUNTED_ELSEWHERE),
+            ("understudy", student.get("understudy")),
+        ]),
+    ]  # fmt: skip
+    if not teacher and student:
+        groups[0] = ("Teacher", [("Model", "none: this method learns without a teacher")])
+    return tag("div", *(_facts(title, facts) for title, facts in groups), class_="facts")
+
+
+def _facts(title: str, facts: Facts) -> Markup | None:
+    known = [(key, value) for key, value in facts if value not in (None, "")]
+    if not known:
+        return None
+    pairs = (join(tag("dt", key), tag("dd", str(value))) for key, value in known)
+    return tag("div", tag("h3", title), tag("dl", *pairs), class_="card")
+
+
+def _count(value: float | None) -> str | None:
+    return None if value is None else count(value)

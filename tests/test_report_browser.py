@@ -1,0 +1,162 @@
+"""The report in a real browser: nothing fetched, failing or overflowing, light and dark, wide and narrow."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from test_report_page import NASTY, make_run
+from understudy.report.page import write_report
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+DRIVER = shutil.which("chromedriver")
+
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver on the PATH")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium, one of the dev requirements")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in (
+        "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
+        "disable-component-update", "disable-sync", "disable-dev-shm-usage",
+        f"user-data-dir={tmp_path_factory.mktemp('profile')}",
+    ):  # fmt: skip
+        options.add_argument(f"--{argument}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(executable_path=DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    names = [NASTY, "a class whose name is so long that it has to go over several lines", *map(str, range(8))]
+    long = "control-with-a-name-of-very-many-letters-and-no-space-at-all-in-it"
+    runs = [
+        make_run(folder / "coss", class_names=names),
+        make_run(folder / long, method={"name": "coss", "weight": 0.0}, knn=93.0),
+        make_run(folder / "moco", method={"name": "moco"}, teacher=False, knn=60.0),
+    ]
+    return write_report(runs, folder / "report.html")
+
+
+def visit(browser: Any, page: Path, width: int, scheme: str) -> None:
+    """Open the page on a screen of that width, as a phone below 600 px, and wait until the charts are drawn."""
+    phone = width < 600
+    screen = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": phone}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": phone})
+    prefer(browser, scheme)
+    browser.get_log("browser")  # empties it
+    browser.get(page.as_uri())
+    until(browser, "return document.documentElement.dataset.drawn > 0")
+
+
+def prefer(browser: Any, scheme: str) -> None:
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+
+def until(browser: Any, script: str) -> None:
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    WebDriverWait(browser, 60).until(lambda driver: driver.execute_script(script))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_drawn_without_errors_or_overflow(browser: Any, page: Path, width: int, scheme: str) -> None:
+    visit(browser, page, width, scheme)
+    assert browser.get_log("browser") == []
+    fetched = browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
+    assert [name for name in fetched if not name.startswith("data:")] == []
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+
+    empty = browser.execute_script(
+        "return [...document.querySelectorAll('.plot')].filter(plot => {"
+        "  const marks = plot.querySelectorAll('.scatterlayer path, .barlayer path');"
+        "  const box = plot.getBoundingClientRect();"
+        "  return !marks.length || box.width < 200 || box.height < 100 || box.right > innerWidth;"
+        "}).map(plot => plot.getAttribute('aria-label'))"
+    )
+    assert empty == []
+    unseen = browser.execute_script("return [...document.images].filter(image => !image.naturalWidth).length")
+    assert unseen == 0
+    cut = browser.execute_script(
+        "return [...document.querySelectorAll('h1, h2, h3, h4, p, li:not(.thumbs li), dd, dt, summary, button')]"
+        ".filter(e => e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).display !== 'inline')"
+        ".map(e => e.outerHTML.slice(0, 200))"
+    )
+    assert cut == []
+
+
+def contrast(first: str, second: str) -> float:
+    """WCAG 2 contrast of two rgb(...) colours."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(part) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted([luminance(first), luminance(second)])
+    return (high + 0.05) / (low + 0.05)
+
+
+def colours(browser: Any) -> dict[str, list[str]]:
+    """Colours of the page, of texts on it, in charts, and of marks in charts."""
+    found: dict[str, list[str]] = browser.execute_script(
+        "const all = (query, key) =>"
+        "  [...new Set([...document.querySelectorAll(query)].map(e => getComputedStyle(e)[key]))];"
+        "return {page: all('body', 'backgroundColor'),"
+        "        text: all('p, td, th, dt, dd, a, summary, .star', 'color').concat(all('.plot text', 'fill')),"
+        "        marks: all('.scatterlayer .js-line', 'stroke')"
+        "          .concat(all('.map .point', 'fill'), all('.thumbs li', 'borderTopColor'))}"
+    )
+    return found
+
+
+def test_light_and_dark_can_be_read_and_charts_follow(browser: Any, page: Path) -> None:
+    visit(browser, page, 1280, "light")
+    light = colours(browser)
+    prefer(browser, "dark")  # while the page is open
+    until(browser, "return getComputedStyle(document.querySelector('.plot text')).fill == 'rgb(232, 234, 237)'")
+    dark = colours(browser)
+    visit(browser, page, 1280, "dark")  # from the start
+    assert sorted(colours(browser)["marks"]) == sorted(dark["marks"])
+    assert light["page"] == ["rgb(255, 255, 255)"]
+    assert dark["page"] == ["rgb(20, 23, 26)"]
+    for found in (light, dark):
+        (background,) = found["page"]
+        assert min(contrast(colour, background) for colour in found["text"]) >= 4.5
+        assert min(contrast(colour, background) for colour in found["marks"]) >= 3
+    assert not set(light["marks"]) & set(dark["marks"])
+
+
+def test_maps_answer_the_pointer_and_the_keyboard(browser: Any, page: Path) -> None:
+    from selenium.webdriver import ActionChains, Keys
+    from selenium.webdriver.common.by import By
+
+    visit(browser, page, 1280, "light")
+    point = browser.find_elements(By.CSS_SELECTOR, ".map .point")[7]
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", point)
+    ActionChains(browser).move_to_element(point).perform()
+    until(browser, "return document.querySelectorAll('.map .hovertext').length == 2")  # found again in the other map
+    told = browser.find_element(By.CSS_SELECTOR, ".peek-text").text
+    assert "digits/" in told
+    assert browser.find_element(By.CSS_SELECTOR, ".peek-image.on").is_displayed()
+
+    button = browser.find_element(By.CSS_SELECTOR, "button[data-group='1']")
+    before = len(browser.find_elements(By.CSS_SELECTOR, ".map .point"))
+    button.send_keys(Keys.ENTER)
+    until(browser, f"return document.querySelectorAll('.map .point').length < {before}")
+    assert button.get_attribute("aria-pressed") == "false"
+    button.send_keys(Keys.SPACE)
+    until(browser, f"return document.querySelectorAll('.map .point').length == {before}")
