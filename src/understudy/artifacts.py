@@ -34,13 +34,15 @@ def fingerprint(*parts: Any) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         if isinstance(part, np.ndarray):
-            digest.update(str((part.shape, part.dtype.str)).encode())
-            digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
+            kind = f"{part.dtype.str}{part.shape}"
+            body = np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
         elif isinstance(part, bytes | bytearray | memoryview):
-            digest.update(part)
+            kind, body = "bytes", memoryview(part)
         else:
-            digest.update(json.dumps(part, sort_keys=True, default=str).encode())
-        digest.update(b"\x00")
+            kind, body = "json", memoryview(json.dumps(part, sort_keys=True, default=str).encode())
+        # Kind and length first: no part can look like another one, or like two.
+        digest.update(f"{kind} {body.nbytes}\n".encode())
+        digest.update(body)
     return digest.hexdigest()
 
 
@@ -75,7 +77,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
 def lock(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Be the only process that writes a folder, for as long as the block runs.
 
-    The lock is the kernel's (flock), so that of a process that died is gone with it; the file left behind means nothing.
+    The lock is the kernel's (flock): it goes when its process does, and the file left behind means nothing.
 
     Raises:
         StoreError: another process holds it; the sentence gives its number.
@@ -90,8 +92,8 @@ def lock(folder: str | os.PathLike[str]) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise StoreError(
-                f"Process {file.read().strip() or '(unknown)'} is writing {folder}. Wait for it to end, or stop it; what it "
-                "has done is kept."
+                f"Process {file.read().strip() or '(unknown)'} is writing {folder}. Wait for it to end, or stop it; "
+                "what it has done is kept."
             ) from None
         file.truncate(0)
         file.write(str(os.getpid()))

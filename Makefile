@@ -1,0 +1,55 @@
+# make demo    the whole flow on embedded real data, at most five minutes on two cores
+# make test    linter, formatter, type checker, tests: what CI runs
+# make setup   the isolated environment in .venv that both need; a second call returns at once
+
+PYTHON ?= python3
+WORKERS ?= 2
+BIN := .venv/bin
+STAMP := .venv/understudy.stamp
+UV_VERSION := 0.13.9
+
+# Without bytecode every start compiles torch's source again and takes twice as long.
+unexport PYTHONDONTWRITEBYTECODE
+# Packages of the surrounding environment must not reach into the isolated one.
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+
+.PHONY: help setup demo test lint format lock clean
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP)
+
+# Written last: an interrupted set-up is begun again.
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Understudy needs Python 3.11 or newer, and '$(PYTHON)' is not. Name another: make PYTHON=python3.12"; exit 1; }
+	@echo "Installing the pinned packages into .venv (PyTorch makes it about 6 GB; once)."
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --requirements requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-build-isolation --no-deps --editable .
+	@touch $@
+
+demo: setup
+	$(BIN)/understudy demo
+
+test: lint
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# The only way to change a pinned version: edit pyproject.toml, then this, then commit both.
+lock: setup
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --upgrade --no-emit-index-url \
+	  --custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache dist

@@ -1,0 +1,31 @@
+"""Understudy: a large frozen encoder, distilled without labels into a small one that can stand in for it.
+
+    run = understudy.distill(data="photos/", teacher="timm:vit_base_patch16_224", student="timm:resnet18")
+    student = understudy.load_student(run.path)
+    vectors = student.embed(student.preprocess(image)[None])   # in the teacher's space
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from understudy.artifacts import Run
+from understudy.errors import UnderstudyError
+
+if TYPE_CHECKING:
+    from understudy.models.student import Student, load_student
+    from understudy.pipeline import distill
+
+__version__ = "0.1.0"
+__all__ = ["Run", "Student", "UnderstudyError", "__version__", "distill", "load_student"]
+
+_HOMES = {"distill": "understudy.pipeline", "load_student": "understudy.models.student", "Student": "understudy.models.student"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch only when a name that needs it is used."""
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'understudy' has no attribute {name!r}")

@@ -1,0 +1,174 @@
+"""The set-up itself: what is declared, pinned, shipped and promised agrees."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from understudy import __version__
+from understudy.cli import VERBS
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PACKAGE_OF = {"PIL": "pillow", "sklearn": "scikit-learn", "faiss": "faiss-cpu"}
+
+
+def bounds(requirements: list[str]) -> dict[str, tuple[int, ...]]:
+    """{"torch": (2, 11)} of ["torch>=2.11"]; a requirement without a lower bound fails."""
+    matches = [re.fullmatch(r"([\w.-]+)>=([\d.]+)", requirement) for requirement in requirements]
+    assert all(matches), requirements
+    return {match[1]: tuple(map(int, match[2].split("."))) for match in matches if match}
+
+
+def imported(folder: Path) -> set[str]:
+    """Packages that the files of a folder import, inside functions too."""
+    names = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names.add(node.module.split(".")[0])
+    return {
+        PACKAGE_OF.get(name, name.replace("_", "-")) for name in names - set(sys.stdlib_module_names) - {"understudy"}
+    }
+
+
+def pins() -> dict[str, set[str]]:
+    """{package: versions} of the lock; one package may have a version per Python."""
+    pinned: dict[str, set[str]] = {}
+    for line in (ROOT / "requirements.lock").read_text().splitlines():
+        if line and not line.lstrip().startswith("#"):
+            match = re.fullmatch(r"([\w.-]+)==([\w.]+)( ; .+)?", line)
+            assert match, f"not a plain pin: {line!r}"  # no address, no index, no option
+            pinned.setdefault(match[1], set()).add(match[2])
+    return pinned
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
+    declared = set(bounds(PROJECT["dependencies"]))
+    optional = {name for extra in ("tensorboard",) for name in bounds(PROJECT["optional-dependencies"][extra])}
+    used = imported(ROOT / "src" / "understudy")
+    assert used - declared - optional == set(), "imported, not declared"
+    assert declared - used == set(), "declared, not imported"
+    tests = {path.stem.replace("_", "-") for path in (ROOT / "tests").glob("*.py")}
+    development = {re.split(r"[>\[]", requirement)[0] for requirement in PROJECT["optional-dependencies"]["dev"]}
+    assert imported(ROOT / "tests") - tests - declared - development == set(), "imported by a test, not declared"
+
+
+def test_the_lock_pins_everything_above_its_bound():
+    pinned = pins()
+    extras = PROJECT["optional-dependencies"]
+    development = [name for name in extras["dev"] if not name.startswith("understudy[")]
+    for name, least in bounds(PROJECT["dependencies"] + extras["tensorboard"] + development).items():
+        assert name in pinned, f"{name} is not in requirements.lock: run `make lock`"
+        for version in pinned[name]:
+            assert tuple(map(int, re.findall(r"\d+", version)[: len(least)])) >= least, f"{name} {version}"
+
+
+def test_the_wheel_is_typed_licensed_and_pure(tmp_path: Path):
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name == f"understudy-{__version__}-py3-none-any.whl"
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "understudy/py.typed" in names
+    assert f"understudy-{__version__}.dist-info/licenses/LICENSE" in names
+    assert {name.split("/")[0] for name in names} == {"understudy", f"understudy-{__version__}.dist-info"}
+    assert not [name for name in names if "__pycache__" in name]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """What `make setup` reads, and a .venv that looks finished."""
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "understudy.stamp").touch()
+    return tmp_path
+
+
+def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["make", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+        env={**os.environ, "LC_ALL": "C"},
+    )
+
+
+def test_a_second_set_up_does_nothing(checkout: Path):
+    done = make(checkout, "setup")
+    assert done.returncode == 0, done.stderr
+    assert "Nothing to be done" in done.stdout
+
+
+def test_an_old_python_is_refused_in_a_sentence(checkout: Path):
+    (checkout / ".venv" / "understudy.stamp").unlink()
+    done = make(checkout, "setup", "PYTHON=false")
+    assert done.returncode != 0
+    assert "needs Python 3.11 or newer, and 'false' is not" in done.stdout
+    assert not (checkout / ".venv" / "understudy.stamp").exists()
+
+
+def readme_commands() -> list[list[str]]:
+    text = (ROOT / "README.md").read_text()
+    shell = "".join(re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)).replace("\\\n", " ")
+    return [shlex.split(line, comments=True) for line in shell.splitlines() if line.startswith("understudy ")]
+
+
+@pytest.mark.parametrize("words", readme_commands(), ids=" ".join)
+def test_the_readme_s_commands_exist(words: list[str]):
+    _, verb, *rest = words
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    VERBS[verb][0](parser)
+    _, unknown = parser.parse_known_args(rest)
+    assert not [word for word in unknown if not word.startswith("--method.") and word.startswith("-")]
+
+
+def test_the_readme_lists_the_verbs_and_specs():
+    from understudy.models.backbones import SPECS
+
+    text = (ROOT / "README.md").read_text()
+    assert set(re.findall(r"^\| `understudy (\w+)` \|", text, flags=re.MULTILINE)) == set(VERBS)
+    models = text.split("### Models")[1].split("### Images")[0]
+    assert set(re.findall(r"^\| `(\w+):", models, flags=re.MULTILINE)) == set(SPECS)
+
+
+def test_the_readme_s_settings_resolve():
+    from understudy.config import resolve
+    from understudy.pipeline import RunSettings
+
+    (table,) = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert resolve(RunSettings, tomllib.loads(table)).neighbours.n == 31
+
+
+def test_links_between_documents_lead_somewhere():
+    for document in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "dev/LOG.md", "dev/RECORDS.md"):
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / document).read_text()):
+            assert (ROOT / document).parent.joinpath(target).exists(), f"{document}: {target}"
+
+
+def test_ci_runs_what_the_readme_tells():
+    script = ROOT / ".ci" / "run"
+    assert script.read_text().splitlines()[-1] == "make test"
+    assert "set -euo pipefail" in script.read_text()
+    assert script.stat().st_mode & 0o111
