@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from understudy.errors import ConfigError, ShapeError
-from understudy.losses import LOSSES, build
+from understudy.losses import build
 from understudy.losses.coss import coss
 
 # Three images, two dimensions, chosen so that every cosine is a fraction a person can check:
@@ -104,7 +104,9 @@ def test_together_the_terms_pin_the_teacher_up_to_one_positive_number():
     _, teacher = pair()
     assert coss(2.5 * teacher, teacher).total.item() == pytest.approx(-2)
     student = torch.randn(7, 5, dtype=torch.float64).requires_grad_()
-    optimiser = torch.optim.LBFGS([student], max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-16, line_search_fn="strong_wolfe")
+    optimiser = torch.optim.LBFGS(
+        [student], max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-16, line_search_fn="strong_wolfe"
+    )
 
     def closure():
         optimiser.zero_grad()
@@ -197,7 +199,7 @@ def test_integers_are_refused():
 
 
 def test_settings_are_checked():
-    with pytest.raises(ConfigError, match=r"Did you mean 'coss'\? Known: coss, moco"):
+    with pytest.raises(ConfigError, match=r"Did you mean 'coss'\? Known: bingo, compress, coss"):
         build("cos")
     with pytest.raises(ConfigError, match="no setting 'wieght'. Did you mean 'weight'"):
         build("coss", wieght=1)
@@ -211,7 +213,69 @@ def test_settings_are_checked():
         build("coss", scope="node")
 
 
-def test_every_method_has_a_citation_and_a_docstring():
-    for name, method in LOSSES.items():
-        assert method.citation.startswith("@"), name
-        assert "Source:" in (method.__doc__ or "") or name == "coss", name
+# The Pearson control ------------------------------------------------------------------------------------------------
+
+
+def correlations(s, t):
+    return np.array([np.corrcoef(a, b)[0, 1] for a, b in zip(s.T, t.T, strict=True)])
+
+
+@pytest.mark.parametrize("offset", [0.0, 10.0, -1000.0])
+def test_centred_columns_are_numpys_correlations(offset):
+    student, teacher = pair(23, 6)
+    student, teacher = (student + offset).detach(), teacher - offset
+    terms = coss(student, teacher, 0.5, centre=True)
+    expected = -correlations(student.numpy(), teacher.numpy()).mean()
+    assert terms.parts["space"].item() == pytest.approx(expected, abs=1e-10)
+    torch.testing.assert_close(terms.parts["feature"], coss(student, teacher).parts["feature"])
+    torch.testing.assert_close(terms.total, terms.parts["feature"] + 0.5 * terms.parts["space"])
+
+
+def test_centred_columns_by_hand():
+    # Less their means, in thirds: (5, -1, -4)|(8, -4, -4): 60/sqrt(42 * 96); (10, -2, -8)|(-1, -4, 5): -42/84.
+    terms = coss(torch.tensor(STUDENT), torch.tensor(TEACHER), centre=True)
+    assert terms.parts["space"].item() == pytest.approx(-(60 / math.sqrt(42 * 96) - 0.5) / 2, abs=1e-6)
+
+
+def test_centred_columns_in_fp32_keep_their_digits_beside_a_large_mean():
+    """Products summed before the means are taken off would be wrong in the third digit here."""
+    student, teacher = pair(1024, 16)
+    student = (student + 0.5 * teacher + torch.linspace(-10, 10, 16, dtype=torch.float64)).detach()
+    teacher = teacher + torch.linspace(10, -10, 16, dtype=torch.float64)
+    exact = correlations(student.float().double().numpy(), teacher.float().double().numpy())
+    found = coss(student.float(), teacher.float(), centre=True).parts["space"].item()
+    assert found == pytest.approx(-exact.mean(), abs=1e-6)
+
+
+def test_centred_gradient_is_that_of_the_value():
+    """The means carry no gradient of their own: what flows through them sums to zero."""
+    student, teacher = pair(5, 3)
+    assert torch.autograd.gradcheck(lambda s: coss(s, teacher, 0.7, centre=True).total, (student,))
+
+
+def test_centring_frees_the_offset_of_each_column():
+    student, teacher = pair()
+    moved = student + torch.randn(5, dtype=torch.float64)
+    for centre, free in [(True, True), (False, False)]:
+        base, other = (coss(x, teacher, centre=centre).parts["space"] for x in (student, moved))
+        assert torch.isclose(base, other).item() == free
+
+
+def test_constant_columns_count_as_nothing_and_send_no_gradient():
+    student, teacher = (x.detach().float() for x in pair(1000, 5))
+    student[:, 0], student[:, 1], teacher[:, 2] = 3.3, -0.1, 1e4 / 3  # none of them a sum of powers of two
+    student.requires_grad_()
+    terms = coss(student, teacher, centre=True)
+    (gradient,) = torch.autograd.grad(terms.parts["space"], student)
+    expected = -correlations(student.detach().double().numpy()[:, 3:], teacher.double().numpy()[:, 3:]).sum() / 5
+    assert terms.parts["space"].item() == pytest.approx(expected, abs=1e-6)
+    assert gradient[:, :3].abs().max() == 0 and gradient[:, 3:].abs().min() > 0
+
+
+def test_centring_by_a_word_of_the_command_line():
+    student, teacher = pair()
+    torch.testing.assert_close(
+        build("coss", centre="true")(student, teacher).total, coss(student, teacher, centre=True).total
+    )
+    with pytest.raises(ConfigError, match="true or false; got 'yes'"):
+        build("coss", centre="yes")

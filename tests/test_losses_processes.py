@@ -1,4 +1,4 @@
-"""The loss of the global batch is the loss: two gloo processes against one, in double precision."""
+"""The loss of the global batch is the loss: every method on two gloo processes against one, in double precision."""
 
 import os
 import socket
@@ -9,56 +9,110 @@ from pathlib import Path
 import pytest
 import torch
 
-SCRIPT = """
+from understudy.losses import LOSSES
+
+CASES = {
+    "coss": ("coss", {"weight": 0.7}),
+    "coss centred": ("coss", {"centre": True}),
+    "simreg": ("simreg", {}),
+    "seed": ("seed", {"queue": 12, "tau_teacher": 0.1}),
+    "compress 1q": ("compress", {"queue": 12, "queues": 1}),
+    "compress 2q": ("compress", {"queue": 12}),
+    "isd": ("isd", {"queue": 12, "temperature": 0.1}),
+    "disco": ("disco", {"queue": 12}),
+    "bingo": ("bingo", {"queue": 12, "warmup": 2}),
+    "smd": ("smd", {"warmup": 2}),
+    "rkd": ("rkd", {}),
+    "pkt": ("pkt", {}),
+    "sp": ("sp", {"weight": 30}),
+    "mse": ("mse", {}),
+    "dist": ("dist", {}),
+    "queue_kl": ("queue_kl", {"queue": 12}),
+    "moco": ("moco", {"queue": 12}),
+    "per process": ("coss", {"scope": "process"}),
+}
+
+TRAIN = """
 import sys, torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from understudy.losses import build
+
+def train(name, settings, data, rank, world):
+    torch.manual_seed(0)
+    model, loss = torch.nn.Linear(4, 3, dtype=torch.float64), build(name, **settings)
+    wrapped = DistributedDataParallel(model) if world > 1 else model
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.02)
+    rows = data["x"].shape[2]
+    mine = slice(rank * rows // world, (rank + 1) * rows // world)
+    pick = lambda x, views: x[views[0]] if len(views) == 1 else x[list(views)]
+    values = []
+    for step in range(len(data["x"])):
+        x = data["x"][step, :, mine]  # two views of the images, then the mixed ones
+        made = wrapped(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        given = {"student": pick(made, loss.student_views)}
+        if loss.needs_teacher: given["teacher"] = pick(data["teacher"][step, :, mine], loss.teacher_views)
+        if loss.needs_key: given["key"] = pick(data["key"][step, :, mine], loss.key_views)
+        if loss.needs_bags: given["bags"] = torch.arange(rows)[mine] // 2
+        if loss.needs_passes: given["passes"] = float(step)
+        if loss.needs_mixture: given.update(mixed=made[2], share=data["share"][step, mine])
+        total = loss(**given).total
+        optimiser.zero_grad(); total.backward(); optimiser.step()
+        total = total.detach().clone()
+        if world > 1: dist.all_reduce(total)
+        values.append(total / world)
+    return {"values": torch.stack(values), "weight": model.weight.detach()}
+"""
+
+WORKER = """
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
 rank, world = dist.get_rank(), dist.get_world_size()
-folder, name, settings = sys.argv[1], sys.argv[2], eval(sys.argv[3])
+folder, cases = sys.argv[1], eval(sys.argv[2])
 data = torch.load(folder + "/data.pt", weights_only=True)
-model = torch.nn.Linear(4, 3, dtype=torch.float64)
-model.load_state_dict(data["model"])
-model, loss = DistributedDataParallel(model), build(name, **settings)
-optimiser = torch.optim.SGD(model.parameters(), lr=0.5)
-values = []
-for x, other in zip(data["x"], data["other"]):
-    mine = slice(rank * len(x) // world, (rank + 1) * len(x) // world)
-    terms = loss(model(x[mine]), other[mine])
-    optimiser.zero_grad(); terms.total.backward(); optimiser.step()
-    total = terms.total.detach().clone(); dist.all_reduce(total); values.append(total / world)
+found = {case: train(*method, data, rank, world) for case, method in cases.items()}
 if rank == 0:
-    torch.save({"weight": model.module.weight.detach(), "values": torch.stack(values)}, folder + "/out.pt")
+    torch.save(found, folder + "/out.pt")
 dist.destroy_process_group()
 """
 
 
-def trained(tmp_path: Path, world: int, name: str, settings: dict) -> dict:
-    (tmp_path / "script.py").write_text(SCRIPT)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, dict]:
+    """Every case after three steps of training: by this process alone, and by two together."""
+    folder: Path = tmp_path_factory.mktemp("processes")
+    (folder / "script.py").write_text(TRAIN + WORKER)
     generator = torch.Generator().manual_seed(1)
-    x, other = (torch.randn(5, 8, width, generator=generator, dtype=torch.float64) for width in (4, 3))
-    weight = torch.randn(3, 4, generator=generator, dtype=torch.float64)
-    model = {"weight": weight, "bias": torch.zeros(3, dtype=torch.float64)}
-    torch.save({"x": x, "other": other, "model": model}, tmp_path / "data.pt")
+    data = {
+        name: torch.randn(3, views, 8, width, generator=generator, dtype=torch.float64)
+        for name, views, width in [("x", 3, 4), ("teacher", 2, 3), ("key", 2, 3)]
+    }
+    data["share"] = torch.rand(3, 8, generator=generator, dtype=torch.float64)
+    torch.save(data, folder / "data.pt")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
-    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path), name, repr(settings)]
-    workers = [subprocess.Popen(command, env={**common, "RANK": str(rank)}) for rank in range(world)]
-    assert [worker.wait(timeout=120) for worker in workers] == [0] * world
-    return torch.load(tmp_path / "out.pt", weights_only=True)
+    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    command = [sys.executable, str(folder / "script.py"), str(folder), repr(CASES)]
+    workers = [subprocess.Popen(command, env={**common, "RANK": str(rank)}) for rank in range(2)]
+    alone: dict = {}
+    exec(TRAIN, alone)
+    one = {case: alone["train"](*method, data, 0, 1) for case, method in CASES.items()}
+    assert [worker.wait(timeout=200) for worker in workers] == [0, 0]
+    return one, torch.load(folder / "out.pt", weights_only=True)
 
 
-@pytest.mark.parametrize(("name", "settings"), [("coss", {"weight": 0.7}), ("moco", {"queue": 12})])
-def test_two_processes_equal_one(tmp_path, name, settings):
-    one, two = trained(tmp_path, 1, name, settings), trained(tmp_path, 2, name, settings)
-    torch.testing.assert_close(two["values"], one["values"], rtol=0, atol=1e-12)
+def test_every_method_is_here():
+    assert {name for name, _ in CASES.values()} == set(LOSSES)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "per process"])
+def test_two_processes_equal_one(trained, case):
+    one, two = trained[0][case], trained[1][case]
+    torch.testing.assert_close(two["values"], one["values"], rtol=1e-11, atol=1e-12)
     torch.testing.assert_close(two["weight"], one["weight"], rtol=0, atol=1e-12)
+    assert (one["values"][1:] - one["values"][:-1]).abs().min() > 1e-6  # it does train
 
 
-def test_process_scope_is_the_authors_and_differs(tmp_path):
-    one = trained(tmp_path, 1, "coss", {"scope": "process"})
-    two = trained(tmp_path, 2, "coss", {"scope": "process"})
+def test_process_scope_is_the_authors_and_differs(trained):
+    one, two = trained[0]["per process"], trained[1]["per process"]
     assert (two["values"] - one["values"]).abs().max() > 1e-3

@@ -7,23 +7,33 @@ is connected, they pin the student to the teacher up to ONE positive number.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from understudy.config import nearest
 from understudy.errors import ConfigError
-from understudy.losses.similarity import cosine_from_sums, exact, row_cosine, sum_over_processes
-from understudy.losses.terms import Loss, Terms, check_pair
+from understudy.losses.similarity import (
+    column_correlation,
+    cosine_from_sums,
+    exact_pair,
+    row_cosine,
+    sum_over_processes,
+)
+from understudy.losses.terms import Loss, Terms, check_pair, number
 
 SCALES = {"unit": 1.0, "paper": 70.0, "code": 1 / (0.1 * 0.07)}
 SCOPES = ("global", "process")
 
 
 def coss(
-    student: Tensor, teacher: Tensor, weight: float = 1.0, *, scale: float = 1.0, scope: str = "global"
+    student: Tensor,
+    teacher: Tensor,
+    weight: float = 1.0,
+    *,
+    scale: float = 1.0,
+    scope: str = "global",
+    centre: bool = False,
 ) -> Terms:
     """CoSS loss of a batch: `scale * (feature + weight * space)`.
 
@@ -38,12 +48,14 @@ def coss(
             as a factor on the learning rate.
         scope: "global" takes both terms over the batch of all processes, exactly; "process" over this process' rows
             only, as the authors' code does.
+        centre: take the batch mean off each column of both matrices first, in the space term only: Pearson's
+            correlation in place of the cosine. Not the paper's; the control for what a common offset contributes.
 
     Returns:
-        Terms with parts "feature" = -(1/B) sum_i cos(s[i, :], t[i, :]) and "space" = -(1/D) sum_j cos(s[:, j], t[:, j]),
-        each in [-1, 1], -1 = perfect. A row or column that is all zero in either matrix counts as cosine 0 and receives
-        no gradient from that term. With B = 1 a column cosine is the product of two signs, so the space term is
-        defined but has no gradient.
+        Terms with parts "feature" = -(1/B) sum_i cos(s[i, :], t[i, :]) and "space" = -(1/D) sum_j
+        cos(s[:, j], t[:, j]), each in [-1, 1], -1 = perfect. A row or column that is all zero (centred: constant) in
+        either matrix counts as cosine 0 and receives no gradient from that term. With B = 1 a column cosine is the
+        product of two signs (centred: 0), so the space term is defined but has no gradient.
 
     Raises:
         ShapeError: shapes that do not fit; both are in the sentence.
@@ -53,30 +65,23 @@ def coss(
         2409.13939, section 3; constants as in the authors' code, github.com/paganpasta/coss-pytorch.
     """
     check_pair(student, teacher)
-    return _coss(exact(student), exact(teacher.detach()), weight, scale, scope)
+    return _coss(*exact_pair(student, teacher), weight, scale, scope == "global", centre)
 
 
 def _coss(
-    s: Float[Tensor, "B D"], t: Float[Tensor, "B D"], weight: float, scale: float, scope: str
+    s: Float[Tensor, "B D"], t: Float[Tensor, "B D"], weight: float, scale: float, everywhere: bool, centre: bool
 ) -> Terms:
     rows, width = s.shape
-    dtype = torch.promote_types(s.dtype, t.dtype)
-    s, t = s.to(dtype), t.to(dtype)
-    # All that other processes need to know of this one: 3 D + 2 numbers, in one message.
-    sums = torch.cat(
-        [
-            (s * t).sum(0),
-            s.square().sum(0),
-            t.square().sum(0),
-            row_cosine(s, t).sum().reshape(1),
-            s.new_full((1,), float(rows)),
-        ]
-    )
-    if scope == "global":
+    # All that other processes need to know of this one: 3 D + 2 numbers, in one message (centred: in three).
+    columns = [] if centre else [(s * t).sum(0), s.square().sum(0), t.square().sum(0)]
+    sums = torch.cat([*columns, row_cosine(s, t).sum().reshape(1), s.new_full((1,), float(rows))])
+    if everywhere:
         sums = sum_over_processes(sums)
-    dot, student_square, teacher_square = sums[: 3 * width].reshape(3, width)
     feature = -sums[-2] / sums[-1]
-    space = -cosine_from_sums(dot, student_square, teacher_square).mean()
+    if centre:
+        space = -column_correlation(s, t, everywhere=everywhere).mean()
+    else:
+        space = -cosine_from_sums(*sums[:-2].reshape(3, width)).mean()
     return Terms(scale * (feature + weight * space), {"feature": feature, "space": space})
 
 
@@ -87,6 +92,10 @@ class CoSS(Loss):
         weight: lambda, the weight of the space term; 0 is cosine regression.
         scale: factor on the total, a number or one of "unit" (1), "paper" (70), "code" (142.86).
         scope: "global" (exact for any number of processes) or "process" (as the authors ran).
+        centre: correlate the columns instead of taking their cosine; a control, not the paper's.
+
+    Source:
+        Singh and Wang, ECCV 2024, arXiv 2409.13939, as in `coss`.
     """
 
     citation = """@inproceedings{singh2024coss,
@@ -98,32 +107,33 @@ class CoSS(Loss):
   archivePrefix = {arXiv}
 }"""
 
-    def __init__(self, weight: float = 1.0, scale: str | float = "unit", scope: str = "global") -> None:
+    def __init__(
+        self, weight: float = 1.0, scale: str | float = "unit", scope: str = "global", centre: bool = False
+    ) -> None:
         super().__init__()
-        self.weight = float(weight)
-        self.scale = _number(scale)
-        if not (math.isfinite(self.weight) and self.weight >= 0):
-            raise ConfigError(f"'method.weight' must be a finite number, at least 0; got {weight}.")
+        self.weight = number("weight", weight, minimum=0)
+        self.scale = _scale(scale)
         if scope not in SCOPES:
             raise ConfigError(f"'method.scope' must be one of {', '.join(SCOPES)}; got {scope!r}.")
         self.scope = scope
+        self.centre = centre
 
     def extra_repr(self) -> str:
         """The settings, for `print(loss)`."""
-        return f"weight={self.weight:g}, scale={self.scale:g}, scope={self.scope!r}"
+        return f"weight={self.weight:g}, scale={self.scale:g}, scope={self.scope!r}, centre={self.centre}"
 
     def forward(self, student: Tensor, teacher: Tensor) -> Terms:
         """Args as in `coss`: student (B, D) with gradient, teacher (B, D)."""
-        return coss(student, teacher, self.weight, scale=self.scale, scope=self.scope)
+        return coss(student, teacher, self.weight, scale=self.scale, scope=self.scope, centre=self.centre)
 
 
-def _number(scale: str | float) -> float:
+def _scale(scale: str | float) -> float:
     if isinstance(scale, str) and scale in SCALES:
         return SCALES[scale]
     try:
-        number = float(scale)
+        factor = float(scale)
     except ValueError:
-        raise ConfigError(f"'method.scale' must be a number or a name; got {scale!r}. {nearest(str(scale), SCALES)}") from None
-    if not (math.isfinite(number) and number > 0):
-        raise ConfigError(f"'method.scale' must be a finite number above 0; got {scale}.")
-    return number
+        raise ConfigError(
+            f"'method.scale' must be a number or a name; got {scale!r}. {nearest(str(scale), SCALES)}"
+        ) from None
+    return number("scale", factor, above=0)

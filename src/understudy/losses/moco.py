@@ -6,14 +6,11 @@ teacher": the same loop, the same checkpoints.
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from understudy.errors import ConfigError
 from understudy.losses.queue import Queue
-from understudy.losses.similarity import exact
-from understudy.losses.terms import Loss, Terms, check_pair
+from understudy.losses.similarity import exact_pair, infonce, unit_rows
+from understudy.losses.terms import Loss, Terms, check_pair, number
 
 
 class MoCo(Loss):
@@ -49,12 +46,8 @@ class MoCo(Loss):
 
     def __init__(self, temperature: float = 0.2, queue: int = 65536, momentum: float = 0.999) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ConfigError(f"'method.temperature' must be above 0; got {temperature}.")
-        if not 0 <= momentum <= 1:
-            raise ConfigError(f"'method.momentum' must be between 0 and 1; got {momentum}.")
-        self.temperature = float(temperature)
-        self.key_momentum = float(momentum)
+        self.temperature = number("temperature", temperature, above=0)
+        self.key_momentum = number("momentum", momentum, minimum=0, maximum=1)
         self.queue = Queue(queue)
 
     def forward(self, student: Tensor, key: Tensor) -> Terms:
@@ -71,13 +64,8 @@ class MoCo(Loss):
             ShapeError: shapes that do not fit; both are in the sentence.
         """
         check_pair(student, key, ("student", "key"))
-        query = F.normalize(exact(student), dim=1)
-        positive_key = F.normalize(exact(key.detach()), dim=1)
-        logits = (query * positive_key).sum(1, keepdim=True)
-        negatives = self.queue.rows()
-        if len(negatives):
-            # A copy, because the push below writes into the rows that the backward pass reads.
-            logits = torch.cat([logits, query @ negatives.to(query.dtype).clone().T], dim=1)
-        infonce = -F.log_softmax(logits / self.temperature, dim=1)[:, 0].mean()
-        self.queue.push(positive_key)
-        return Terms(infonce, {"infonce": infonce})
+        s, k = (unit_rows(x) for x in exact_pair(student, key))
+        negatives = (self.queue.scores(s) / self.temperature).logsumexp(1)
+        contrast = infonce((s * k).sum(1) / self.temperature, negatives).mean()
+        self.queue.push(k)
+        return Terms(contrast, {"infonce": contrast})

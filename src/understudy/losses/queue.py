@@ -38,6 +38,22 @@ class Queue(nn.Module):
         """The rows pushed so far, at most `size` of them; (0, 0) before the first push. Not in order of age."""
         return self.keys[: min(self._count, self.size)]
 
+    def scores(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B Q"]:
+        """Inner products of each row of x with each row held; (B, 0) before the first push.
+
+        Softmaxes and sums over no row are well defined: an InfoNCE without negatives and a divergence between
+        distributions over nothing are exactly 0, and so are their gradients.
+
+        Raises:
+            ShapeError: the width differs from the rows in the queue.
+        """
+        rows = self.rows()
+        if len(rows) == 0:
+            return x @ x.new_zeros(0, x.shape[1]).T
+        self._check_width(x)
+        # A copy where there is a gradient: the next push writes into the rows that the backward pass reads.
+        return x @ rows.to(x.dtype, copy=x.requires_grad).T
+
     @torch.no_grad()
     def push(self, x: Float[Tensor, "B D"]) -> None:
         """Append the rows of all processes, in rank order; the oldest rows leave.
@@ -48,13 +64,16 @@ class Queue(nn.Module):
         x = gather_rows(x)
         if self.keys.shape[1] == 0:
             self.keys = x.new_zeros(self.size, x.shape[1])
-        if x.shape[1] != self.keys.shape[1]:
-            raise ShapeError(f"The queue holds rows of width {self.keys.shape[1]}, got width {x.shape[1]}.")
+        self._check_width(x)
         x = x[-self.size :].to(self.keys.dtype)
         slots = (self._count + torch.arange(len(x), device=x.device)) % self.size
         self.keys[slots] = x
         self._count += len(x)
         self.pushed.fill_(self._count)
+
+    def _check_width(self, x: Tensor) -> None:
+        if x.shape[1] != self.keys.shape[1]:
+            raise ShapeError(f"The queue holds rows of width {self.keys.shape[1]}, got width {x.shape[1]}.")
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # The width is only known once something was pushed: take it from the checkpoint.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
-from understudy.errors import ShapeError
+from understudy.errors import ConfigError, ShapeError
 
 
 @dataclass(frozen=True)
@@ -37,17 +40,20 @@ class Loss(nn.Module):
     - `bags` if `needs_bags`: (B,) integers, equal for images drawn around the same anchor, which comes first.
     - `passes` if `needs_passes`: float, image passes done so far, for methods that begin differently.
     - `mixed`, `share` if `needs_mixture`: the student's embeddings (B, D) of images into which a box of the next image
-      of the same bag was pasted (CutMix), and the share (B,) of each that is still its own.
+      of the same bag (`next_in_bag`) was pasted (CutMix, both in the student's view), and the share (B,) of each that
+      is still its own.
+
+    A need that depends on a setting is set on the instance; the class attribute is what the default setting needs.
     """
 
-    views: ClassVar[int] = 1
+    views: int = 1
     needs_teacher: ClassVar[bool] = True
-    needs_key: ClassVar[bool] = False
+    needs_key: bool = False
     needs_bags: ClassVar[bool] = False
     needs_passes: ClassVar[bool] = False
     needs_mixture: ClassVar[bool] = False
-    student_views: ClassVar[tuple[int, ...]] = (0,)
-    teacher_views: ClassVar[tuple[int, ...]] = (0,)
+    student_views: tuple[int, ...] = (0,)
+    teacher_views: tuple[int, ...] = (0,)
     key_views: ClassVar[tuple[int, ...]] = (0,)
     embed_dim: ClassVar[int | None] = None
     """Width of the student's embedding; None means the teacher's."""
@@ -79,3 +85,60 @@ def check_pair(student: Tensor, teacher: Tensor, names: tuple[str, str] = ("stud
         raise ShapeError(f"Embeddings are empty, got {shapes}. A batch needs at least one image and one dimension.")
     if not (student.is_floating_point() and teacher.is_floating_point()):
         raise ShapeError(f"Embeddings must be floating point, got {first} {student.dtype}, {second} {teacher.dtype}.")
+
+
+def check_views(embeddings: Tensor, views: int, name: str) -> None:
+    """Refuse embeddings that are not those of several views of the same images.
+
+    Raises:
+        ShapeError: not (views, B, D); the sentence carries the shape.
+    """
+    if embeddings.ndim != 3 or len(embeddings) != views:
+        raise ShapeError(
+            f"This method compares {views} views: embeddings must be ({views}, B, D), got {name} "
+            f"{tuple(embeddings.shape)}. Stack the embeddings of the views."
+        )
+
+
+def number(
+    name: str, value: float, *, above: float = -math.inf, minimum: float = -math.inf, maximum: float = math.inf
+) -> float:
+    """A method's setting, checked.
+
+    Args:
+        name: as written after `method.`.
+        value: what was given.
+        above: it must be larger than this.
+        minimum: it must be at least this.
+        maximum: it must be at most this.
+
+    Raises:
+        ConfigError: it is not finite or out of range; the sentence carries both.
+    """
+    if not math.isfinite(value):
+        raise ConfigError(f"'method.{name}' must be a finite number; got {value}.")
+    for wrong, words in [
+        (value <= above, f"above {above:g}"),
+        (value < minimum, f"at least {minimum:g}"),
+        (value > maximum, f"at most {maximum:g}"),
+    ]:
+        if wrong:
+            raise ConfigError(f"'method.{name}' must be {words}; got {value}.")
+    return float(value)
+
+
+def next_in_bag(bags: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
+    """For each image the next one of its bag, the first one after the last; itself in a bag of one.
+
+    Args:
+        bags: (B,) integers, equal within a bag; the images of a bag stand together.
+
+    Returns:
+        (B,) positions in the batch, a permutation of it.
+    """
+    index = torch.arange(len(bags), device=bags.device)
+    first, last = torch.ones_like(index, dtype=torch.bool), torch.ones_like(index, dtype=torch.bool)
+    first[1:] = bags[1:] != bags[:-1]
+    last[:-1] = first[1:]
+    start = torch.where(first, index, 0).cummax(0).values
+    return torch.where(last, start, index + 1)

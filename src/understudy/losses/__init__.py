@@ -1,0 +1,108 @@
+"""Losses: one method, one file, one paper. Tensors in, `Terms` out.
+
+A loss never sees a model, a loader or a configuration. It is an `nn.Module` whose class attributes declare what it
+needs (`views`, `needs_teacher`, `needs_key`, ...; see `Loss`), and the loop obeys. Queues and their pointers are
+buffers, so a checkpoint holds them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from understudy.config import nearest
+from understudy.errors import ConfigError
+from understudy.losses.bingo import BINGO
+from understudy.losses.compress import CompRess
+from understudy.losses.coss import CoSS
+from understudy.losses.disco import DisCo
+from understudy.losses.dist import DIST
+from understudy.losses.isd import ISD
+from understudy.losses.moco import MoCo
+from understudy.losses.mse import MSE
+from understudy.losses.pkt import PKT
+from understudy.losses.queue_kl import QueueKL
+from understudy.losses.rkd import RKD
+from understudy.losses.seed import SEED
+from understudy.losses.simreg import SimReg
+from understudy.losses.smd import SMD
+from understudy.losses.sp import SP
+from understudy.losses.terms import Loss, Terms
+
+__all__ = ["LOSSES", "Loss", "Terms", "build", "settings_of"]
+
+LOSSES: dict[str, type[Loss]] = {
+    "coss": CoSS,
+    "simreg": SimReg,
+    "seed": SEED,
+    "compress": CompRess,
+    "isd": ISD,
+    "disco": DisCo,
+    "bingo": BINGO,
+    "smd": SMD,
+    "rkd": RKD,
+    "pkt": PKT,
+    "sp": SP,
+    "mse": MSE,
+    "dist": DIST,
+    "queue_kl": QueueKL,
+    "moco": MoCo,
+}
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    """The settings of a method with their defaults, e.g. `{"temperature": 0.07, "queue": 8192}` of `queue_kl`.
+
+    Args:
+        name: a key of `LOSSES`.
+
+    Raises:
+        ConfigError: the name is unknown; the sentence lists the known ones.
+    """
+    if name not in LOSSES:
+        raise ConfigError(f"Unknown method '{name}'. {nearest(name, LOSSES)}")
+    parameters = inspect.signature(LOSSES[name]).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters}
+
+
+def build(name: str, **settings: Any) -> Loss:
+    """Build a method by name.
+
+    Args:
+        name: a key of `LOSSES`.
+        **settings: the method's own settings; numbers may come as text, as they do from a command line.
+
+    Returns:
+        The loss as an `nn.Module`.
+
+    Raises:
+        ConfigError: unknown method, unknown setting or unusable value; the sentence lists the known ones.
+    """
+    known = settings_of(name)
+    given = {}
+    for key, value in settings.items():
+        if key not in known:
+            raise ConfigError(f"Method '{name}' has no setting '{key}'. {nearest(key, known)}")
+        given[key] = _like(known[key], value, f"method.{key}")
+    return LOSSES[name](**given)
+
+
+def _like(default: Any, value: Any, name: str) -> Any:
+    """The value in the type of the default: text from a command line becomes the number it stands for."""
+    if not isinstance(value, str) or isinstance(default, str):
+        return value
+    if isinstance(default, bool):
+        if value.lower() not in ("true", "false"):
+            raise ConfigError(f"'{name}' must be true or false; got {value!r}.")
+        return value.lower() == "true"
+    if not isinstance(default, int | float):
+        return value
+    try:
+        number = float(value)
+    except ValueError:
+        raise ConfigError(f"'{name}' must be a number; got {value!r}.") from None
+    if isinstance(default, float):
+        return number
+    if not number.is_integer():
+        raise ConfigError(f"'{name}' must be a whole number; got {value!r}.")
+    return int(number)

@@ -1,0 +1,111 @@
+"""BINGO: an image and its neighbour are drawn to the teacher's embeddings of both, against a queue of the others."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from understudy.errors import ShapeError
+from understudy.losses.queue import Queue
+from understudy.losses.similarity import exact_pair, infonce, unit_rows
+from understudy.losses.terms import Loss, Terms, check_pair, next_in_bag, number
+
+
+class BINGO(Loss):
+    """InfoNCE with teacher keys: of an image x, of its neighbour x+, and of a CutMix of the two, averaged.
+
+    With l(q, k) the InfoNCE of the student's q against the teacher's k, and both models seeing different views:
+
+    - anchor:    (l(s(x), t(x)) + l(s(x), t(x+))) / 2
+    - neighbour: (l(s(x+), t(x)) + l(s(x+), t(x+))) / 2
+    - mixture:   share * l(s(mix), t(x)) + (1 - share) * l(s(mix), t(x+)), share = the area that is still x
+
+    During the first passes anchor and neighbour are each drawn to their own key only. Differs from SEED by the
+    neighbour and by hard targets. The authors draw one x+ among the teacher's 5 nearest for each anchor; here x+ is the
+    next image of the same bag, so that every image of a bag is an anchor once and its key enters the queue: bags of
+    two (`neighbours.k` 1 of `neighbours.n` 5) are theirs. An image alone in its bag is its own neighbour. The student
+    lands on the teacher's directions.
+
+    The queue starts empty, not random: at the very first step the loss is exactly 0 with no gradient.
+
+    Scope: a mean over images, the queue is the same on every process.
+
+    Args:
+        temperature: of the softmaxes, tau.
+        queue: Q, how many past teacher embeddings are kept.
+        warmup: image passes of the first phase. 11 in the code, which waits for epoch > 10 counted from 0.
+
+    Source:
+        Xu, Fang, Zhang, Xie, Wang, Dai, Xiong, Tian, "Bag of Instances Aggregation Boosts Self-supervised
+        Distillation", ICLR 2022, arXiv 2107.01691; details as in the authors' code, github.com/haohang96/bingo.
+    """
+
+    views = 2
+    student_views = (0,)
+    teacher_views = (1,)
+    needs_bags = True
+    needs_passes = True
+    needs_mixture = True
+    citation = """@inproceedings{xu2022bingo,
+  title     = {Bag of Instances Aggregation Boosts Self-supervised Distillation},
+  author    = {Xu, Haohang and Fang, Jiemin and Zhang, Xiaopeng and Xie, Lingxi and Wang, Xinggang and Dai, Wenrui and
+               Xiong, Hongkai and Tian, Qi},
+  booktitle = {International Conference on Learning Representations (ICLR)},
+  year      = {2022},
+  eprint    = {2107.01691},
+  archivePrefix = {arXiv}
+}"""
+
+    def __init__(self, temperature: float = 0.2, queue: int = 65536, warmup: float = 11.0) -> None:
+        super().__init__()
+        self.temperature = number("temperature", temperature, above=0)
+        self.warmup = number("warmup", warmup, minimum=0)
+        self.queue = Queue(queue)
+
+    def forward(
+        self, student: Tensor, teacher: Tensor, bags: Tensor, passes: float, mixed: Tensor, share: Tensor
+    ) -> Terms:
+        """Loss of a batch; the teacher's embeddings enter the queue afterwards.
+
+        Args:
+            student: (B, D) embeddings of the first view; receives the gradient.
+            teacher: (B, D) embeddings of the second view; detached.
+            bags: (B,) integers, equal within a bag, whose images stand together.
+            passes: image passes done so far.
+            mixed: (B, D) student embeddings of the first view with a box of the next image's pasted in; receives the
+                gradient.
+            share: (B,) the share of each mixed image that is still its own, in [0, 1].
+
+        Returns:
+            Terms with parts "anchor", "neighbour" and "mixture", in nats.
+
+        Raises:
+            ShapeError: shapes that do not fit; both are in the sentence.
+        """
+        check_pair(student, teacher)
+        check_pair(student, mixed, ("student", "mixed"))
+        if bags.shape != student.shape[:1] or share.shape != student.shape[:1]:
+            raise ShapeError(
+                f"Each of the {len(student)} images needs one bag and one share; got bags {tuple(bags.shape)}, share "
+                f"{tuple(share.shape)}."
+            )
+        s, t = (unit_rows(x) for x in exact_pair(student, teacher))
+        m = unit_rows(exact_pair(mixed, teacher)[0])
+        following = next_in_bag(bags)
+        t_next = t[following]
+        negatives, mixed_negatives = ((self.queue.scores(q) / self.temperature).logsumexp(1) for q in (s, m))
+
+        def contrast(query: Tensor, key: Tensor, others: Tensor) -> Tensor:
+            return infonce((query * key).sum(1) / self.temperature, others)
+
+        own = contrast(s, t, negatives)
+        if passes < self.warmup:
+            anchor, neighbour = own, own[following]
+        else:
+            anchor = (own + contrast(s, t_next, negatives)) / 2
+            neighbour = (contrast(s[following], t, negatives[following]) + own[following]) / 2
+        share = share.to(s.dtype)
+        mixture = share * contrast(m, t, mixed_negatives) + (1 - share) * contrast(m, t_next, mixed_negatives)
+        self.queue.push(t)
+        parts = {"anchor": anchor.mean(), "neighbour": neighbour.mean(), "mixture": mixture.mean()}
+        return Terms(torch.stack(list(parts.values())).mean(), parts)

@@ -1,0 +1,88 @@
+"""CompRess: the student ranks a queue of past images as the teacher ranks them, each in its own space if wanted."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from understudy.errors import ConfigError, ShapeError
+from understudy.losses.queue import Queue
+from understudy.losses.similarity import exact_pair, relative_entropy, unit_rows
+from understudy.losses.terms import Loss, Terms, check_pair, number
+
+
+class CompRess(Loss):
+    """Divergence between the teacher's and the student's softmax over the past images, one temperature for both.
+
+    With two queues the student compares itself with its own past, kept by its moving average, so only similarities
+    are asked for: the student does not land in the teacher's space, and the two cannot be searched against each
+    other. With one queue both compare with the teacher's past, and the student lands on its directions. Differs from
+    SEED by leaving the image itself out of the candidates.
+
+    The queues start empty, not random as the authors' do. At the very first step, with nothing to compare with, the
+    loss is exactly 0 with no gradient.
+
+    Scope: a mean over images, the queues are the same on every process.
+
+    Args:
+        queues: 2 (needs the key network) or 1.
+        temperature: of both softmaxes, tau.
+        queue: Q, how many embeddings of each model are kept.
+        momentum: of the average that fills the student's queue; unused with one queue.
+
+    Source:
+        Koohpayegani, Tejankar, Pirsiavash, "CompRess: Self-Supervised Learning by Compressing Representations",
+        NeurIPS 2020, arXiv 2010.14713, equations 1 to 3; defaults as in the authors' code,
+        github.com/UMBCvision/CompRess.
+    """
+
+    needs_key = True
+    citation = """@inproceedings{koohpayegani2020compress,
+  title     = {{CompRess}: Self-Supervised Learning by Compressing Representations},
+  author    = {Koohpayegani, Soroush Abbasi and Tejankar, Ajinkya and Pirsiavash, Hamed},
+  booktitle = {Advances in Neural Information Processing Systems (NeurIPS)},
+  year      = {2020},
+  eprint    = {2010.14713},
+  archivePrefix = {arXiv}
+}"""
+
+    def __init__(
+        self, queues: int = 2, temperature: float = 0.04, queue: int = 128000, momentum: float = 0.999
+    ) -> None:
+        super().__init__()
+        if queues not in (1, 2):
+            raise ConfigError(f"'method.queues' must be 1 or 2; got {queues}.")
+        self.needs_key = queues == 2
+        self.temperature = number("temperature", temperature, above=0)
+        self.key_momentum = number("momentum", momentum, minimum=0, maximum=1)
+        self.teacher_queue = Queue(queue)
+        self.student_queue = Queue(queue) if self.needs_key else None
+
+    def forward(self, student: Tensor, teacher: Tensor, key: Tensor | None = None) -> Terms:
+        """Loss of a batch; the embeddings enter the queues afterwards.
+
+        Args:
+            student: (B, D) embeddings; receives the gradient.
+            teacher: (B, D) embeddings; detached.
+            key: (B, D) embeddings of the same images by the averaged student, with two queues only; detached.
+
+        Returns:
+            Terms with part "divergence", in nats, 0 = perfect.
+
+        Raises:
+            ShapeError: shapes that do not fit, or a key that is missing or not asked for.
+        """
+        check_pair(student, teacher)
+        if (key is not None) != self.needs_key:
+            raise ShapeError(
+                "CompRess with 2 queues needs `key`, the averaged student's embeddings (set queues to 1 to do without)."
+                if self.needs_key
+                else "CompRess with 1 queue takes no `key`. Leave it out, or set queues to 2."
+            )
+        s, t = (unit_rows(x) for x in exact_pair(student, teacher))
+        scores_t, scores_s = self.teacher_queue.scores(t), (self.student_queue or self.teacher_queue).scores(s)
+        divergence = relative_entropy(scores_t / self.temperature, scores_s / self.temperature).mean()
+        self.teacher_queue.push(t)
+        if key is not None and self.student_queue is not None:
+            check_pair(student, key, ("student", "key"))
+            self.student_queue.push(unit_rows(exact_pair(student, key)[1]))
+        return Terms(divergence, {"divergence": divergence})

@@ -1,0 +1,63 @@
+"""DIST: Pearson's correlation along both axes, the nearest kin of CoSS."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from understudy.losses.similarity import column_correlation, exact_pair, row_correlation
+from understudy.losses.terms import Loss, Terms, check_pair, number
+
+
+class DIST(Loss):
+    """One minus the correlation of each image's numbers, and one minus that of each dimension over the batch.
+
+    Differs from CoSS by centring both axes: what all dimensions of an image, or all images of a dimension, have in
+    common does not count. Differs from the original, which compares softmax outputs of classifiers (rows = relations
+    between classes, columns = relations between images), by comparing raw embeddings: an embedding has no classes, and
+    a correlation is blind to the scale and offset that a softmax would need. The student lands on the teacher up to
+    an offset and one positive scale.
+
+    Scope: columns are taken over the batch of all processes, exactly; rows are a mean over images.
+
+    Args:
+        beta: weight of the rows. 1, as in the authors' loss.
+        gamma: weight of the columns. 1, as in the authors' loss.
+
+    Source:
+        Huang, You, Wang, Qian, Xu, "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, arXiv 2205.10536,
+        equations 7 to 9; defaults as in the authors' code, github.com/hunto/DIST_KD.
+    """
+
+    citation = """@inproceedings{huang2022dist,
+  title     = {Knowledge Distillation from A Stronger Teacher},
+  author    = {Huang, Tao and You, Shan and Wang, Fei and Qian, Chen and Xu, Chang},
+  booktitle = {Advances in Neural Information Processing Systems (NeurIPS)},
+  year      = {2022},
+  eprint    = {2205.10536},
+  archivePrefix = {arXiv}
+}"""
+
+    def __init__(self, beta: float = 1.0, gamma: float = 1.0) -> None:
+        super().__init__()
+        self.beta = number("beta", beta, minimum=0)
+        self.gamma = number("gamma", gamma, minimum=0)
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Terms:
+        """Loss of a batch.
+
+        Args:
+            student: (B, D) embeddings, raw; receives the gradient.
+            teacher: (B, D) embeddings, raw; detached.
+
+        Returns:
+            Terms with parts "rows" and "columns", each in [0, 2], 0 = perfect. A constant row or column counts as
+            correlation 0; with B = 1 all columns are constant.
+
+        Raises:
+            ShapeError: shapes that do not fit; both are in the sentence.
+        """
+        check_pair(student, teacher)
+        s, t = exact_pair(student, teacher)
+        rows = 1 - row_correlation(s, t).mean()
+        columns = 1 - column_correlation(s, t).mean()
+        return Terms(self.beta * rows + self.gamma * columns, {"rows": rows, "columns": columns})

@@ -1,0 +1,76 @@
+"""ISD: CompRess without a teacher, the student's own moving average in its place."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from understudy.losses.queue import Queue
+from understudy.losses.similarity import exact_pair, relative_entropy, unit_rows
+from understudy.losses.terms import Loss, Terms, check_pair, number
+
+
+class ISD(Loss):
+    """Divergence between the averaged student's softmax over past keys, on one view, and the student's on another.
+
+    Differs from MoCo by soft targets: past images that are alike to the key are not pushed away. Differs from the
+    authors' in that the student has no predictor of its own after the encoder: student and average are the same
+    network, head included; and the averaged network normalises with averaged statistics (EMAN) instead of shuffling
+    batches between GPUs.
+
+    The queue starts empty, not random. At the very first step, with nothing to compare with, the loss is exactly 0
+    with no gradient.
+
+    Scope: a mean over images, the queue is the same on every process.
+
+    Args:
+        temperature: of both softmaxes, tau.
+        queue: Q, how many past keys are kept.
+        momentum: of the average. 0.999 in the released script; 0.99 in some of the paper's runs (unchecked).
+
+    Source:
+        Tejankar, Koohpayegani, Pillai, Favaro, Pirsiavash, "ISD: Self-Supervised Learning by Iterative Similarity
+        Distillation", ICCV 2021, arXiv 2012.09259; defaults as in the authors' code, github.com/UMBCvision/ISD.
+    """
+
+    views = 2
+    needs_teacher = False
+    needs_key = True
+    student_views = (0,)
+    key_views = (1,)
+    embed_dim = 512
+    """The width of the authors' ResNet-18, which has no head: a student as wide has none here either."""
+    citation = """@inproceedings{tejankar2021isd,
+  title     = {{ISD}: Self-Supervised Learning by Iterative Similarity Distillation},
+  author    = {Tejankar, Ajinkya and Koohpayegani, Soroush Abbasi and Pillai, Vipin and Favaro, Paolo and
+               Pirsiavash, Hamed},
+  booktitle = {International Conference on Computer Vision (ICCV)},
+  year      = {2021},
+  eprint    = {2012.09259},
+  archivePrefix = {arXiv}
+}"""
+
+    def __init__(self, temperature: float = 0.02, queue: int = 128000, momentum: float = 0.999) -> None:
+        super().__init__()
+        self.temperature = number("temperature", temperature, above=0)
+        self.key_momentum = number("momentum", momentum, minimum=0, maximum=1)
+        self.queue = Queue(queue)
+
+    def forward(self, student: Tensor, key: Tensor) -> Terms:
+        """Loss of a batch; the keys enter the queue afterwards.
+
+        Args:
+            student: (B, D) embeddings of the first view; receives the gradient.
+            key: (B, D) embeddings of the second view by the averaged student; detached.
+
+        Returns:
+            Terms with part "divergence", in nats, 0 = perfect.
+
+        Raises:
+            ShapeError: shapes that do not fit; both are in the sentence.
+        """
+        check_pair(student, key, ("student", "key"))
+        s, k = (unit_rows(x) for x in exact_pair(student, key))
+        scores_k, scores_s = self.queue.scores(k), self.queue.scores(s)
+        divergence = relative_entropy(scores_k / self.temperature, scores_s / self.temperature).mean()
+        self.queue.push(k)
+        return Terms(divergence, {"divergence": divergence})

@@ -1,0 +1,55 @@
+"""MSE: regress the teacher's embedding itself, the oldest feature distillation (FitNets)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from understudy.losses.similarity import exact_pair
+from understudy.losses.terms import Loss, Terms, check_pair
+
+
+class MSE(Loss):
+    """Mean squared difference of raw embeddings.
+
+    Differs from SimReg by keeping each image's norm: long embeddings weigh more, and the student lands on the teacher
+    exactly, not only on its directions. FitNets compares a hidden layer through a regressor and halves the squared
+    norm; here it is the last embedding, the student's head is the regressor, and the mean is over images and
+    dimensions, as public implementations do.
+
+    Scope: a mean over images, so the same on any number of processes.
+
+    Source:
+        Romero, Ballas, Kahou, Chassang, Gatta, Bengio, "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv
+        1412.6550, equation 3.
+    """
+
+    citation = """@inproceedings{romero2015fitnets,
+  title     = {{FitNets}: Hints for Thin Deep Nets},
+  author    = {Romero, Adriana and Ballas, Nicolas and Kahou, Samira Ebrahimi and Chassang, Antoine and Gatta, Carlo
+               and Bengio, Yoshua},
+  booktitle = {International Conference on Learning Representations (ICLR)},
+  year      = {2015},
+  eprint    = {1412.6550},
+  archivePrefix = {arXiv}
+}"""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Terms:
+        """Loss of a batch.
+
+        Args:
+            student: (B, D) embeddings, raw; receives the gradient.
+            teacher: (B, D) embeddings, raw; detached.
+
+        Returns:
+            Terms with part "mse", in squared units of the teacher's embedding, 0 = perfect.
+
+        Raises:
+            ShapeError: shapes that do not fit; both are in the sentence.
+        """
+        check_pair(student, teacher)
+        s, t = exact_pair(student, teacher)
+        mse = (s - t).square().mean()
+        return Terms(mse, {"mse": mse})

@@ -1,0 +1,69 @@
+"""PKT: for each image a probability over the batch that says which images are its neighbours."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from understudy.losses.similarity import all_rows, exact_pair, gather_rows, unit_rows
+from understudy.losses.terms import Loss, Terms, check_pair, number
+
+EPS = 1e-7
+"""Added inside the logarithm, as in the authors' code."""
+
+
+class PKT(Loss):
+    """Divergence between the two models' neighbour probabilities, from cosines mapped to [0, 1].
+
+    Differs from SEED and CompRess by its kernel, (cos + 1) / 2 without a temperature, and by comparing within the
+    batch instead of with a queue. A rotated student is as good: it does not land in the teacher's space, so the two
+    cannot be searched against each other. The authors' code is followed where it differs from the paper: an image
+    counts among its own neighbours, and the divergences are averaged over all B^2 pairs, not summed.
+
+    Scope: the batch of all processes, exactly, if they hold equally many images: each compares its own rows with all.
+
+    Args:
+        weight: factor on the total. 30000 is what the benchmark of Tian et al. (2020) runs beside a cross entropy, and
+            keeps the gradient away from the epsilon of Adam; the authors run 1.
+
+    Source:
+        Passalis and Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer", ECCV 2018, arXiv
+        1803.10837, equations 3 to 6; details as in the authors' code, github.com/passalis/probabilistic_kt.
+    """
+
+    citation = """@inproceedings{passalis2018pkt,
+  title     = {Learning Deep Representations with Probabilistic Knowledge Transfer},
+  author    = {Passalis, Nikolaos and Tefas, Anastasios},
+  booktitle = {European Conference on Computer Vision (ECCV)},
+  year      = {2018},
+  eprint    = {1803.10837},
+  archivePrefix = {arXiv}
+}"""
+
+    def __init__(self, weight: float = 30000.0) -> None:
+        super().__init__()
+        self.weight = number("weight", weight, above=0)
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Terms:
+        """Loss of a batch.
+
+        Args:
+            student: (B, D) embeddings, raw; receives the gradient.
+            teacher: (B, D) embeddings, raw; detached.
+
+        Returns:
+            Terms with part "divergence", in nats per pair of images, 0 = perfect.
+
+        Raises:
+            ShapeError: shapes that do not fit; both are in the sentence.
+        """
+        check_pair(student, teacher)
+        s, t = exact_pair(student, teacher)
+        q, p = _neighbours(s, all_rows(s)), _neighbours(t, gather_rows(t))
+        divergence = (p * ((p + EPS) / (q + EPS)).log()).mean()
+        return Terms(self.weight * divergence, {"divergence": divergence})
+
+
+def _neighbours(x: Float[Tensor, "B D"], others: Float[Tensor, "G D"]) -> Float[Tensor, "B G"]:
+    kernel = ((unit_rows(x) @ unit_rows(others).T + 1) / 2).clamp(min=0)  # rounding may leave a cosine below -1
+    return kernel / kernel.sum(1, keepdim=True)

@@ -1,0 +1,65 @@
+"""Queue-KL: a queue of teacher embeddings as the weights of a classifier whose outputs the student imitates."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from understudy.losses.queue import Queue
+from understudy.losses.similarity import exact_pair, relative_entropy, unit_rows
+from understudy.losses.terms import Loss, Terms, check_pair, number
+
+
+class QueueKL(Loss):
+    """Divergence between the teacher's and the student's softmax over the latest teacher embeddings.
+
+    Differs from CompRess with one queue by a queue that already holds the batch itself, so each image is also compared
+    with its batch and with itself, and by its temperature. The student lands on the teacher's directions. Mixup of the
+    input images, which the original always applies, is left out: here it would be an augmentation, not a loss.
+
+    The queue starts empty, where the original scores zero rows; it is never empty, because the batch enters first.
+
+    Scope: a mean over images; the queue is the same on every process (the original keeps one per process).
+
+    Args:
+        temperature: of both softmaxes, tau.
+        queue: Q, how many teacher embeddings are kept. 8192 in the original from 20,000 images on; about a third of
+            the images below.
+
+    Source:
+        LightlyTrain, method "distillationv1", as in its documentation and public code,
+        github.com/lightly-ai/lightly-train; after Beyer et al., "Knowledge Distillation: A Good Teacher is Patient and
+        Consistent", CVPR 2022, arXiv 2106.05237.
+    """
+
+    citation = """@software{lightlytrain,
+  title  = {{LightlyTrain}, method distillationv1},
+  author = {{Lightly AG}},
+  year   = {2025},
+  url    = {https://github.com/lightly-ai/lightly-train},
+  note   = {After Beyer et al., Knowledge Distillation: A Good Teacher is Patient and Consistent, arXiv 2106.05237}
+}"""
+
+    def __init__(self, temperature: float = 0.07, queue: int = 8192) -> None:
+        super().__init__()
+        self.temperature = number("temperature", temperature, above=0)
+        self.queue = Queue(queue)
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Terms:
+        """Loss of a batch; the teacher's embeddings enter the queue before.
+
+        Args:
+            student: (B, D) embeddings; receives the gradient.
+            teacher: (B, D) embeddings; detached.
+
+        Returns:
+            Terms with part "divergence", in nats, 0 = perfect.
+
+        Raises:
+            ShapeError: shapes that do not fit; both are in the sentence.
+        """
+        check_pair(student, teacher)
+        s, t = (unit_rows(x) for x in exact_pair(student, teacher))
+        self.queue.push(t)
+        scores_t, scores_s = self.queue.scores(t), self.queue.scores(s)
+        divergence = relative_entropy(scores_t / self.temperature, scores_s / self.temperature).mean()
+        return Terms(divergence, {"divergence": divergence})

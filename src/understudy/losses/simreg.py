@@ -1,0 +1,54 @@
+"""SimReg: regress the teacher's direction. The plainest rival, and what CoSS is without its space term."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from understudy.losses.similarity import row_cosine
+from understudy.losses.terms import Loss, Terms, check_pair
+
+
+class SimReg(Loss):
+    """Squared distance between row-normalised embeddings, mean(2 - 2 cos).
+
+    Differs from CoSS with weight 0 by an affine map only (2 + 2 * its feature part): the gradient is twice as large.
+    What the paper adds is a deeper head (four linear layers, BatchNorm and ReLU after the first and the third; thrown
+    away like ours) and weak views; both are settings of the student and the data, not of the loss. The student lands
+    on the teacher up to one free radius per image.
+
+    Scope: a mean over images, so the same on any number of processes.
+
+    Source:
+        Navaneet, Koohpayegani, Tejankar, Pirsiavash, "SimReg: Regression as a Simple Yet Effective Tool for
+        Self-supervised Knowledge Distillation", BMVC 2021, arXiv 2201.05131; the loss as in the authors' code,
+        github.com/UCDvision/simreg.
+    """
+
+    citation = """@inproceedings{navaneet2021simreg,
+  title     = {{SimReg}: Regression as a Simple Yet Effective Tool for Self-supervised Knowledge Distillation},
+  author    = {Navaneet, K L and Koohpayegani, Soroush Abbasi and Tejankar, Ajinkya and Pirsiavash, Hamed},
+  booktitle = {British Machine Vision Conference (BMVC)},
+  year      = {2021},
+  eprint    = {2201.05131},
+  archivePrefix = {arXiv}
+}"""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Terms:
+        """Loss of a batch.
+
+        Args:
+            student: (B, D) embeddings, raw; receives the gradient.
+            teacher: (B, D) embeddings, raw; detached.
+
+        Returns:
+            Terms with part "distance", in [0, 4], 0 = perfect. A row that is all zero counts as cosine 0.
+
+        Raises:
+            ShapeError: shapes that do not fit; both are in the sentence.
+        """
+        check_pair(student, teacher)
+        distance = (2 - 2 * row_cosine(student, teacher.detach())).mean()
+        return Terms(distance, {"distance": distance})

@@ -1,0 +1,100 @@
+"""SMD: of each batch an image sees only its hardest positive and hardest negative, as the two models find them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from understudy.errors import ConfigError
+from understudy.losses.similarity import all_rows, exact_pair, gather_rows, unit_rows
+from understudy.losses.terms import Loss, Terms, check_pair, check_views, number
+
+
+class SMD(Loss):
+    """A soft margin between the hardest positive and the hardest negative distance from teacher to student.
+
+    With row-normalised embeddings, D_ij = |t_i - s_j| and T_ij = |t_i - t_j|. Images farther from i than its own
+    student embedding, T_ij > D_ii, are negatives, the others (i itself among them) positives. Of the positives the
+    farthest by D and of the negatives the nearest by D are compared, each weighted by how wrong it is: w_p =
+    [D_ip - T_ip]+, w_n = [T_in - D_in]+, both without gradient. Differs from the other relational methods by comparing
+    across the models (student images with teacher anchors), so the student lands on the teacher's directions.
+
+    With no negative the negative side is 0; at equality all weights vanish and the loss is log 2.
+
+    Scope: the batch of all processes, exactly, if they hold equally many images; the authors' is per process.
+
+    Args:
+        tau: divides the margin. 0.04 in paper and code; their code takes 0.004 for MobileNet-v3 and EfficientNet.
+        warmup: image passes during which the mean of -cos is added.
+        views: 2 as the authors ran, the mean of the losses of two views of the batch, each compared within itself; 1
+            halves the cost.
+
+    Source:
+        Liu and Ye, "Improving Self-supervised Lightweight Model Learning via Hard-Aware Metric Distillation", ECCV
+        2022; details as in the authors' code, github.com/liuhao-lh/SMD.
+    """
+
+    views = 2
+    student_views: tuple[int, ...] = (0, 1)
+    teacher_views: tuple[int, ...] = (0, 1)
+    needs_passes = True
+    citation = """@inproceedings{liu2022smd,
+  title     = {Improving Self-supervised Lightweight Model Learning via Hard-Aware Metric Distillation},
+  author    = {Liu, Hao and Ye, Mang},
+  booktitle = {European Conference on Computer Vision (ECCV)},
+  pages     = {295--311},
+  year      = {2022}
+}"""
+
+    def __init__(self, tau: float = 0.04, warmup: float = 2.0, views: int = 2) -> None:
+        super().__init__()
+        self.tau = number("tau", tau, above=0)
+        self.warmup = number("warmup", warmup, minimum=0)
+        if views not in (1, 2):
+            raise ConfigError(f"'method.views' must be 1 or 2; got {views}.")
+        self.views = int(views)
+        self.student_views = self.teacher_views = tuple(range(self.views))
+
+    def forward(self, student: Tensor, teacher: Tensor, passes: float) -> Terms:
+        """Loss of a batch.
+
+        Args:
+            student: (2, B, D) embeddings of both views, or (B, D) with one view; receives the gradient.
+            teacher: the same shape; detached.
+            passes: image passes done so far.
+
+        Returns:
+            Terms with parts "metric", at least 0, and "cosine", the mean of -cos, -1 = perfect.
+
+        Raises:
+            ShapeError: shapes that do not fit; both are in the sentence.
+        """
+        if self.views == 1:
+            student, teacher = student[None], teacher[None]
+        check_views(student, self.views, "student")
+        check_views(teacher, self.views, "teacher")
+        metrics, cosines = [], []
+        for one_student, one_teacher in zip(student, teacher, strict=True):
+            check_pair(one_student, one_teacher)
+            s, t = (unit_rows(x) for x in exact_pair(one_student, one_teacher))
+            metrics.append(self._metric(s, t))
+            cosines.append(-(s * t).sum(1).mean())
+        metric, cosine = torch.stack(metrics).mean(), torch.stack(cosines).mean()
+        total = metric + cosine if passes < self.warmup else metric
+        return Terms(total, {"metric": metric, "cosine": cosine})
+
+    def _metric(self, s: Tensor, t: Tensor) -> Tensor:
+        all_s, all_t = all_rows(s), gather_rows(t)
+        with torch.no_grad():
+            # Exact distances: rounding must not make an image its own negative.
+            across = torch.cdist(t, all_s, compute_mode="donot_use_mm_for_euclid_dist")
+            within = torch.cdist(t, all_t, compute_mode="donot_use_mm_for_euclid_dist")
+            negative = within > (t - s).norm(dim=1, keepdim=True)
+            farthest = across.masked_fill(negative, -torch.inf).argmax(1)
+            nearest = across.masked_fill(~negative, torch.inf).argmin(1)
+            target_p, target_n = (within.gather(1, j[:, None])[:, 0] for j in (farthest, nearest))
+        positive, foreign = ((t - all_s[j]).norm(dim=1) for j in (farthest, nearest))
+        weight_p = (positive.detach() - target_p).clamp(min=0)
+        weight_n = (target_n - foreign.detach()).clamp(min=0) * negative.any(1)
+        margin = (weight_p * positive - weight_n * foreign) / self.tau
+        return torch.logaddexp(margin, torch.zeros_like(margin)).mean()

@@ -1,0 +1,59 @@
+"""SP: images that are alike to the teacher shall be alike to the student; nothing is said of the space itself."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from understudy.losses.similarity import all_rows, exact_pair, gather_rows, unit_rows
+from understudy.losses.terms import Loss, Terms, check_pair, number
+
+
+class SP(Loss):
+    """Squared difference of the two B x B matrices of inner products, their rows normalised.
+
+    Differs from PKT by comparing similarities as they are, of raw embeddings, not as probabilities. A rotated or
+    uniformly scaled student is as good: it does not land in the teacher's space, so the two cannot be searched
+    against each other. The paper compares flattened maps of hidden layers; here it is the last embedding.
+
+    Scope: the batch of all processes, exactly, if they hold equally many images: each compares its own rows with all.
+
+    Args:
+        weight: factor on the total, gamma in the paper. 3000 is what the benchmark of Tian et al. (2020) runs beside a
+            cross entropy; alone it only acts on the learning rate.
+
+    Source:
+        Tung and Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, arXiv 1907.09682, equations 2 to 4;
+        the normalisation as in the implementation its author checked, github.com/HobbitLong/RepDistiller.
+    """
+
+    citation = """@inproceedings{tung2019sp,
+  title     = {Similarity-Preserving Knowledge Distillation},
+  author    = {Tung, Frederick and Mori, Greg},
+  booktitle = {International Conference on Computer Vision (ICCV)},
+  year      = {2019},
+  eprint    = {1907.09682},
+  archivePrefix = {arXiv}
+}"""
+
+    def __init__(self, weight: float = 3000.0) -> None:
+        super().__init__()
+        self.weight = number("weight", weight, above=0)
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Terms:
+        """Loss of a batch.
+
+        Args:
+            student: (B, D) embeddings, raw; receives the gradient.
+            teacher: (B, D) embeddings, raw; detached.
+
+        Returns:
+            Terms with part "similarity", the squared Frobenius norm over B^2, in [0, 4 / B], 0 = perfect.
+
+        Raises:
+            ShapeError: shapes that do not fit; both are in the sentence.
+        """
+        check_pair(student, teacher)
+        s, t = exact_pair(student, teacher)
+        alike_s, alike_t = unit_rows(s @ all_rows(s).T), unit_rows(t @ gather_rows(t).T)
+        similarity = (alike_s - alike_t).square().mean()
+        return Terms(self.weight * similarity, {"similarity": similarity})
