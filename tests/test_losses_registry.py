@@ -197,3 +197,12 @@ def test_the_next_image_of_a_bag():
     bags = torch.tensor([5, 5, 5, 2, 9, 9])
     assert next_in_bag(bags).tolist() == [1, 2, 0, 3, 5, 4]
     assert next_in_bag(torch.tensor([], dtype=torch.int64)).tolist() == []
+
+
+@every_method
+def test_a_nan_is_never_hidden(name, settings):
+    loss = warm(small(name, settings))
+    given = inputs(loss, 3)
+    given["student"] = given["student"].detach().clone()
+    given["student"].view(-1)[0] = float("nan")
+    assert not torch.isfinite(loss(**given).total)

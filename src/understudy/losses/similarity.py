@@ -32,7 +32,7 @@ def exact_pair(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 def unit_rows(x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
     """Rows of norm 1; a row whose norm is at most `EPS` becomes 0 and receives no gradient."""
     square = x.square().sum(-1, keepdim=True)
-    alive = square > EPS**2
+    alive = ~(square <= EPS**2)  # NaN counts as alive and goes through: a broken batch must not look like a dead row
     return torch.where(alive, x / torch.where(alive, square, torch.ones_like(square)).sqrt(), torch.zeros_like(x))
 
 
@@ -47,7 +47,8 @@ def cosine_from_sums(
 
     `F.normalize` would divide by eps there: a student column that died would receive a gradient of 1e12.
     """
-    alive = (student_square > student_floor) & (teacher_square > teacher_floor)
+    # NaN counts as alive and goes through: a broken batch must not look like a dead column.
+    alive = ~((student_square <= student_floor) | (teacher_square <= teacher_floor))
     ones = torch.ones_like(dot)
     # The inner `where` keeps the unused branch finite: a NaN there would survive the outer one as 0 * NaN.
     norms = torch.where(alive, student_square, ones).sqrt() * torch.where(alive, teacher_square, ones).sqrt()

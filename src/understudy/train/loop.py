@@ -22,10 +22,12 @@ from understudy.artifacts import Run, write_text
 from understudy.config import as_table, flatten, read_toml, write_toml
 from understudy.data.batches import NeighbourBatches
 from understudy.data.loader import ImageBatch, Loader
+from understudy.data.mixture import cutmix
 from understudy.data.sources import Source
 from understudy.data.views import photometry, recipe_for
 from understudy.errors import ConfigError, DataError, TrainingError
 from understudy.losses import Loss, build
+from understudy.losses.terms import next_in_bag
 from understudy.models.cost import flops
 from understudy.models.student import Student, build_student, save_student
 from understudy.models.teacher import Teacher
@@ -132,7 +134,7 @@ def train(
     if log:
         log.write("resume" if first else "start", first, steps=steps, images=len(source), **hardware(device))
 
-    signal_steps = {round((i + 1) * steps / settings.signals) for i in range(settings.signals)} if settings.signals else set()
+    signal_steps = {round((i + 1) * steps / settings.probes) for i in range(settings.probes)} if settings.probes else set()
     meter = Meter(device, processes, batches.batch_size, steps)
     begun = last_checkpoint = time.monotonic()
     step = first
@@ -164,23 +166,34 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(step, steps, warmup_steps, settings.optimiser)
 
-            images = [photometry(p.to(device, non_blocking=True), r.to(device, non_blocking=True), recipe)
-                      for p, r in zip(batch.pixels, batch.rows, strict=True)]  # fmt: skip
+            images = [
+                photometry(pixels.to(device, non_blocking=True), rows, recipe)
+                for pixels, rows in zip(batch.pixels, batch.rows, strict=True)
+            ]
             inputs: dict[str, Tensor] = {}
             if loss.needs_teacher and teacher is not None:
                 with meter.in_teacher():
                     inputs["teacher"] = stacked(teacher(joined(images, loss.teacher_views)), loss.teacher_views)
             with torch.autocast(device.type, dtype, enabled=precision != "fp32"):
                 pixels = student.contract.prepare(joined(images, loss.student_views))
+                clean = len(pixels)
+                if loss.needs_mixture:
+                    # In the same forward pass: DDP hooks and BatchNorm statistics then see one batch.
+                    seen = images[loss.student_views[0]]
+                    mixed, inputs["share"] = cutmix(seen, next_in_bag(batch.anchor).to(device), settings.seed, step)
+                    pixels = torch.cat([pixels, student.contract.prepare(mixed)])
                 embedding = wrapped(pixels.contiguous(memory_format=torch.channels_last))
-                inputs["student"] = stacked(embedding, loss.student_views)
+                inputs["student"] = stacked(embedding[:clean], loss.student_views)
+                if loss.needs_mixture:
+                    inputs["mixed"] = embedding[clean:]
                 if key_student is not None:
                     with torch.no_grad():
                         key = key_student(student.contract.prepare(joined(images, loss.key_views)))
                     inputs["key"] = stacked(key, loss.key_views)
             if loss.needs_bags:
                 inputs["bags"] = batch.anchor.to(device, non_blocking=True)
-            terms = loss(**inputs)
+            progress = {"passes": step * batches.batch_size / len(source)} if loss.needs_passes else {}
+            terms = loss(**inputs, **progress)
 
             optimiser.zero_grad(set_to_none=True)
             scaler.scale(terms.total).backward()
@@ -260,7 +273,7 @@ def refuse_other_settings(run: Run, settings: TrainSettings) -> None:
     for key in sorted(set(saved) | set(now)):
         old, new = saved.get(key), now.get(key)
         new = list(new) if isinstance(new, tuple) else new
-        if key not in settings.FREE and old != new:
+        if key.split(".")[0] not in settings.FREE and old != new:
             differences.append(f"{key} (was {old}, now {new})")
     if differences:
         raise TrainingError(
@@ -318,7 +331,7 @@ def spent(images: int, loss: Loss) -> dict[str, int]:
     """Images seen and forward passes made, for tables of cost."""
     return {
         "images": images,
-        "student_forwards": images * len(loss.student_views),
+        "student_forwards": images * (len(loss.student_views) + loss.needs_mixture),
         "teacher_forwards": images * len(loss.teacher_views) if loss.needs_teacher else 0,
         "key_forwards": images * len(loss.key_views) if loss.needs_key else 0,
     }

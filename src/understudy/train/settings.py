@@ -52,14 +52,14 @@ class TrainSettings:
     head_hidden: int = setting(2048, "Width of the hidden layer of an mlp head.", minimum=1)
     workers: int | None = setting(None, "Processes that read images; measured from the source and the cores unless given.", minimum=0)
     checkpoint_minutes: float = setting(10.0, "Minutes between checkpoints.", minimum=0)
-    signals: int = setting(20, "How often in a run the student is compared with the teacher on held-out images.", minimum=0)
+    probes: int = setting(20, "How often in a run the student is compared with the teacher on held-out images.", minimum=0)
     tensorboard: bool = setting(False, "Also write TensorBoard events into the run folder.")
     views: ViewSettings = setting(ViewSettings)
     neighbours: NeighbourSettings = setting(NeighbourSettings)
     optimiser: OptimiserSettings = setting(OptimiserSettings)
 
     # What may differ between two calls on one run folder: none of it changes the trained weights.
-    FREE = ("out", "store", "device", "workers", "checkpoint_minutes", "signals", "tensorboard", "eval_data")
+    FREE = ("out", "store", "device", "workers", "checkpoint_minutes", "probes", "tensorboard", "eval_data", "evaluation")
 
     def binding(self) -> dict[str, object]:
         """The settings that decide the weights, flat; a run folder is resumed only by the same ones."""
@@ -67,4 +67,4 @@ class TrainSettings:
         flat["optimiser.lr"] = self.optimiser.peak
         if self.eval_data is not None:
             flat["holdout"] = 0  # eval data takes the place of held-out training images
-        return {key: value for key, value in flat.items() if key not in self.FREE}
+        return {key: value for key, value in flat.items() if key.split(".")[0] not in self.FREE}

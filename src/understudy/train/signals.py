@@ -19,6 +19,9 @@ from understudy.neighbours.search import search
 from understudy.neighbours.vote import weighted_vote
 
 NEIGHBOURS = 10
+COLLAPSED = 1e-4
+"""Mean distance (1 - cosine) between images below which features count as constant. Pooled features after a ReLU share a
+large mean, so healthy small students lie as low as 0.007; a constant one lies at rounding error."""
 
 
 @dataclass
@@ -91,7 +94,7 @@ class Probe:
 
 def verdict(signals: dict[str, float]) -> str:
     """One plain sentence on a set of signals."""
-    if signals.get("spread", 1.0) < 0.01:
+    if signals.get("spread", 1.0) < COLLAPSED:
         return "WARNING: the student's features are nearly the same for all images (collapsed)."
     if "knn_relative" in signals:
         return f"The student keeps {signals['knn_relative']:.1f} % of the teacher's kNN accuracy on held-out images."

@@ -1,0 +1,97 @@
+"""How much the training loop costs beyond the bare forward and backward passes, at 32 x 32.
+
+    python benchmarks/loop.py
+
+Both sides run in this process, in turn, several rounds: the real loop (`train`: decoding, views, teacher, student, loss,
+optimiser, log) over real images, and teacher forward + student forward + backward on tensors made beforehand, with
+neither data nor optimiser. Prints images/s of each round and the median ratio loop / bare; 1 would be no overhead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from understudy.artifacts import Run
+from understudy.config import resolve
+from understudy.data.pixels import decoded
+from understudy.data.sources import open_source
+from understudy.losses import build
+from understudy.models.student import build_student
+from understudy.models.teacher import build_teacher
+from understudy.pipeline import RunSettings, settle
+from understudy.train.distributed import Processes
+from understudy.train.log import hardware
+from understudy.train.loop import train
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def main() -> None:
+    """Measure both in turn and print the ratio."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default=str(SHARED / "data" / "cifar10" / "train.parquet"))
+    parser.add_argument("--teacher", default=f"onnx:{SHARED / 'weights' / 'resnet56_cifar10.onnx'}")
+    parser.add_argument("--student", default="small:resnet8")
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+
+    device = torch.device("cpu")
+    print(hardware(device))
+    with tempfile.TemporaryDirectory() as folder:
+        source = decoded(open_source(options.data, limit=4096), Path(folder))
+        teacher = build_teacher(options.teacher)
+        ratios = []
+        for number in range(options.rounds):
+            bare = bare_rate(teacher, options)
+            loop = loop_rate(teacher, source, options, Path(folder) / str(number))
+            ratios.append(loop / bare)
+            print(f"round {number}: bare {bare:,.0f} images/s, loop {loop:,.0f} images/s, ratio {loop / bare:.3f}", flush=True)
+    print(f"median ratio loop / bare: {statistics.median(ratios):.3f} (min {min(ratios):.3f}, max {max(ratios):.3f})")
+
+
+def bare_rate(teacher: torch.nn.Module, options: argparse.Namespace) -> float:
+    """Images/s of teacher forward, student forward, loss and backward on ready tensors."""
+    student = build_student(options.student, teacher.width).to(memory_format=torch.channels_last).train()
+    loss = build("coss")
+    images = torch.rand(options.batch_size, 3, 32, 32)
+    pixels = student.contract.prepare(images).contiguous(memory_format=torch.channels_last)
+    begun = 0.0
+    for step in range(options.steps + 3):
+        if step == 3:
+            begun = time.perf_counter()
+        target = teacher(images)
+        student.zero_grad(set_to_none=True)
+        loss(student(pixels), target).total.backward()
+    return options.steps * options.batch_size / (time.perf_counter() - begun)
+
+
+def loop_rate(teacher: torch.nn.Module, source: object, options: argparse.Namespace, out: Path) -> float:
+    """Images/s of the real loop, without its start-up: between its first and its last row of metrics."""
+    settings = settle(
+        resolve(
+            RunSettings,
+            {
+                "data": options.data, "student": options.student, "teacher": options.teacher, "neighbours.k": 0,
+                "batch_size": options.batch_size, "passes": (options.steps + 3) * options.batch_size / len(source),
+                "probes": 0, "workers": 0,
+            },
+        ),
+        needs_teacher=True,
+    )  # fmt: skip
+    run = Run(out)
+    train(settings, run, source, teacher=teacher, graph=None, processes=Processes(0, 1, torch.device("cpu")), quiet=True)
+    rows = [row for row in run.metrics() if row["kind"] == "step"]
+    first, last = rows[0], rows[-1]
+    return (last["step"] - first["step"]) * options.batch_size / (last["time"] - first["time"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,435 @@
+"""The command line: one verb per arrow. Imports live inside the handlers, so `--help` answers at once.
+
+Flags are made from the settings dataclasses; a TOML file (`--config`) lies under them and flags win.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import re
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from understudy import __version__
+from understudy.config import nearest, read_toml, resolve
+from understudy.errors import ConfigError, UnderstudyError
+
+METHOD_SETTINGS = {
+    "coss": ("weight", "scale", "scope", "centre"),
+    "simreg": (),
+    "seed": ("tau_teacher", "tau_student", "queue"),
+    "compress": ("queues", "temperature", "queue", "momentum"),
+    "isd": ("temperature", "queue", "momentum"),
+    "disco": ("temperature", "queue", "momentum", "weight"),
+    "bingo": ("temperature", "queue", "warmup"),
+    "smd": ("tau", "warmup", "views"),
+    "rkd": ("distance", "angle"),
+    "pkt": ("weight",),
+    "sp": ("weight",),
+    "mse": (),
+    "dist": ("beta", "gamma"),
+    "queue_kl": ("temperature", "queue"),
+    "moco": ("temperature", "queue", "momentum"),
+}
+"""Shown by `--help`, which must not wait for torch; a test holds it equal to the losses' own signatures."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Args:
+        argv: arguments without the program name; those of the process unless given.
+
+    Returns:
+        The exit status: 0 done, 1 the user can mend it (one sentence on standard error), 2 wrong arguments, 143
+        stopped by a signal with a checkpoint written.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="understudy",
+        description="Distil a large frozen encoder into a small one that can stand in for it, without labels.",
+        epilog="`understudy VERB --help` documents every flag of a verb.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"understudy {__version__}")
+    parser.add_argument("--traceback", action="store_true", help="show where an error arose")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, (build, handler) in VERBS.items():
+        summary = (handler.__doc__ or "").strip()
+        verb = verbs.add_parser(
+            name, help=summary.splitlines()[0], description=summary, allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        if name in argv:  # the other verbs' flags need not be built to be told apart
+            build(verb)
+        verb.set_defaults(handler=handler, flags=verb.format_usage)
+    options, rest = parser.parse_known_args(argv)
+    try:
+        options.method_settings = _method_settings(rest, options)
+        return int(options.handler(options) or 0)
+    except UnderstudyError as error:
+        if options.traceback:
+            raise
+        print(f"understudy {options.verb}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"understudy {options.verb}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _method_settings(rest: list[str], options: argparse.Namespace) -> dict[str, str]:
+    """`--method.KEY VALUE` and `--method.KEY=VALUE`: the method owns these names, so argparse cannot know them."""
+    known = re.findall(r"--[a-z][\w.-]*", options.flags())
+    found: dict[str, str] = {}
+    words = iter(rest)
+    for word in words:
+        if not (word.startswith("--method.") and "--method" in known):
+            raise ConfigError(f"Unknown argument '{word}'. {nearest(word, known)}")
+        key, equals, value = word.removeprefix("--").partition("=")
+        if not equals:
+            value = next(words, "")
+            if not value or value.startswith("--"):
+                raise ConfigError(f"'{word}' needs a value, e.g. --method.weight 1.0.")
+        found[key.replace("-", "_")] = value
+    return found
+
+
+def add_settings(parser: argparse.ArgumentParser, cls: type, skip: Sequence[str] = (), prefix: str = "") -> None:
+    """One flag per field of a settings dataclass; unset flags leave no trace, so the file below shows through."""
+    hints = typing.get_type_hints(cls)
+    group = parser.add_argument_group(prefix.rstrip(".")) if prefix else parser
+    for field in dataclasses.fields(cls):
+        name, hint = prefix + field.name, hints[field.name]
+        if name in skip:
+            continue
+        if dataclasses.is_dataclass(hint):
+            add_settings(parser, hint, skip, f"{name}.")  # type: ignore[arg-type]
+            continue
+        text = field.metadata.get("help", "")
+        if field.metadata.get("choices"):
+            text += f" One of: {', '.join(map(str, field.metadata['choices']))}."
+        if field.metadata.get("open"):
+            listed = (f"{method}: {', '.join(keys) or 'none'}" for method, keys in METHOD_SETTINGS.items())
+            text += f" {'; '.join(listed)}."
+            text += f" [{field.default_factory()['name']}]"  # type: ignore[misc]
+        elif field.default not in (None, dataclasses.MISSING):
+            shown = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+            text += f" [{shown}]"
+        extra: dict[str, Any] = {"nargs": "?", "const": "true"} if hint is bool else {}
+        leaf = field.name.upper().replace("_", "-")
+        group.add_argument(
+            "--" + name.replace("_", "-"), dest=name, default=argparse.SUPPRESS, help=text.replace("%", "%%"),
+            metavar={bool: "true|false", int: "N"}.get(hint, leaf), **extra,
+        )  # fmt: skip
+
+
+def layered(cls: type, options: argparse.Namespace, **fixed: Any) -> Any:
+    """The settings of a verb: its defaults, the file of `--config`, the flags."""
+    layers: list[dict[str, Any]] = []
+    if getattr(options, "config", None):
+        layers.append(read_toml(options.config))
+    roots = {field.name for field in dataclasses.fields(cls)}
+    flags = {key: value for key, value in vars(options).items() if key.split(".")[0] in roots and value is not None}
+    layers.append({**flags, **options.method_settings, **fixed})
+    return resolve(cls, *layers)
+
+
+def _config_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="FILE.toml", help="settings file; flags win over it")
+
+
+def _run_flags(parser: argparse.ArgumentParser) -> None:
+    from understudy.pipeline import RunSettings
+
+    _config_flag(parser)
+    add_settings(parser, RunSettings, skip=("evaluation.eval_data",))
+
+
+def run(options: argparse.Namespace) -> int:
+    """The whole flow: embed, graph, train, evaluate, report; a second call recomputes nothing that is fresh."""
+    from understudy import pipeline
+    from understudy.pipeline import RunSettings
+
+    settings = layered(RunSettings, options)
+    try:
+        finished = pipeline.run(settings)
+    except pipeline.Stopped:
+        return 143
+    if not _is_main():
+        return 0
+    print_table([finished])
+    return 0
+
+
+def train(options: argparse.Namespace) -> int:
+    """Distil; resumes by itself. Missing embeddings and graph are made first."""
+    from understudy import pipeline
+    from understudy.pipeline import RunSettings
+
+    finished = pipeline.train_stage(layered(RunSettings, options))
+    if finished is None:
+        return 143
+    if _is_main():
+        print(finished.path)
+    return 0
+
+
+def _pretrain_flags(parser: argparse.ArgumentParser) -> None:
+    from understudy.pipeline import RunSettings
+
+    _config_flag(parser)
+    parser.add_argument("--model", required=True, metavar="SPEC", help="What to train, e.g. small:resnet20 or timm:resnet18.")
+    skip = ("student", "teacher", "teacher_mean", "teacher_std", "method", "evaluation.eval_data", "head")
+    neighbours = tuple(f"neighbours.{name}" for name in ("k", "n", "index", "memory_mb"))
+    add_settings(parser, RunSettings, skip=skip + neighbours)
+    parser.add_argument("--method", default="moco", help="A method without a teacher; moco: temperature, queue, momentum. [moco]")
+
+
+def pretrain(options: argparse.Namespace) -> int:
+    """Train a teacher without labels (MoCo-v2) when there is none; the same loop, the same checkpoints."""
+    from understudy import pipeline
+    from understudy.pipeline import RunSettings
+
+    settings = layered(RunSettings, options, student=options.model)
+    finished = pipeline.train_stage(settings)
+    if finished is None:
+        return 143
+    if settings.eval_data is not None:
+        pipeline.evaluate_stage(finished, settings)
+        print_table([finished])
+    if _is_main():
+        print(finished.path)
+        print(f"Use it as a teacher: --teacher run:{finished.path}", file=sys.stderr)
+    return 0
+
+
+def _embed_flags(parser: argparse.ArgumentParser) -> None:
+    from understudy.embed.settings import EmbedSettings
+
+    _config_flag(parser)
+    add_settings(parser, EmbedSettings)
+
+
+def embed(options: argparse.Namespace) -> int:
+    """Teacher (or student) over a data source: images to an embedding store; goes on where it was."""
+    from understudy.data.sources import open_source
+    from understudy.embed.embedding import embed as embed_images
+    from understudy.embed.settings import EmbedSettings
+    from understudy.models.teacher import build_teacher
+    from understudy.train.distributed import choose_device
+    from understudy.train.log import StageProgress, say
+
+    settings = layered(EmbedSettings, options)
+    source = open_source(settings.data, limit=settings.limit)
+    teacher = build_teacher(
+        settings.teacher, mean=settings.teacher_mean, std=settings.teacher_std, image_size=settings.image_size
+    )
+    device = choose_device(settings.device)
+    say(f"teacher: {teacher.spec}, D = {teacher.width}; {teacher.weights}")
+    with StageProgress("embed") as progress:
+        store = embed_images(
+            teacher.to(device), source, settings.store, dtype=settings.dtype, device=device,
+            batch_size=settings.batch_size, workers=settings.workers, progress=progress,
+        )  # fmt: skip
+    manifest = store.manifest
+    for name, reason in manifest.get("skipped", []):
+        say(f"skipped {name}: {reason}")
+    say(f"{manifest['rows']:,} x {manifest['D']} embeddings, {len(manifest.get('skipped', []))} images skipped")
+    print(store.folder)
+    return 0
+
+
+def _graph_flags(parser: argparse.ArgumentParser) -> None:
+    from understudy.neighbours.settings import NeighbourSettings
+
+    parser.add_argument("store", metavar="STORE", help="A store: the folder with manifest.json.")
+    add_settings(parser, NeighbourSettings, skip=("neighbours.k",), prefix="neighbours.")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, mps or auto. [auto]")
+
+
+def graph(options: argparse.Namespace) -> int:
+    """Store to neighbour graph: exact cosine top-k, or faiss above a size with its measured recall."""
+    from understudy.artifacts import Store
+    from understudy.neighbours.graph import build_graph
+    from understudy.neighbours.settings import NeighbourSettings
+    from understudy.train.distributed import choose_device
+    from understudy.train.log import StageProgress, say
+
+    flags = {k.removeprefix("neighbours."): v for k, v in vars(options).items() if k.startswith("neighbours.")}
+    settings = resolve(NeighbourSettings, flags)
+    store = Store(options.store)
+    with StageProgress("graph") as progress:
+        build_graph(store, settings, device=str(choose_device(options.device)), progress=progress)
+    say(", ".join(f"{name} {value}" for name, value in store.manifest["graph"].items()))
+    print(store.folder / "graph.npy")
+    return 0
+
+
+def _evaluate_flags(parser: argparse.ArgumentParser) -> None:
+    from understudy.evaluate.settings import EvaluationSettings
+
+    parser.add_argument("model", metavar="MODEL", help="A run folder, or any model spec with weights.")
+    parser.add_argument("--out", metavar="FILE", help="Where to write the figures of a model spec; a run folder has its own place.")
+    parser.add_argument("--store", default="store", metavar="FOLDER", help="Root of the stores. [store]")
+    parser.add_argument("--workers", type=int, metavar="N", help="Processes that read images.")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, mps or auto. [auto]")
+    add_settings(parser, EvaluationSettings)
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Any protocol on any checkpoint, teacher or student."""
+    from understudy.artifacts import Run
+    from understudy.evaluate.run import evaluate_model, evaluate_run
+    from understudy.evaluate.settings import EvaluationSettings
+    from understudy.train.distributed import choose_device
+    from understudy.train.log import StageProgress
+
+    settings = layered(EvaluationSettings, options)
+    device = choose_device(options.device)
+    folder = options.model.removeprefix("run:")
+    common = {"device": device, "store_root": options.store, "workers": options.workers}
+    with StageProgress("evaluate") as progress:
+        if Run(folder).trained:
+            result = evaluate_run(Run(folder), settings, progress=progress, **common)
+        elif os.path.isdir(folder) and Run(folder).config_path.is_file():
+            raise ConfigError(f"The run {folder} is not finished. Run `understudy train` on it again: it resumes.")
+        else:
+            result = evaluate_model(options.model, settings, progress=progress, **common)
+    if options.out:
+        from understudy.artifacts import write_json
+
+        write_json(options.out, result)
+    print_figures([("", result)])
+    return 0
+
+
+def _report_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="Run folders; the first is the main one, the others controls.")
+    parser.add_argument("--out", metavar="FILE.html", help="The page; report.html in the first run unless given.")
+
+
+def report(options: argparse.Namespace) -> int:
+    """Run folder(s) to one self-contained HTML page."""
+    from understudy.artifacts import Run
+    from understudy.errors import StoreError
+    from understudy.report.page import write_report
+
+    runs = [Run(folder) for folder in options.runs]
+    for folder in runs:
+        if not folder.path.is_dir():
+            raise StoreError(f"There is no run folder {folder.path}. Known runs lie under runs/.")
+    print(write_report(runs, Path(options.out) if options.out else runs[0].report_path))
+    return 0
+
+
+def _cite_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", nargs="?", metavar="RUN|METHOD", help="A run folder or a method; the software alone unless given.")
+
+
+def cite(options: argparse.Namespace) -> int:
+    """BibTeX of exactly what a run used."""
+    from understudy.citation import cite as bibtex
+
+    print(bibtex(options.what))
+    return 0
+
+
+def _doctor_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", metavar="SPEC", help="Also check this data source.")
+    parser.add_argument("--teacher", metavar="SPEC", help="Also check this teacher.")
+    parser.add_argument("--store", default="store", metavar="FOLDER", help="Where stores would be written. [store]")
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Say what is wrong with this installation, device or data, and the fix."""
+    from understudy.doctor import checks, render
+
+    found = checks(data=options.data, teacher=options.teacher, store=options.store)
+    render(found)
+    return int(any(check.status == "fail" for check in found))
+
+
+def _demo_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", default="runs/demo", metavar="FOLDER", help="Where the demo's runs go. [runs/demo]")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="Seed of everything random. [0]")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, mps or auto. [auto]")
+
+
+def demo(options: argparse.Namespace) -> int:
+    """The whole flow on embedded real data (handwritten digits): no network, no files needed."""
+    from understudy import pipeline
+    from understudy.demo import demo as run_demo
+
+    try:
+        runs, page = run_demo(Path(options.out), seed=options.seed, device=options.device)
+    except pipeline.Stopped:
+        return 143
+    print_table(runs)
+    print(f"report: {page}")
+    return 0
+
+
+def print_table(runs: Sequence[Any]) -> None:
+    """The figures of finished runs as a table on standard output; the first run brings the teacher's row."""
+    rows = []
+    for position, folder in enumerate(runs):
+        figures = folder.evaluation
+        if position:
+            figures = {name: value for name, value in figures.items() if name != "teacher"}
+        rows.append((folder.path.name, figures))
+    print_figures(rows)
+
+
+def print_figures(figures: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """One row per model, one column per headline figure."""
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = {
+        ("knn", "top1@10"): "10-NN", ("knn", "top1@20"): "20-NN", ("linear", "top1"): "linear",
+        ("linear_sgd", "top1"): "linear SGD", ("fidelity", "overlap@11"): "overlap@11", ("fidelity", "cka"): "CKA",
+        ("fidelity", "row_cosine"): "row cos", ("fidelity", "column_cosine"): "col cos",
+    }  # fmt: skip
+    models = [(run, name, protocols) for run, found in figures for name, protocols in found.items() if name != "about"]
+    used = [
+        (key, title) for key, title in columns.items()
+        if any(isinstance(protocols.get(key[0], {}).get(key[1]), int | float) for _, _, protocols in models)
+    ]  # fmt: skip
+    table = Table(show_edge=False)
+    table.add_column("model", overflow="fold")
+    for _, title in used:
+        table.add_column(title, justify="right")
+    for run, name, protocols in models:
+        cells = []
+        for (protocol, figure), _ in used:
+            value = protocols.get(protocol, {}).get(figure)
+            cells.append(f"{value:.2f}" if isinstance(value, int | float) else "")
+        table.add_row(name if not run or name == "teacher" else f"{run}: {name}", *cells)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    for run, name, protocols in models:
+        for protocol, values in protocols.items():
+            if isinstance(values, dict) and "error" in values:
+                print(f"{run} {name} {protocol}: {values['error']}".strip())
+
+
+def _is_main() -> bool:
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+VERBS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
+    "demo": (_demo_flags, demo),
+    "pretrain": (_pretrain_flags, pretrain),
+    "embed": (_embed_flags, embed),
+    "graph": (_graph_flags, graph),
+    "train": (_run_flags, train),
+    "run": (_run_flags, run),
+    "evaluate": (_evaluate_flags, evaluate),
+    "report": (_report_flags, report),
+    "cite": (_cite_flags, cite),
+    "doctor": (_doctor_flags, doctor),
+}

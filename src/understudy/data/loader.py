@@ -1,0 +1,323 @@
+"""Images into tensors, for training (`Loader`) and for embedding (`ImageLoader`).
+
+They are read by worker processes or in this one: always the same batches.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import warnings
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int64, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from understudy.data.arrays import ArrayImages
+from understudy.data.batches import Batch, NeighbourBatches
+from understudy.data.pixels import SMALL
+from understudy.data.sources import Source
+from understudy.data.views import Recipe, centre, draw, geometry, geometry_of_batch
+from understudy.errors import ConfigError, UnreadableImage
+
+Skipped = list[tuple[str, str]]
+"""Images that could not be read: name, and the sentence that says why."""
+
+PREFETCH = 4
+"""Batches that each worker prepares ahead."""
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Views of the images of one step, on this process.
+
+    Args:
+        step: counted from 0.
+        index: (B,) int64 on the CPU, which images of the source.
+        anchor: (B,) int64, the bag of each in the global batch.
+        view: (B,) int64, how often each image was seen before.
+        pixels: (V, B, 3, S, S) uint8, V views of each image, before photometry.
+        rows: (V, B, P) float64, their view rows; `views.photometry` wants them on the CPU.
+        skipped: images that could not be read; they are in none of the above.
+    """
+
+    step: int
+    index: Int64[Tensor, " B"]
+    anchor: Int64[Tensor, " B"]
+    view: Int64[Tensor, " B"]
+    pixels: UInt8[Tensor, "V B 3 S S"]
+    rows: Float64[Tensor, "V B 31"]
+    skipped: Skipped
+
+    def pin_memory(self) -> ImageBatch:
+        """The same with the pixels in page-locked memory, so that copying them to a GPU does not wait."""
+        return replace(self, pixels=self.pixels.pin_memory())
+
+
+class Loader:
+    """Iterates over the augmented batches of a run.
+
+    The global batch of a step is a function of (seed, step), each view one of (seed, image id, view number): neither
+    workers nor processes nor a resumed start change a pixel. Labels are never read.
+
+    Args:
+        source: the images; see `pixels.decoded` for those that are small.
+        batches: which images meet.
+        size: S, side of the views in pixels.
+        recipe: how they are augmented.
+        seed: of the views.
+        views_per_image: V, views of each image in a batch.
+        interpolation: of the resizing; "nearest", "bilinear", "bicubic" or "lanczos".
+        workers: processes that read, 0 for none; None chooses (`choose_workers`).
+        rank: this process' place among all, which take equal shares of whole bags.
+        world: number of processes.
+        start_step: first step, for resuming.
+        steps: step before which to end; that of `batches` unless given.
+        pin: copy pixels to page-locked memory, for training on a GPU.
+
+    Raises:
+        ConfigError: the bags of a batch cannot be shared equally.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        batches: NeighbourBatches,
+        *,
+        size: int,
+        recipe: Recipe,
+        seed: int,
+        views_per_image: int = 1,
+        interpolation: str = "bilinear",
+        workers: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+        start_step: int = 0,
+        steps: int | None = None,
+        pin: bool = False,
+    ) -> None:
+        if batches.bags % world:
+            bag = batches.k + 1
+            raise ConfigError(
+                f"{batches.bags} bags of {bag} images cannot be shared equally by {world} processes. Set --batch-size "
+                f"to a multiple of {world * bag}."
+            )
+        self.batches, self.start_step, self.steps, self.pin = batches, start_step, steps, pin
+        self.workers = choose_workers(source, world) if workers is None else workers
+        share = slice(rank * batches.batch_size // world, (rank + 1) * batches.batch_size // world)
+        self._reader = _ViewReader(source, share, size, recipe, seed, views_per_image, interpolation)
+        self._stream: Generator[ImageBatch] | None = None
+
+    def __iter__(self) -> Iterator[ImageBatch]:
+        jobs = self.batches.iterate(self.start_step, self.steps)
+        self._stream = _stream(self._reader, jobs, self.workers, self.pin)
+        return self._stream
+
+    def close(self) -> None:
+        """End the worker processes of the last iteration."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+
+class ImageLoader:
+    """Iterates over the images of a source in order, un-augmented: for embedding and evaluation.
+
+    Yields (indices, pixels, skipped): the positions in the source of those that could be read, (b,) int64; their uint8
+    pixels (b, 3, S, S); and the others. b is the batch size but at the end and where images were skipped; it can be 0.
+
+    Args:
+        source: the images.
+        size: S, side in pixels.
+        crop: share of the resized shorter side that the centre crop keeps.
+        interpolation: "nearest", "bilinear", "bicubic" or "lanczos".
+        batch_size: images per batch.
+        workers: as for `Loader`.
+        start: position in the source to begin at.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        size: int,
+        crop: float,
+        interpolation: str,
+        batch_size: int,
+        workers: int | None = None,
+        start: int = 0,
+    ) -> None:
+        self.workers = choose_workers(source) if workers is None else workers
+        self._jobs = [range(i, min(i + batch_size, len(source))) for i in range(start, len(source), batch_size)]
+        self._reader = _CentreReader(source, size, crop, interpolation)
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, Tensor, Skipped]]:
+        return _stream(self._reader, self._jobs, self.workers, pin=False)
+
+
+def choose_workers(source: Source, world: int = 1) -> int:
+    """How many worker processes pay off.
+
+    None for small decoded images, which cost less to read than to send between processes; else one for each core but
+    one, at most 16, where the training processes of a machine share its cores.
+
+    Args:
+        source: what is to be read.
+        world: number of training processes; those on this machine are known under torchrun.
+    """
+    pixels = source.images.pixels if isinstance(source.images, ArrayImages) else None
+    if pixels is not None and max(pixels.shape[1:3]) <= SMALL:
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    return max(0, min(16, cores // local - 1))
+
+
+@dataclass
+class _ViewReader(Dataset[ImageBatch]):
+    """Turns the global batch of a step into this process' share of views."""
+
+    source: Source
+    share: slice
+    size: int
+    recipe: Recipe
+    seed: int
+    views: int
+    interpolation: str
+
+    def __getitem__(self, batch: Batch) -> ImageBatch:
+        index, anchor, view = batch.index[self.share], batch.anchor[self.share], batch.view[self.share]
+        ids = self.source.ids[index]
+        rows = np.stack([draw(self.seed, ids, self.views * view + i, self.recipe) for i in range(self.views)])
+        pixels = self._small(index, rows)
+        skipped: Skipped = []
+        if pixels is None:
+            pixels, readable, skipped = self._any(index, rows)
+            index, anchor, view, rows = index[readable], anchor[readable], view[readable], rows[:, readable]
+        return ImageBatch(
+            step=batch.step,
+            index=torch.from_numpy(index),
+            anchor=torch.from_numpy(anchor),
+            view=torch.from_numpy(view),
+            pixels=torch.from_numpy(pixels),
+            rows=torch.from_numpy(rows),
+            skipped=skipped,
+        )
+
+    def _small(self, index: np.ndarray, rows: np.ndarray) -> np.ndarray | None:
+        """The views of small decoded images, a batch at a time; None where that way cannot be taken."""
+        images = self.source.images
+        if (
+            not isinstance(images, ArrayImages)
+            or images.pixels is None
+            or not max(images.pixels.shape[1:3]) <= self.size <= SMALL
+            or self.interpolation != "bilinear"
+            or self.recipe.scale is None
+            or (images.unreadable and not images.unreadable.keys().isdisjoint(self.source.rows[index].tolist()))
+        ):
+            return None
+        whole = images.pixels[self.source.rows[index]]
+        views = np.empty((self.views, len(index), 3, self.size, self.size), dtype=np.uint8)
+        for i, view_rows in enumerate(rows):
+            views[i] = geometry_of_batch(whole, view_rows, self.size)
+        return views
+
+    def _any(self, index: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, Skipped]:
+        """The views of any images, read one after another: pixels, places of the readable ones, and the others."""
+        # In memory as PIL has them, channels last: taking a view over is then one plain copy.
+        views = np.empty((self.views, len(index), self.size, self.size, 3), np.uint8).transpose(0, 1, 4, 2, 3)
+        readable: list[int] = []
+        skipped: Skipped = []
+        for place, image_index in enumerate(index.tolist()):
+            try:
+                image = self.source.read(image_index)
+            except UnreadableImage as error:
+                skipped.append((self.source.name(image_index), str(error)))
+                continue
+            for i in range(self.views):
+                views[i, len(readable)] = geometry(image, rows[i, place], self.size, self.interpolation)
+            readable.append(place)
+        return views[:, : len(readable)], np.array(readable, dtype=np.int64), skipped
+
+
+@dataclass
+class _CentreReader(Dataset[tuple[np.ndarray, Tensor, Skipped]]):
+    """Turns a range of positions into pixels."""
+
+    source: Source
+    size: int
+    crop: float
+    interpolation: str
+
+    def __getitem__(self, positions: range) -> tuple[np.ndarray, Tensor, Skipped]:
+        pixels = np.empty((len(positions), self.size, self.size, 3), dtype=np.uint8)
+        readable: list[int] = []
+        skipped: Skipped = []
+        for position in positions:
+            try:
+                image = self.source.read(position)
+            except UnreadableImage as error:
+                skipped.append((self.source.name(position), str(error)))
+                continue
+            pixels[len(readable)] = np.asarray(centre(image, self.size, self.crop, self.interpolation))
+            readable.append(position)
+        images = torch.from_numpy(pixels[: len(readable)]).permute(0, 3, 1, 2).contiguous()
+        return np.array(readable, dtype=np.int64), images, skipped
+
+
+def _stream(reader: Dataset[Any], jobs: Iterable[Any], workers: int, pin: bool) -> Generator[Any]:
+    """The results of all jobs, in order, made by worker processes or, with none, one by one as they are asked for."""
+    jobs = iter(jobs)
+    if workers:
+        handed_out: deque[Any] = deque()
+
+        def drawn() -> Iterator[Any]:
+            for job in jobs:
+                handed_out.append(job)
+                yield job
+
+        loader = DataLoader(
+            reader,
+            batch_size=None,  # a job is a whole batch
+            sampler=drawn(),
+            num_workers=workers,
+            prefetch_factor=PREFETCH,
+            pin_memory=pin,
+            collate_fn=_as_it_is,
+            worker_init_fn=_leave_interrupts_to_the_parent,
+            generator=torch.Generator(),  # its own: drawing from the global one would change the training
+        )
+        try:
+            for result in loader:
+                handed_out.popleft()
+                yield result
+            return
+        except (RuntimeError, OSError, EOFError) as error:
+            if "in DataLoader worker process" in str(error):  # raised by the reader, not by the loss of a worker
+                raise
+            # A scheduler that stops a job may signal every process of it. The loop has to come far enough to write its
+            # checkpoint, so reading goes on here, with the same batches.
+            warnings.warn(f"The worker processes were lost ({error}). Reading goes on in this one.", stacklevel=2)
+        jobs = itertools.chain(handed_out, jobs)
+    for job in jobs:
+        result = reader[job]
+        yield result.pin_memory() if pin else result
+
+
+def _as_it_is(result: Any) -> Any:
+    return result
+
+
+def _leave_interrupts_to_the_parent(_: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the training process finishes its step and closes the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

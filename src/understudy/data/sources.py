@@ -1,0 +1,314 @@
+"""Where images come from: one spec string, one `Source`, whatever lies behind it.
+
+A source knows its images by number and holds no Python object per image: names are one Arrow array, pixels stay in
+their files until read. Labels are read from disk only when somebody asks for them, and training never does.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import glob
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import Image
+
+from understudy.artifacts import atomic, fingerprint
+from understudy.data.arrays import ArrayImages, digits
+from understudy.data.decode import EXTENSIONS
+from understudy.data.folders import FolderImages, scan
+from understudy.data.images import Images, Labels
+from understudy.data.parquet import ParquetImages, split_of
+from understudy.data.philox import SUBSET, permutation
+from understudy.data.published import TorchvisionImages
+from understudy.errors import ConfigError, DataError
+
+EVALUATION_SPLITS = ("val", "valid", "validation", "test")
+"""Names of the held-out half of a labelled root, in order of preference (ImageNet's public test half has no labels)."""
+
+
+class Source:
+    """Images by number, with names and, where they exist, labels.
+
+    Args:
+        spec: what was asked for.
+        images: the storage.
+        rows: (N,) int64, the storage's row of each image; all rows unless given.
+        ids: (N,) int64, the number that an image's views are drawn with; it stays with the image through `subset`. The
+            rows unless given.
+        fingerprint: changes when the set of images, their order or their content (by size and time) does.
+    """
+
+    def __init__(
+        self,
+        spec: str,
+        images: Images,
+        rows: np.ndarray | None = None,
+        ids: np.ndarray | None = None,
+        fingerprint: str | None = None,
+    ) -> None:
+        self.spec = spec
+        self.images = images
+        self.rows = np.arange(len(images), dtype=np.int64) if rows is None else rows
+        self.ids = self.rows if ids is None else ids
+        self.fingerprint = images.fingerprint if fingerprint is None else fingerprint
+
+    def __repr__(self) -> str:
+        return f"Source({self.spec!r}, {len(self)} images)"
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, i: int) -> Image.Image:
+        """Image `i` as RGB of 8 bits a channel.
+
+        Raises:
+            UnreadableImage: it cannot be read or decoded; the sentence names it.
+        """
+        return self.images.read(int(self.rows[i]))
+
+    def name(self, i: int) -> str:
+        """The name of image `i`: its path below the folder, or file and row."""
+        return str(self.images.names(self.rows[i : i + 1])[0])
+
+    @property
+    def names(self) -> pa.Array:
+        """All names, as an Arrow string array."""
+        return self.images.names(self.rows)
+
+    @functools.cached_property
+    def _labels(self) -> Labels | None:
+        found = self.images.labels()
+        return None if found is None else (found[0][self.rows], found[1])
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """(N,) int64 class numbers, or None when there are none. Read from disk at the first call."""
+        return None if self._labels is None else self._labels[0]
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """The names of the classes, by number, or None when there are no labels."""
+        return None if self._labels is None else self._labels[1]
+
+    def subset(self, indices: np.ndarray | Sequence[int]) -> Source:
+        """The source of these images, in this order; each keeps its id, so its views stay the same."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        ids = self.ids[chosen]
+        part = Source(self.spec, self.images, self.rows[chosen], ids, fingerprint(self.fingerprint, ids))
+        known: Labels | None = self.__dict__.get("_labels")
+        if known is not None:
+            part.__dict__["_labels"] = (known[0][chosen], known[1])
+        return part
+
+    def relabelled(self, labels: Labels) -> Source:
+        """The same images with these labels in place of the storage's own."""
+        other = copy.copy(self)
+        other.__dict__["_labels"] = labels
+        return other
+
+
+def open_source(spec: str | os.PathLike[str] | np.ndarray, *, limit: int | None = None) -> Source:
+    """Open a set of images.
+
+    Args:
+        spec: a folder of images at any depth (hidden names are passed over); a folder, file or glob of Hugging Face
+            image parquet; a `.npy` file or an array, uint8 (N, H, W, 3), (N, H, W) or (N, 3, H, W);
+            `torchvision:NAME` or `torchvision:NAME:SPLIT` below the folder in the environment variable UNDERSTUDY_DATA
+            (`data` unless set); `digits`, `digits:train`, `digits:test` (scikit-learn's, upscaled to 32 x 32 RGB, split
+            80 / 20).
+        limit: use only this many images, drawn at random by their place in the listing, always the same ones; the
+            first ones would all be of one class where folders are classes.
+
+    Raises:
+        DataError: nothing there, no images in it, or more than one way to read it.
+        ConfigError: a limit below 1.
+    """
+    if isinstance(spec, np.ndarray):
+        source = Source("array", ArrayImages(spec))
+    else:
+        spec = os.fspath(spec)
+        source = Source(spec, _images(spec))
+    if limit is None or limit >= len(source):
+        return source
+    if limit < 1:
+        raise ConfigError(f"A limit is at least 1 image; got {limit}.")
+    return source.subset(np.sort(permutation(0, SUBSET, 0, len(source))[:limit]))
+
+
+def _images(spec: str) -> Images:
+    kind, _, rest = spec.partition(":")
+    if kind == "digits":
+        return digits(rest)
+    if kind == "torchvision":
+        name, _, split = rest.partition(":")
+        return TorchvisionImages(name, os.environ.get("UNDERSTUDY_DATA", "data"), split or "train")
+    path = Path(spec).expanduser()
+    if any(mark in spec for mark in "*?[") and not path.exists():
+        files = sorted(Path(found) for found in glob.glob(str(path), recursive=True))
+        if not files or any(file.suffix != ".parquet" for file in files):
+            found = f"{files[0]} and {len(files) - 1} more" if files else "nothing"
+            raise DataError(f"The pattern {spec} must match parquet files only; it matches {found}.")
+        return ParquetImages(files)
+    if path.is_dir():
+        return _folder(path)
+    if not path.exists():
+        raise DataError(
+            f"The data {spec} does not exist. Give a folder of images, *.parquet, *.npy, torchvision:NAME, or digits."
+        )
+    if path.suffix == ".parquet":
+        return ParquetImages([path])
+    if path.suffix == ".npy":
+        return ArrayImages(path)
+    raise DataError(
+        f"{spec} is not a kind of data this version reads ('{path.suffix}'). Give a folder of images, *.parquet, "
+        "*.npy, torchvision:NAME, or digits; unpack an archive into a folder first."
+    )
+
+
+def _folder(root: Path) -> Images:
+    """A folder of images, or of parquet files when it holds those and no images."""
+    names, sizes, times, parquet, others = scan(root)
+    if names:
+        return FolderImages(root, names, sizes, times)
+    splits = {split_of(name) for name in parquet}
+    if len(splits) > 1:
+        counts = ", ".join(
+            f"{split or 'other'}: {sum(split_of(p) == split for p in parquet)}" for split in sorted(splits)
+        )
+        raise DataError(
+            f"{root} holds parquet files of several splits ({counts}). Name the one to use, e.g. {root / parquet[0]}."
+        )
+    if parquet:
+        return ParquetImages([root / name for name in parquet])
+    raise DataError(
+        f"There are no images in {root}: {others} other files, none ending in {', '.join(sorted(EXTENSIONS)[:6])}, ... "
+        "or .parquet. Check the path."
+    )
+
+
+def open_evaluation(spec: str | os.PathLike[str]) -> tuple[Source, Source]:
+    """Open labelled images to evaluate on.
+
+    Args:
+        spec: a root with `train` and one of `val`, `valid`, `validation`, `test` (folders of class folders, or parquet
+            files named so); `digits`; `torchvision:NAME`; or two specs separated by a comma.
+
+    Returns:
+        The training and the test half, their class numbers meaning the same: those of the training half.
+
+    Raises:
+        DataError: a half is missing, has no labels, or the test half has a class that the training half lacks.
+    """
+    spec = os.fspath(spec)
+    parts = [spec] if Path(spec).exists() else [part.strip() for part in spec.split(",")]
+    if len(parts) == 2:
+        first, second = parts
+    elif len(parts) != 1:
+        raise DataError(
+            f"Evaluation data is one labelled root or two specs 'TRAIN,TEST'; got {len(parts)} in '{spec}'."
+        )
+    elif spec == "digits" or (spec.startswith("torchvision:") and spec.count(":") == 1):
+        first, second = f"{spec}:train", f"{spec}:test"
+    else:
+        return _agreeing(*_halves(spec), spec)
+    return _agreeing(open_source(first), open_source(second), spec)
+
+
+def _halves(spec: str) -> tuple[Source, Source]:
+    root = Path(spec).expanduser()
+    if not root.is_dir():
+        raise DataError(
+            f"The evaluation data {spec} is not a folder. Give a labelled root with train and val or test, or two "
+            "specs separated by a comma."
+        )
+    held_out = next((name for name in EVALUATION_SPLITS if (root / name).is_dir()), None)
+    if (root / "train").is_dir() and held_out is not None:
+        return open_source(root / "train"), open_source(root / held_out)
+    parquet = scan(root)[3]
+    by_split: dict[str, list[Path]] = {}
+    for name in parquet:
+        by_split.setdefault(split_of(name), []).append(root / name)
+    held_out = next((name for name in EVALUATION_SPLITS if name in by_split), None)
+    if "train" in by_split and held_out is not None:
+        first, second = (ParquetImages(by_split[name]) for name in ("train", held_out))
+        return Source(f"{spec}/train", first), Source(f"{spec}/{held_out}", second)
+    inside = ", ".join(sorted(os.listdir(root))[:8]) or "nothing"
+    raise DataError(
+        f"{spec} is not a labelled root: it needs train and one of {', '.join(EVALUATION_SPLITS)} (folders of class "
+        f"folders, or parquet files so named), and holds {inside}. Give such a root, or two specs separated by a comma."
+    )
+
+
+def _agreeing(train: Source, test: Source, spec: str) -> tuple[Source, Source]:
+    """Both halves with the class numbers of the training half."""
+    for title, half in (("training", train), ("test", test)):
+        if half.labels is None:
+            raise DataError(
+                f"The {title} half {half.spec} of the evaluation data {spec} has no labels. Classes come from folders "
+                "(CLASS/IMAGE), from a parquet column called label, or from the data set itself."
+            )
+    known, names = train.class_names, test.class_names
+    assert known is not None
+    assert names is not None
+    if known == names:
+        return train, test
+    assert test.labels is not None
+    used = {names[number] for number in np.unique(test.labels).tolist()}
+    unknown = sorted(used - set(known))
+    if unknown:
+        raise DataError(
+            f"{len(unknown)} of {len(used)} test classes are not among the {len(known)} training classes of {spec}, "
+            f"e.g. '{unknown[0]}'. Training classes: {', '.join(known[:8])}, ..."
+        )
+    place = {name: number for number, name in enumerate(known)}
+    renumber = np.array([place.get(name, -1) for name in names], dtype=np.int64)
+    return train, test.relabelled((renumber[test.labels], known))
+
+
+def write_listing(path: str | os.PathLike[str], source: Source) -> None:
+    """Write which image stands in which row, columns id and name; labels stay where they are."""
+    table = pa.table({"id": pa.array(source.ids), "name": source.names})
+    table = table.replace_schema_metadata({"spec": source.spec, "fingerprint": source.fingerprint})
+    with atomic(path) as temporary:
+        pq.write_table(table, temporary)
+
+
+def read_listing(path: str | os.PathLike[str], source: Source | str | os.PathLike[str]) -> Source:
+    """The images of a listing, in its order.
+
+    Args:
+        path: what `write_listing` wrote.
+        source: the source that the listing was taken from, or its spec.
+
+    Raises:
+        DataError: the listing cannot be read, or the source no longer has these images under these numbers.
+    """
+    if not isinstance(source, Source):
+        source = open_source(source)
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"The listing {path} cannot be read ({error}). Embed the images again.") from None
+    ids = table.column("id").to_numpy()
+    order = np.argsort(source.ids, kind="stable")
+    place = np.searchsorted(source.ids, ids, sorter=order)
+    known = place < len(order)
+    indices = order[np.where(known, place, 0)]
+    chosen = source.subset(indices)
+    if not (known.all() and (chosen.ids == ids).all() and _same_names(chosen.names, table.column("name"))):
+        raise DataError(
+            f"{path} lists {len(ids)} images that {source.spec} no longer has under the same names and numbers (it has "
+            f"{len(source)}). Embed the images again."
+        )
+    return chosen
+
+
+def _same_names(names: pa.Array, listed: pa.ChunkedArray) -> bool:
+    return bool(pc.all(pc.equal(names, listed.combine_chunks().cast(names.type))).as_py())

@@ -1,0 +1,282 @@
+"""The story on one page: images and a teacher become a student, one call per arrow.
+
+    images --open_source--> source --embed--> store --build_graph--> graph --train--> run
+    run --evaluate_run--> evaluation.json --write_report--> report.html
+
+Every stage whose result is fresh is skipped, so a second call recomputes nothing, and a killed one goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from understudy.artifacts import Run, fingerprint
+from understudy.config import resolve, setting
+from understudy.errors import ConfigError
+from understudy.evaluate.settings import EvaluationSettings
+from understudy.train.settings import TrainSettings
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from understudy.artifacts import Store
+    from understudy.data.sources import Source
+    from understudy.models.student import Student
+    from understudy.models.teacher import Teacher
+    from understudy.train.distributed import Processes
+    from understudy.train.signals import Probe
+
+PROBE_IMAGES, BANK_IMAGES = 512, 2048
+"""Held-out images and labelled training images behind the live signals: small enough to cost seconds a run."""
+
+
+@dataclass(frozen=True)
+class RunSettings(TrainSettings):
+    """A whole run: training and evaluation."""
+
+    evaluation: EvaluationSettings = setting(EvaluationSettings)
+
+
+class Stopped(Exception):
+    """Training was asked to stop and left a checkpoint; the same call goes on from there."""
+
+
+def distill(
+    *, data: Any, teacher: str, student: str, out: str | os.PathLike[str] | None = None, quiet: bool = False,
+    **overrides: Any,
+) -> Run:  # fmt: skip
+    """Distil a teacher into a student, evaluate it and write the report: `understudy run` as a function.
+
+    Args:
+        data: training images, a data spec (folder, *.parquet, *.npy, torchvision:NAME, digits). Labels are not read.
+        teacher: model spec with weights, e.g. "timm:vit_base_patch16_224", "onnx:teacher.onnx", "run:FOLDER".
+        student: model spec, e.g. "timm:resnet18", "small:resnet8".
+        out: run folder; `runs/METHOD-STUDENT-HASH` unless given.
+        quiet: print nothing.
+        **overrides: any setting of `understudy run --help`; inner ones as `method={"name": "coss", "weight": 0.5}`,
+            `neighbours={"k": 0}` or `**{"optimiser.lr": 0.001}`.
+
+    Returns:
+        The finished run: `.path`, `.student`, `.evaluation`, `.report_path`; `load_student(run.path)` gives the model.
+
+    Raises:
+        UnderstudyError: anything a user can do wrong, in a sentence.
+        Stopped: SIGTERM or SIGINT arrived; a checkpoint was written.
+    """
+    given = {"data": os.fspath(data), "teacher": teacher, "student": student, **overrides}
+    if out is not None:
+        given["out"] = os.fspath(out)
+    return run(resolve(RunSettings, given), quiet=quiet)
+
+
+def run(settings: RunSettings, *, quiet: bool = False) -> Run:
+    """Embed, graph, train, evaluate, report.
+
+    Args:
+        settings: the whole run.
+        quiet: print nothing.
+
+    Raises:
+        Stopped: training was asked to stop and left a checkpoint.
+    """
+    finished = train_stage(settings, quiet=quiet)
+    if finished is None:
+        raise Stopped
+    evaluate_stage(finished, settings, quiet=quiet)
+    report_stage([finished], quiet=quiet)
+    return finished
+
+
+def train_stage(settings: RunSettings, *, quiet: bool = False) -> Run | None:
+    """Everything up to the finished student; None when asked to stop.
+
+    Missing embeddings and graph are made first, from the same store that any other run of this teacher uses.
+    """
+    from understudy.losses import LOSSES, settings_of
+    from understudy.models.teacher import build_teacher
+    from understudy.train.distributed import join
+    from understudy.train.log import say
+    from understudy.train.loop import train
+
+    settings_of(settings.method["name"])  # an unknown method is refused before anything is computed
+    method = LOSSES[settings.method["name"]]
+    settings = settle(settings, needs_teacher=method.needs_teacher)
+    folder = Run(settings.out or Path("runs") / run_id(settings))
+    processes = join(settings.device)
+    quiet = quiet or not processes.main
+
+    source, held_out = training_images(settings)
+    teacher = None
+    if method.needs_teacher and settings.teacher is not None:
+        teacher = build_teacher(settings.teacher, mean=settings.teacher_mean, std=settings.teacher_std)
+        teacher = teacher.to(processes.device)
+        if not quiet:
+            say(f"teacher: {teacher.spec}, D = {teacher.width}; {teacher.weights}")
+    rows, graph = source, None
+    if teacher is not None and settings.neighbours.k:
+        store = on_main_first(processes, lambda: embed_stage(settings, teacher, source, processes, quiet=quiet))
+        rows = open_rows_of(store, source)
+        graph = on_main_first(processes, lambda: graph_stage(settings, store, processes, quiet=quiet))
+    rows = decoded_images(settings, rows, processes)
+    probe = probe_of(settings, teacher, held_out, processes) if processes.main and not folder.trained else None
+    done = train(
+        settings, folder, rows, teacher=teacher, graph=graph, processes=processes, probe=probe, quiet=quiet
+    )  # fmt: skip
+    return folder if done else None
+
+
+def embed_stage(
+    settings: TrainSettings, teacher: Teacher, source: Source, processes: Processes, *, quiet: bool = False
+) -> Store:
+    """Images to teacher embeddings, once per teacher, preprocessing and listing."""
+    from understudy.embed.embedding import embed
+    from understudy.train.log import StageProgress
+
+    with StageProgress("embed", quiet) as progress:
+        return embed(
+            teacher, source, settings.store, device=processes.device, workers=settings.workers, progress=progress
+        )
+
+
+def graph_stage(settings: TrainSettings, store: Store, processes: Processes, *, quiet: bool = False) -> np.ndarray:
+    """Teacher embeddings to the neighbour graph, kept in the store."""
+    from understudy.neighbours.graph import build_graph
+    from understudy.train.log import StageProgress
+
+    with StageProgress("graph", quiet) as progress:
+        return build_graph(store, settings.neighbours, device=str(processes.device), progress=progress)
+
+
+def evaluate_stage(folder: Run, settings: RunSettings, *, quiet: bool = False) -> dict[str, Any]:
+    """The finished student and its teacher to evaluation.json."""
+    from understudy.evaluate.run import evaluate_run
+    from understudy.train.distributed import join
+    from understudy.train.log import StageProgress
+
+    processes = join(settings.device)
+    if not processes.main:
+        return {}
+    _, held_out = training_images(settings)
+    evaluation = dataclasses.replace(settings.evaluation, eval_data=settings.eval_data)
+    with StageProgress("evaluate", quiet) as progress:
+        return evaluate_run(
+            folder, evaluation, device=processes.device, store_root=settings.store, workers=settings.workers,
+            held_out=held_out, progress=progress,
+        )  # fmt: skip
+
+
+def report_stage(folders: list[Run], out: Path | None = None, *, quiet: bool = False) -> Path:
+    """Run folders to one page."""
+    from understudy.report.page import write_report
+    from understudy.train.log import say
+
+    path = write_report(folders, out or folders[0].report_path)
+    if not quiet:
+        say(f"report: {path}")
+    return path
+
+
+def settle(settings: RunSettings, *, needs_teacher: bool) -> RunSettings:
+    """The settings that follow from the method: without a teacher there are no neighbours to draw.
+
+    Raises:
+        ConfigError: a teacher is needed and not given, or neighbours are asked for without one.
+    """
+    name = settings.method["name"]
+    if needs_teacher:
+        if settings.teacher is None:
+            raise ConfigError(f"Method '{name}' distils a teacher and none was given. Add --teacher SPEC.")
+        k = 15 if settings.neighbours.k is None else settings.neighbours.k
+    else:
+        if settings.neighbours.k:
+            raise ConfigError(f"Method '{name}' has no teacher, so no neighbours: leave out --neighbours.k.")
+        k = 0
+    return dataclasses.replace(settings, neighbours=dataclasses.replace(settings.neighbours, k=k))
+
+
+def run_id(settings: TrainSettings) -> str:
+    """The folder name of a run: method, student, and a hash of all that decides the weights."""
+    student = re.sub(r"[^A-Za-z0-9]+", "-", settings.student.split("@")[0]).strip("-")
+    return f"{settings.method['name']}-{student}-{fingerprint(settings.binding(), settings.eval_data)[:8]}"
+
+
+def training_images(settings: TrainSettings) -> tuple[Source, Source | None]:
+    """The images to train on, and those held out of training for the signals when there is no eval data."""
+    import numpy as np
+
+    from understudy.data.sources import open_source
+
+    source = open_source(settings.data, limit=settings.limit)
+    count = min(settings.holdout, len(source) // 10)
+    if settings.eval_data is not None or count == 0:
+        return source, None
+    order = np.random.Generator(np.random.Philox(key=[settings.seed, 0x0DD])).permutation(len(source))
+    return source.subset(np.sort(order[count:])), source.subset(np.sort(order[:count]))
+
+
+def open_rows_of(store: Store, source: Source) -> Source:
+    """The images behind the rows of a store: the source without what could not be read."""
+    from understudy.embed.embedding import open_rows
+
+    return open_rows(store, source)
+
+
+def decoded_images(settings: TrainSettings, source: Source, processes: Processes) -> Source:
+    """The source behind a uint8 memory map when its images are small, decoded once beside the stores."""
+    from understudy.data.pixels import decoded
+
+    return on_main_first(processes, lambda: decoded(source, Path(settings.store) / "pixels"))
+
+
+def probe_of(
+    settings: TrainSettings, teacher: Teacher | None, held_out: Source | None, processes: Processes
+) -> Probe | None:
+    """The held-out slice behind the live signals, decoded and embedded once."""
+    import numpy as np
+    import torch
+
+    from understudy.data.loader import ImageLoader
+    from understudy.data.sources import open_evaluation
+    from understudy.models.backbones import build_backbone
+    from understudy.train.signals import Probe
+
+    if settings.probes == 0 or (held_out is None and settings.eval_data is None):
+        return None
+    if settings.eval_data is not None:
+        bank_source, held_out = open_evaluation(settings.eval_data)
+    else:
+        bank_source = None
+    assert held_out is not None
+    contract = build_backbone(settings.student, pretrained=False, image_size=settings.image_size).contract
+    size = max(contract.size, teacher.contract.size if teacher is not None else 0)
+
+    def slice_of(source: Source, count: int) -> tuple[torch.Tensor, np.ndarray | None, np.ndarray | None]:
+        generator = np.random.Generator(np.random.Philox(key=[settings.seed, 0x51]))
+        source = source.subset(np.sort(generator.permutation(len(source))[:count]))
+        loader = ImageLoader(source, size=size, crop=contract.crop, interpolation=contract.interpolation, batch_size=64, workers=0)
+        parts = [(indices, pixels) for indices, pixels, _ in loader]
+        pixels = torch.cat([part[1] for part in parts])
+        kept = np.concatenate([part[0] for part in parts])
+        embeddings = None
+        if teacher is not None:
+            images = (chunk.to(processes.device).float() / 255 for chunk in pixels.split(64))
+            embeddings = torch.cat([teacher(image).float().cpu() for image in images]).numpy()
+        return pixels, embeddings, None if source.labels is None else source.labels[kept]
+
+    pixels, embeddings, labels = slice_of(held_out, PROBE_IMAGES)
+    if bank_source is None or labels is None:
+        return Probe(pixels, embeddings)
+    return Probe(pixels, embeddings, labels, *slice_of(bank_source, BANK_IMAGES))
+
+
+def on_main_first(processes: Processes, stage: Any) -> Any:
+    """Let rank 0 make what the others then find ready."""
+    if processes.main:
+        result = stage()
+    processes.barrier()
+    return result if processes.main else stage()

@@ -1,0 +1,270 @@
+"""The loader: the same batches whoever reads them, nothing lost without a word."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from understudy.data.batches import NeighbourBatches
+from understudy.data.loader import ImageBatch, ImageLoader, Loader, choose_workers
+from understudy.data.pixels import PixelMap, decoded
+from understudy.data.sources import Source, open_source
+from understudy.data.views import RECIPES, centre, draw, geometry
+from understudy.errors import ConfigError
+
+MOCO = RECIPES["moco-v2"]
+
+
+def noise(count: int, height: int = 32, width: int = 32) -> np.ndarray:
+    return np.random.default_rng(count).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Source:
+    """Twenty photographs of many sizes."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for i in range(20):
+        Image.fromarray(noise(1, *rng.integers(20, 90, 2))[0]).save(tmp_path / "images" / f"{i:02d}.png")
+    return open_source(tmp_path / "images")
+
+
+def ring(images: int, width: int = 5) -> np.ndarray:
+    return ((np.arange(images)[:, None] + 1 + np.arange(width)) % images).astype(np.int32)
+
+
+def loader_of(source: Source, **options: object) -> Loader:
+    batches = NeighbourBatches(len(source), 8, k=3, n=5, seed=1, graph=ring(len(source)), steps=7)
+    defaults = {"size": 24, "recipe": MOCO, "seed": 3, "workers": 0}
+    return Loader(source, batches, **{**defaults, **options})
+
+
+def equal(one: ImageBatch, other: ImageBatch) -> bool:
+    names = ("index", "anchor", "view", "pixels", "rows")
+    return (
+        one.step == other.step
+        and one.skipped == other.skipped
+        and all(torch.equal(getattr(one, name), getattr(other, name)) for name in names)
+    )
+
+
+def all_equal(first: Iterator[ImageBatch] | Loader, second: Iterator[ImageBatch] | Loader) -> bool:
+    return all(equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_a_batch_is_what_its_numbers_say(folder: Source):
+    part = folder.subset(np.arange(19, 3, -1))
+    batches = list(loader_of(part, views_per_image=2))
+    assert [batch.step for batch in batches] == list(range(7))
+    for batch in batches:
+        assert batch.pixels.shape == (2, 8, 3, 24, 24)
+        assert batch.pixels.dtype == torch.uint8
+        assert batch.rows.shape == (2, 8, 31)
+        assert batch.anchor.tolist() == [0] * 4 + [1] * 4
+        for j, (index, view) in enumerate(zip(batch.index.tolist(), batch.view.tolist(), strict=True)):
+            for v in range(2):
+                # The image's id, not its place in this subset, decides its views.
+                row = draw(3, np.array([19 - index]), np.array([2 * view + v]), MOCO)[0]
+                assert (batch.rows[v, j].numpy() == row).all()
+                assert (batch.pixels[v, j].numpy() == geometry(part.read(index), row, 24)).all()
+
+
+def test_an_image_seen_again_is_another_view(folder: Source):
+    views = {}
+    for batch in loader_of(folder):
+        for j, (index, view) in enumerate(zip(batch.index.tolist(), batch.view.tolist(), strict=True)):
+            assert (index, view) not in views
+            views[index, view] = batch.pixels[0, j]
+    assert max(view for _, view in views) > 0
+
+
+@pytest.mark.parametrize("kind", ["folder", "array"])
+def test_any_number_of_workers_makes_the_same_batches(folder: Source, kind: str):
+    source = folder if kind == "folder" else open_source(noise(20))
+    state = torch.get_rng_state()
+    here = list(loader_of(source, size=32))
+    for workers in (1, 2):
+        loader = loader_of(source, size=32, workers=workers)
+        assert all_equal(loader, iter(here))
+        loader.close()
+    assert torch.equal(torch.get_rng_state(), state)  # reading draws nothing that training would miss
+
+
+def test_resuming(folder: Source):
+    wanted = list(loader_of(folder))
+    assert all_equal(loader_of(folder, start_step=4), iter(wanted[4:]))
+    assert all_equal(loader_of(folder, start_step=2, steps=5), iter(wanted[2:5]))
+    assert list(loader_of(folder, start_step=7)) == []
+
+
+def test_processes_share_a_batch_by_whole_bags(folder: Source):
+    for whole, *parts in zip(*(loader_of(folder, rank=r, world=w) for r, w in ((0, 1), (0, 2), (1, 2))), strict=True):
+        for name in ("index", "anchor", "view"):
+            assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts]))
+        assert torch.equal(whole.pixels, torch.cat([part.pixels for part in parts], dim=1))
+        assert parts[1].anchor.tolist() == [1] * 4
+    with pytest.raises(ConfigError, match=r"2 bags of 4 images .* 3 processes.*multiple of 12"):
+        loader_of(folder, rank=0, world=3)
+
+
+def test_decoded_pixels_give_the_same_batches(tmp_path: Path):
+    """The fast path, a whole batch at a time, against PIL, image by image."""
+    (tmp_path / "images").mkdir()
+    for i, image in enumerate(noise(20)):
+        Image.fromarray(image).save(tmp_path / "images" / f"{i:02d}.png")
+    slow = open_source(tmp_path / "images")
+    fast = decoded(slow, tmp_path / "store")
+    assert isinstance(fast.images, PixelMap)
+    for options in (
+        {"size": 32},
+        {"size": 48, "views_per_image": 2},
+        {"size": 16},
+        {"size": 32, "interpolation": "bicubic"},
+    ):
+        assert all_equal(loader_of(fast, **options), loader_of(slow, **options))
+    for name in ("weak", "none"):
+        assert all_equal(loader_of(fast, recipe=RECIPES[name]), loader_of(slow, recipe=RECIPES[name]))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("small", [False, True])
+def test_unreadable_images_are_skipped_and_reported(folder: Source, tmp_path: Path, workers: int, small: bool):
+    root = Path(folder.spec)
+    if small:
+        for i, image in enumerate(noise(20)):
+            Image.fromarray(image).save(root / f"{i:02d}.png")
+    clean = list(loader_of(open_source(root), size=32))
+    (root / "05.png").write_text("a text")
+    (root / "11.png").write_bytes(b"")
+    source = open_source(root)
+    if small:
+        source = decoded(source, tmp_path / "store")
+        assert isinstance(source.images, PixelMap)
+    loader, seen = loader_of(source, size=32, workers=workers), set()
+    for batch, whole in zip(loader, clean, strict=True):
+        kept = [j for j, index in enumerate(whole.index.tolist()) if index not in (5, 11)]
+        for name in ("index", "anchor", "view"):
+            assert torch.equal(getattr(batch, name), getattr(whole, name)[kept])
+        assert torch.equal(batch.pixels, whole.pixels[:, kept])
+        assert torch.equal(batch.rows, whole.rows[:, kept])
+        assert len(batch.skipped) == 8 - len(kept)
+        seen |= {(name, reason.rsplit("/", 1)[-1]) for name, reason in batch.skipped}
+    assert seen == {("05.png", "05.png is not an image in a known format."), ("11.png", "11.png is empty (0 bytes).")}
+
+
+def test_a_batch_without_a_readable_image_is_empty(tmp_path: Path):
+    for i in range(8):
+        (tmp_path / f"{i}.jpg").write_bytes(b"")
+    source = open_source(tmp_path)
+    batch = next(iter(Loader(source, NeighbourBatches(8, 8), size=16, recipe=MOCO, seed=0, workers=0)))
+    assert batch.pixels.shape == (1, 0, 3, 16, 16)
+    assert len(batch.index) == 0
+    assert len(batch.skipped) == 8
+    (indices, pixels, skipped), *more = ImageLoader(
+        source, size=16, crop=1.0, interpolation="bilinear", batch_size=8, workers=0
+    )
+    assert (len(indices), tuple(pixels.shape), len(skipped), more) == (0, (0, 3, 16, 16), 8, [])
+
+
+def test_training_never_reads_labels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    for i, image in enumerate(noise(20)):
+        path = tmp_path / "images" / ("cat", "dog")[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    source = open_source(tmp_path / "images")
+    assert source.labels is not None
+    monkeypatch.setattr("understudy.data.folders.FolderImages.labels", lambda _: pytest.fail("labels were read"))
+    source = open_source(tmp_path / "images", limit=16)
+    fast = decoded(source, tmp_path / "store")
+    assert len(list(loader_of(fast, size=32))) == 7
+    with pytest.raises(pytest.fail.Exception, match="labels were read"):
+        _ = fast.labels
+
+
+def test_reading_goes_on_when_the_workers_are_stopped(folder: Source):
+    """A scheduler may send SIGTERM to every process of a job; the loop still has to reach its checkpoint."""
+    wanted = list(loader_of(folder))
+    loader = loader_of(folder, workers=1)
+    stream = iter(loader)
+    found = [next(stream)]
+    for worker in multiprocessing.active_children():
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGTERM)
+    with pytest.warns(UserWarning, match="worker processes were lost.*Reading goes on in this one"):
+        found.extend(stream)
+    assert all_equal(iter(found), iter(wanted))
+
+
+def test_closing_ends_the_workers(folder: Source):
+    loader = loader_of(folder, workers=2)
+    next(iter(loader))
+    assert len(multiprocessing.active_children()) == 2
+    loader.close()
+    for worker in multiprocessing.active_children():
+        worker.join(10)
+    assert multiprocessing.active_children() == []
+
+
+def test_workers_are_chosen_by_source_and_cores(folder: Source, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert choose_workers(open_source(noise(4))) == 0
+    assert choose_workers(open_source(noise(4, 80, 80))) == 7
+    assert choose_workers(folder) == 7
+    assert choose_workers(folder, world=4) == 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # 4 processes on two machines
+    assert choose_workers(folder, world=4) == 3
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    assert choose_workers(folder) == 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_in_order_for_embedding(folder: Source, workers: int):
+    Path(folder.spec, "03.png").write_bytes(b"")
+    source = open_source(folder.spec)
+    options = {"size": 24, "crop": 0.875, "interpolation": "bicubic", "batch_size": 6, "workers": workers}
+    loader = ImageLoader(source, **options)
+    assert len(loader) == 4
+    parts = list(loader)
+    assert [indices.tolist() for indices, _, _ in parts] == [
+        [0, 1, 2, 4, 5],
+        list(range(6, 12)),
+        list(range(12, 18)),
+        [18, 19],
+    ]
+    assert [len(skipped) for _, _, skipped in parts] == [1, 0, 0, 0]
+    assert parts[0][2][0][0] == "03.png"
+    for indices, pixels, _ in parts:
+        assert pixels.is_contiguous()
+        for i, image in zip(indices.tolist(), pixels, strict=True):
+            wanted = np.asarray(centre(source.read(i), 24, 0.875, "bicubic")).transpose(2, 0, 1)
+            assert (image.numpy() == wanted).all()
+    later = [indices.tolist() for indices, _, _ in ImageLoader(source, start=8, **options)]
+    assert later == [list(range(8, 14)), list(range(14, 20))]
+
+
+def test_real_photographs(shared: Path):
+    source = open_source(shared / "data" / "imagenette" / "train", limit=32)
+    batches = NeighbourBatches(32, 16, steps=2)
+    loader = Loader(source, batches, size=64, recipe=MOCO, seed=0, workers=1)
+    found = list(loader)
+    assert [tuple(batch.pixels.shape) for batch in found] == [(1, 16, 3, 64, 64)] * 2
+    assert not any(batch.skipped for batch in found)
+    assert sorted(torch.cat([batch.index for batch in found]).tolist()) == list(range(32))
+
+
+def test_an_error_of_the_reader_is_not_mistaken_for_a_lost_worker(folder: Source, monkeypatch: pytest.MonkeyPatch):
+    def broken(*_: object) -> None:
+        raise OSError("a broken disk")
+
+    monkeypatch.setattr("understudy.data.folders.FolderImages.read", broken)
+    with pytest.raises(OSError, match="a broken disk"):
+        next(iter(loader_of(folder, workers=1)))
