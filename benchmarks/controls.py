@@ -66,7 +66,9 @@ def main() -> None:
 
     teacher = runs["CoSS"][0]["teacher"]
     print(f"\nteacher: 10-NN {teacher['knn']['top1@10']:.2f}, linear {teacher['linear']['top1']:.2f}")
-    print(f"{options.images:,} images, {options.passes:g} passes, student {options.student}, n = {options.seeds} seeds\n")
+    print(
+        f"{options.images:,} images, {options.passes:g} passes, student {options.student}, n = {options.seeds} seeds\n"
+    )
     print("| method | " + " | ".join(title for *_, title in COLUMNS) + " | train s |")
     print("|---|" + "---|" * (len(COLUMNS) + 1))
     for name, found in runs.items():

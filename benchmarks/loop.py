@@ -2,8 +2,8 @@
 
     python benchmarks/loop.py
 
-Both sides run in this process, in turn, several rounds: the real loop (`train`: decoding, views, teacher, student, loss,
-optimiser, log) over real images, and teacher forward + student forward + backward on tensors made beforehand, with
+Both sides run in this process, in turn, several rounds: the real loop (`train`: decoding, views, teacher,
+student, loss, optimiser, log) over real images, and teacher forward + student forward + backward on tensors made beforehand, with
 neither data nor optimiser. Prints images/s of each round and the median ratio loop / bare; 1 would be no overhead.
 """
 
@@ -53,7 +53,10 @@ def main() -> None:
             bare = bare_rate(teacher, options)
             loop = loop_rate(teacher, source, options, Path(folder) / str(number))
             ratios.append(loop / bare)
-            print(f"round {number}: bare {bare:,.0f} images/s, loop {loop:,.0f} images/s, ratio {loop / bare:.3f}", flush=True)
+            print(
+                f"round {number}: bare {bare:,.0f} images/s, loop {loop:,.0f} images/s, ratio {loop / bare:.3f}",
+                flush=True,
+            )
     print(f"median ratio loop / bare: {statistics.median(ratios):.3f} (min {min(ratios):.3f}, max {max(ratios):.3f})")
 
 
@@ -87,7 +90,9 @@ def loop_rate(teacher: torch.nn.Module, source: object, options: argparse.Namesp
         needs_teacher=True,
     )  # fmt: skip
     run = Run(out)
-    train(settings, run, source, teacher=teacher, graph=None, processes=Processes(0, 1, torch.device("cpu")), quiet=True)
+    train(
+        settings, run, source, teacher=teacher, graph=None, processes=Processes(0, 1, torch.device("cpu")), quiet=True
+    )
     rows = [row for row in run.metrics() if row["kind"] == "step"]
     first, last = rows[0], rows[-1]
     return (last["step"] - first["step"]) * options.batch_size / (last["time"] - first["time"])

@@ -68,6 +68,6 @@ def test_wrong_settings_get_a_sentence():
 
 
 def test_verdicts_are_plain():
-    assert "collapsed" in verdict({"spread": 0.001, "knn_relative": 90.0})
+    assert "collapsed" in verdict({"spread": 0.00001, "knn_relative": 90.0})
     assert "97.5 % of the teacher's kNN" in verdict({"spread": 0.4, "knn_relative": 97.5})
     assert "12.0 % of the 10 nearest" in verdict({"spread": 0.4, "overlap@10": 12.0})

@@ -65,7 +65,18 @@ def workplace(tmp_path_factory):
 
 
 def command(workplace: Path, out: str, *more: str) -> list[str]:
-    given = [*TINY, "--teacher", "python:thumbnail:Thumbnail", "--store", "store", "--passes", "12", "--out", out, *more]
+    given = [
+        *TINY,
+        "--teacher",
+        "python:thumbnail:Thumbnail",
+        "--store",
+        "store",
+        "--passes",
+        "12",
+        "--out",
+        out,
+        *more,
+    ]
     return [sys.executable, "-m", "understudy", "train", *given]
 
 
@@ -155,7 +166,18 @@ def test_the_files_of_a_run_say_what_was_done(workplace, undisturbed):
 
 
 def test_two_processes_train_the_weights_of_one(workplace):
-    more = ("--student", "python:thumbnail:no_norm", "--neighbours.k", "3", "--probes", "0", "--optimiser.name", "sgd", "--optimiser.lr", "0.5")
+    more = (
+        "--student",
+        "python:thumbnail:no_norm",
+        "--neighbours.k",
+        "3",
+        "--probes",
+        "0",
+        "--optimiser.name",
+        "sgd",
+        "--optimiser.lr",
+        "0.5",
+    )
     train(workplace, "one", *more)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     arguments = command(workplace, "two", *more)[2:]
@@ -200,5 +222,9 @@ def test_the_api_trains_evaluates_and_reports(workplace, monkeypatch):
     assert "weight = 0.5" in run.config_path.read_text()
     with pytest.raises(TrainingError, match="begun with other settings"):
         understudy.distill(
-            data="digits:train", teacher="python:thumbnail:Thumbnail", student="small:resnet8x0.25", out="api", quiet=True
+            data="digits:train",
+            teacher="python:thumbnail:Thumbnail",
+            student="small:resnet8x0.25",
+            out="api",
+            quiet=True,
         )

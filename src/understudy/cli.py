@@ -116,7 +116,8 @@ def add_settings(parser: argparse.ArgumentParser, cls: type, skip: Sequence[str]
         if field.metadata.get("open"):
             listed = (f"{method}: {', '.join(keys) or 'none'}" for method, keys in METHOD_SETTINGS.items())
             text += f" {'; '.join(listed)}."
-            text += f" [{field.default_factory()['name']}]"  # type: ignore[misc]
+            if field.default_factory is not dataclasses.MISSING:
+                text += f" [{field.default_factory()['name']}]"
         elif field.default not in (None, dataclasses.MISSING):
             shown = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
             text += f" [{shown}]"
@@ -183,11 +184,15 @@ def _pretrain_flags(parser: argparse.ArgumentParser) -> None:
     from understudy.pipeline import RunSettings
 
     _config_flag(parser)
-    parser.add_argument("--model", required=True, metavar="SPEC", help="What to train, e.g. small:resnet20 or timm:resnet18.")
+    parser.add_argument(
+        "--model", required=True, metavar="SPEC", help="What to train, e.g. small:resnet20 or timm:resnet18."
+    )
     skip = ("student", "teacher", "teacher_mean", "teacher_std", "method", "evaluation.eval_data", "head")
     neighbours = tuple(f"neighbours.{name}" for name in ("k", "n", "index", "memory_mb"))
     add_settings(parser, RunSettings, skip=skip + neighbours)
-    parser.add_argument("--method", default="moco", help="A method without a teacher; moco: temperature, queue, momentum. [moco]")
+    parser.add_argument(
+        "--method", default="moco", help="A method without a teacher; moco: temperature, queue, momentum. [moco]"
+    )
 
 
 def pretrain(options: argparse.Namespace) -> int:
@@ -274,7 +279,9 @@ def _evaluate_flags(parser: argparse.ArgumentParser) -> None:
     from understudy.evaluate.settings import EvaluationSettings
 
     parser.add_argument("model", metavar="MODEL", help="A run folder, or any model spec with weights.")
-    parser.add_argument("--out", metavar="FILE", help="Where to write the figures of a model spec; a run folder has its own place.")
+    parser.add_argument(
+        "--out", metavar="FILE", help="Where to write the figures of a model spec; a run folder has its own place."
+    )
     parser.add_argument("--store", default="store", metavar="FOLDER", help="Root of the stores. [store]")
     parser.add_argument("--workers", type=int, metavar="N", help="Processes that read images.")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, mps or auto. [auto]")
@@ -309,7 +316,9 @@ def evaluate(options: argparse.Namespace) -> int:
 
 
 def _report_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="Run folders; the first is the main one, the others controls.")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="Run folders; the first is the main one, the others controls."
+    )
     parser.add_argument("--out", metavar="FILE.html", help="The page; report.html in the first run unless given.")
 
 
@@ -328,7 +337,9 @@ def report(options: argparse.Namespace) -> int:
 
 
 def _cite_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", nargs="?", metavar="RUN|METHOD", help="A run folder or a method; the software alone unless given.")
+    parser.add_argument(
+        "what", nargs="?", metavar="RUN|METHOD", help="A run folder or a method; the software alone unless given."
+    )
 
 
 def cite(options: argparse.Namespace) -> int:

@@ -11,9 +11,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from understudy.artifacts import Run, fingerprint
 from understudy.config import resolve, setting
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
 
     from understudy.artifacts import Store
     from understudy.data.sources import Source
-    from understudy.models.student import Student
     from understudy.models.teacher import Teacher
     from understudy.train.distributed import Processes
     from understudy.train.signals import Probe
+
+Result = TypeVar("Result")
 
 PROBE_IMAGES, BANK_IMAGES = 512, 2048
 """Held-out images and labelled training images behind the live signals: small enough to cost seconds a run."""
@@ -258,7 +260,9 @@ def probe_of(
     def slice_of(source: Source, count: int) -> tuple[torch.Tensor, np.ndarray | None, np.ndarray | None]:
         generator = np.random.Generator(np.random.Philox(key=[settings.seed, 0x51]))
         source = source.subset(np.sort(generator.permutation(len(source))[:count]))
-        loader = ImageLoader(source, size=size, crop=contract.crop, interpolation=contract.interpolation, batch_size=64, workers=0)
+        loader = ImageLoader(
+            source, size=size, crop=contract.crop, interpolation=contract.interpolation, batch_size=64, workers=0
+        )
         parts = [(indices, pixels) for indices, pixels, _ in loader]
         pixels = torch.cat([part[1] for part in parts])
         kept = np.concatenate([part[0] for part in parts])
@@ -274,9 +278,8 @@ def probe_of(
     return Probe(pixels, embeddings, labels, *slice_of(bank_source, BANK_IMAGES))
 
 
-def on_main_first(processes: Processes, stage: Any) -> Any:
+def on_main_first(processes: Processes, stage: Callable[[], Result]) -> Result:
     """Let rank 0 make what the others then find ready."""
-    if processes.main:
-        result = stage()
+    result = stage() if processes.main else None
     processes.barrier()
-    return result if processes.main else stage()
+    return stage() if result is None else result

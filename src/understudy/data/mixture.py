@@ -22,7 +22,7 @@ def cutmix(
         step: of the run.
 
     Returns:
-        The mixtures, and for each the share of its area that is still its own. The box covers 1 - lambda of the area with
+        The mixtures, and for each the share of its area that is still its own. The box covers 1 - lambda of the area,
         lambda from Beta(2, 2), less what sticks out of the image, which the share accounts for.
 
     Source:

@@ -39,7 +39,8 @@ def load_checkpoint(run: Run, device: torch.device) -> dict[str, Any] | None:
         state: dict[str, Any] = torch.load(run.checkpoint_path, map_location=device, weights_only=True)
     except Exception as error:
         raise TrainingError(
-            f"The checkpoint {os.fspath(run.checkpoint_path)} cannot be read ({error}). Delete it to train from the start."
+            f"The checkpoint {os.fspath(run.checkpoint_path)} cannot be read ({error}). Delete it to train from the "
+            "start."
         ) from None
     if state.get("format") != FORMAT:
         raise TrainingError(

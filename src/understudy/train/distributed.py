@@ -69,9 +69,13 @@ def choose_device(name: str) -> torch.device:
         raise ConfigError(f"--device {name!r} is not a device. Use cpu, cuda, cuda:N, mps or auto.") from None
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise ConfigError(f"--device {name} was asked for, but torch sees no CUDA GPU. `understudy doctor` says why.")
+            raise ConfigError(
+                f"--device {name} was asked for, but torch sees no CUDA GPU. `understudy doctor` says why."
+            )
         if device.index is not None and device.index >= torch.cuda.device_count():
-            raise ConfigError(f"--device {name} was asked for, but there are {torch.cuda.device_count()} GPUs (from 0).")
+            raise ConfigError(
+                f"--device {name} was asked for, but there are {torch.cuda.device_count()} GPUs (from 0)."
+            )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("--device mps was asked for, but this machine has no Metal GPU that torch can use.")
     return device

@@ -49,14 +49,20 @@ class StageProgress:
     def __enter__(self) -> StageProgress:
         if not self.quiet and sys.stderr.isatty():
             self.bar = Progress(
-                TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
-                TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=Console(stderr=True),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=Console(stderr=True),
             )
             self.task = self.bar.add_task(self.title, total=1, note="")
             self.bar.start()
         return self
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
+        """Show that `done` of `total` are done."""
         self.done = done
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=done, total=max(total, 1), note=note)
@@ -75,7 +81,7 @@ class StageProgress:
 
 def say(line: str) -> None:
     """One plain line to the user, on standard error: standard output is for results."""
-    print(line, file=sys.stderr, flush=True)
+    print(line, file=sys.stderr, flush=True)  # noqa: T201
 
 
 class Log:

@@ -95,7 +95,9 @@ def train(
     view_size = max(student.contract.size, teacher.contract.size if teacher is not None and loss.needs_teacher else 0)
     recipe = recipe_for(settings.views.recipe, view_size)
     k = settings.neighbours.k if loss.needs_teacher else 0
-    batches = NeighbourBatches(len(source), settings.batch_size, k=k, n=settings.neighbours.n, seed=settings.seed, graph=graph)
+    batches = NeighbourBatches(
+        len(source), settings.batch_size, k=k, n=settings.neighbours.n, seed=settings.seed, graph=graph
+    )
     steps = batches.steps_for(settings.passes)
     warmup_steps = batches.steps_for(settings.optimiser.warmup) if settings.optimiser.warmup else 0
 
@@ -134,7 +136,9 @@ def train(
     if log:
         log.write("resume" if first else "start", first, steps=steps, images=len(source), **hardware(device))
 
-    signal_steps = {round((i + 1) * steps / settings.probes) for i in range(settings.probes)} if settings.probes else set()
+    signal_steps = (
+        {round((i + 1) * steps / settings.probes) for i in range(settings.probes)} if settings.probes else set()
+    )
     meter = Meter(device, processes, batches.batch_size, steps)
     begun = last_checkpoint = time.monotonic()
     step = first
@@ -159,7 +163,9 @@ def train(
                 batch = next(stream)
             skipped.update(batch.skipped)
             if len(batch.index) == 0:
-                raise DataError(f"No image of step {step} can be read, e.g. {next(iter(batch.skipped))}. Check the data.")
+                raise DataError(
+                    f"No image of step {step} can be read, e.g. {next(iter(batch.skipped))}. Check the data."
+                )
             # Anything random inside the student (dropout, stochastic depth) is a function of seed, step and rank, so
             # a resumed run needs no random state.
             torch.manual_seed(settings.seed * 1_000_003 + step * processes.world + processes.rank)
@@ -227,7 +233,11 @@ def train(
                 if log:
                     log.close()
                 return False
-            if processes.main and time.monotonic() - last_checkpoint >= 60 * settings.checkpoint_minutes and step < steps:
+            if (
+                processes.main
+                and time.monotonic() - last_checkpoint >= 60 * settings.checkpoint_minutes
+                and step < steps
+            ):
                 meter.flush(source)
                 save_checkpoint(run, state())
                 last_checkpoint = time.monotonic()
@@ -283,7 +293,7 @@ def refuse_other_settings(run: Run, settings: TrainSettings) -> None:
 
 
 def joined(images: list[Tensor], views: tuple[int, ...]) -> Tensor:
-    """The images of the named views as one batch (len * B, 3, S, S): one forward pass, one set of BatchNorm statistics."""
+    """The images of the named views as one batch (len * B, 3, S, S): one forward pass, one set of batch statistics."""
     return images[views[0]] if len(views) == 1 else torch.cat([images[view] for view in views])
 
 
@@ -444,8 +454,8 @@ class Meter:
                 values = ", ".join(f"{n} {v}" for n, v in zip(["total", *names], row, strict=True))
                 raise TrainingError(
                     f"The loss is not finite at step {entry.step} ({values}). Nothing was saved since the last "
-                    "checkpoint. Lower --optimiser.lr, set --optimiser.clip 1, or use --precision fp32; then run the same "
-                    f"command in a new --out. The images of the batch: {shown}"
+                    "checkpoint. Lower --optimiser.lr, set --optimiser.clip 1, or use --precision fp32; then run the "
+                    f"same command in a new --out. The images of the batch: {shown}"
                 )
             self.losses.append(dict(zip(["total", *names], row, strict=True)))
 
@@ -473,5 +483,3 @@ class Meter:
         self.wait_s = self.teacher_s = self.pause_s = 0.0
         self.since = time.monotonic()
         return result
-
-

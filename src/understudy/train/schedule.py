@@ -31,7 +31,9 @@ def learning_rate(step: int, steps: int, warmup_steps: int, settings: OptimiserS
     return settings.peak * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def build_optimiser(modules: Iterable[nn.Module], settings: OptimiserSettings, device: torch.device) -> torch.optim.Optimizer:
+def build_optimiser(
+    modules: Iterable[nn.Module], settings: OptimiserSettings, device: torch.device
+) -> torch.optim.Optimizer:
     """SGD as the authors ran it (decay on every parameter), or AdamW (no decay on vectors).
 
     Args:

@@ -17,7 +17,9 @@ class OptimiserSettings:
     lr: float | None = setting(None, "Peak learning rate; 0.002 for adamw, 0.03 for sgd unless given.", minimum=0)
     weight_decay: float = setting(1e-4, "Weight decay; adamw spares vectors (biases, norms), sgd does not.", minimum=0)
     momentum: float = setting(0.9, "Momentum of sgd; beta1 of adamw.", minimum=0, maximum=1)
-    schedule: str = setting("cosine", "Learning rate after warm-up: cosine to zero, or constant.", choices=("cosine", "constant"))
+    schedule: str = setting(
+        "cosine", "Learning rate after warm-up: cosine to zero, or constant.", choices=("cosine", "constant")
+    )
     warmup: float = setting(0.0, "Linear warm-up, in image passes.", minimum=0)
     clip: float | None = setting(None, "Largest gradient norm; off unless given.", minimum=0)
 
@@ -34,32 +36,64 @@ class TrainSettings:
     data: str = setting(help="Training images: a folder, *.parquet, *.npy, torchvision:NAME, or digits.")
     student: str = setting(help="Student spec, e.g. timm:resnet18 or small:resnet8 (add @FILE to start from weights).")
     teacher: str | None = setting(None, "Teacher spec with weights, e.g. timm:NAME, onnx:FILE, run:FOLDER.")
-    eval_data: str | None = setting(None, "Labelled images for evaluation: a root with train and val/test, or two specs 'A,B'.")
+    eval_data: str | None = setting(
+        None, "Labelled images for evaluation: a root with train and val/test, or two specs 'A,B'."
+    )
     out: str | None = setting(None, "Run folder; runs/METHOD-STUDENT-HASH unless given.")
     store: str = setting("store", "Folder of teacher embeddings, shared between runs; or one particular store.")
     method: dict = setting({"name": "coss"}, "Method; its own settings are written method.KEY.", open_table=True)  # type: ignore[type-arg]
-    image_size: int | None = setting(None, "Side of the student's input in pixels; the student's own unless given.", minimum=8)
-    passes: float = setting(100.0, "Length of training in image passes (times every image is seen on average).", minimum=0)
+    image_size: int | None = setting(
+        None, "Side of the student's input in pixels; the student's own unless given.", minimum=8
+    )
+    passes: float = setting(
+        100.0, "Length of training in image passes (times every image is seen on average).", minimum=0
+    )
     batch_size: int = setting(256, "Images per step, over all processes.", minimum=1)
     seed: int = setting(0, "Seed of everything random.", minimum=0)
-    limit: int | None = setting(None, "Use only this many images, drawn by the seed-free hash of their place.", minimum=1)
-    holdout: int = setting(512, "Images kept out of training for the live signals when there is no eval data.", minimum=0)
+    limit: int | None = setting(
+        None, "Use only this many images, drawn by the seed-free hash of their place.", minimum=1
+    )
+    holdout: int = setting(
+        512, "Images kept out of training for the live signals when there is no eval data.", minimum=0
+    )
     device: str = setting("auto", "cpu, cuda, cuda:N, mps, or auto.")
-    precision: str = setting("auto", "Arithmetic of the student; auto is bf16 on a GPU, fp32 elsewhere.", choices=("auto", "fp32", "bf16", "fp16"))
+    precision: str = setting(
+        "auto",
+        "Arithmetic of the student; auto is bf16 on a GPU, fp32 elsewhere.",
+        choices=("auto", "fp32", "bf16", "fp16"),
+    )
     teacher_mean: tuple[float, ...] | None = setting(None, "Mean the teacher expects, three numbers on [0, 1] pixels.")
     teacher_std: tuple[float, ...] | None = setting(None, "Standard deviation the teacher expects, three numbers.")
-    head: str = setting("auto", "Student head into the teacher's space; auto is none if the widths match, else mlp.", choices=("auto", "mlp", "linear", "none"))
+    head: str = setting(
+        "auto",
+        "Student head into the teacher's space; auto is none if the widths match, else mlp.",
+        choices=("auto", "mlp", "linear", "none"),
+    )
     head_hidden: int = setting(2048, "Width of the hidden layer of an mlp head.", minimum=1)
-    workers: int | None = setting(None, "Processes that read images; measured from the source and the cores unless given.", minimum=0)
+    workers: int | None = setting(
+        None, "Processes that read images; measured from the source and the cores unless given.", minimum=0
+    )
     checkpoint_minutes: float = setting(10.0, "Minutes between checkpoints.", minimum=0)
-    probes: int = setting(20, "How often in a run the student is compared with the teacher on held-out images.", minimum=0)
+    probes: int = setting(
+        20, "How often in a run the student is compared with the teacher on held-out images.", minimum=0
+    )
     tensorboard: bool = setting(False, "Also write TensorBoard events into the run folder.")
     views: ViewSettings = setting(ViewSettings)
     neighbours: NeighbourSettings = setting(NeighbourSettings)
     optimiser: OptimiserSettings = setting(OptimiserSettings)
 
     # What may differ between two calls on one run folder: none of it changes the trained weights.
-    FREE = ("out", "store", "device", "workers", "checkpoint_minutes", "probes", "tensorboard", "eval_data", "evaluation")
+    FREE = (
+        "out",
+        "store",
+        "device",
+        "workers",
+        "checkpoint_minutes",
+        "probes",
+        "tensorboard",
+        "eval_data",
+        "evaluation",
+    )
 
     def binding(self) -> dict[str, object]:
         """The settings that decide the weights, flat; a run folder is resumed only by the same ones."""

@@ -20,8 +20,8 @@ from understudy.neighbours.vote import weighted_vote
 
 NEIGHBOURS = 10
 COLLAPSED = 1e-4
-"""Mean distance (1 - cosine) between images below which features count as constant. Pooled features after a ReLU share a
-large mean, so healthy small students lie as low as 0.007; a constant one lies at rounding error."""
+"""Mean distance (1 - cosine) between images below which features count as constant. Pooled features after a ReLU share
+a large mean, so healthy small students lie as low as 0.007; a constant one lies at rounding error."""
 
 
 @dataclass
