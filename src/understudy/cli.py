@@ -422,10 +422,16 @@ def print_figures(figures: Sequence[tuple[str, dict[str, Any]]]) -> None:
             cells.append(f"{value:.2f}" if isinstance(value, int | float) else "")
         table.add_row(name if not run or name == "teacher" else f"{run}: {name}", *cells)
     Console(width=None if sys.stdout.isatty() else 120).print(table)
-    for run, name, protocols in models:
-        for protocol, values in protocols.items():
-            if isinstance(values, dict) and "error" in values:
-                print(f"{run} {name} {protocol}: {values['error']}".strip())
+    for run, found in figures:
+        for name, protocols in found.items():
+            for protocol, values in protocols.items() if name != "about" else ():
+                for sentence in (values.get("error"), values.get("note")):
+                    if sentence:
+                        print(f"{run} {name} {protocol}: {sentence}".strip())
+        about = found.get("about", {})
+        for sentence in [*about.get("caveats", []), about.get("sample")]:
+            if sentence:
+                print(f"{run}: {sentence}".removeprefix(": "))
 
 
 def _is_main() -> bool:

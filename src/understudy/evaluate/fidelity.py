@@ -1,0 +1,154 @@
+"""How far the student's space is the teacher's: neighbourhoods, cosines, CKA, trustworthiness and continuity.
+
+Everything compares two sets of rows over the same images, without labels:
+
+- "overlap@k": mean share, in per cent, of the k nearest images that both spaces have in common (the CoSS paper's
+  k = 1, 5, 11, 21, 31); cosine neighbours over all test images, the image itself removed.
+- "row_cosine", "column_cosine": mean cosine per image and per dimension between raw embeddings, the two terms of CoSS;
+  only where the subject is meant to land in the reference's space.
+- "cka": linear centred kernel alignment (Kornblith et al., ICML 2019, arXiv 1905.00414), the biased estimator: 1 for
+  spaces equal up to rotation, shift and one scale. It needs many more images than dimensions to be small for unrelated
+  spaces.
+- "trustworthiness", "continuity" (Venna & Kaski, ICANN 2001): how few strangers enter a student neighbourhood, and how
+  few teacher neighbours leave it, weighted by how far they rank; at k = 10, both spaces under cosine distance, over at
+  most 2,000 test images (the measure ranks all pairs, so it depends on the number of images).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from understudy.errors import DataError, ShapeError
+from understudy.evaluate.settings import EvaluationSettings
+from understudy.evaluate.subject import Figures, Subject, check_finite
+from understudy.losses.similarity import column_cosine, row_cosine
+from understudy.neighbours.overlap import neighbour_overlap
+from understudy.neighbours.search import search
+
+KS = (1, 5, 11, 21, 31)
+TRUST_K = 10
+TRUST_IMAGES = 2000
+BLOCK = 4096  # rows of CKA's sums taken at once
+RANKS = 1 << 22  # ranks held at once
+
+
+def fidelity(subject: Subject, settings: EvaluationSettings) -> Figures:
+    """Compare a subject with its reference on the test images.
+
+    Args:
+        subject: its `test` rows and those of its `reference`, of the same images in the same order.
+        settings: `memory_mb` bounds the search, `seed` draws the images of trustworthiness.
+
+    Returns:
+        The figures above: overlaps in per cent, cosines in [-1, 1], the others in [0, 1]. A k that needs more images
+        than there are is left out, and "note" says so.
+
+    Raises:
+        DataError: no reference, fewer than 3 images, or rows that are not finite.
+        ShapeError: subject and reference have different numbers of rows.
+    """
+    if subject.reference is None:
+        raise DataError(f"Fidelity compares with a teacher, and {subject.name} has none.")
+    own, reference = subject.test, subject.reference.test
+    if len(own) != len(reference):
+        raise ShapeError(f"{subject.name} has {len(own)} test rows, {subject.reference.name} has {len(reference)}.")
+    if len(own) < 3:
+        raise DataError(f"Fidelity needs at least 3 test images, there are {len(own)}. Check --eval-data.")
+    check_finite(own, f"{subject.name} features of the test images")
+    check_finite(reference, f"{subject.reference.name} features of the test images")
+
+    figures: Figures = {}
+    ks = [k for k in KS if k < len(own)]
+    ours, theirs = (side.neighbours(max(ks), settings.memory_mb) for side in (subject, subject.reference))
+    for k, share in neighbour_overlap(ours, theirs, ks).items():
+        figures[f"overlap@{k}"] = 100.0 * share
+    if subject.aligned:
+        if own.shape[1] != reference.shape[1]:
+            raise ShapeError(f"{subject.name} has width {own.shape[1]}, {subject.reference.name} {reference.shape[1]}.")
+        student, teacher = (torch.as_tensor(np.asarray(rows, dtype=np.float64)) for rows in (own, reference))
+        figures["row_cosine"] = float(row_cosine(student, teacher).mean())
+        figures["column_cosine"] = float(column_cosine(student, teacher).mean())
+    figures["cka"] = linear_cka(own, reference)
+
+    left_out = [f"overlap@{k}" for k in KS if k not in ks]
+    chosen = np.random.default_rng(settings.seed).permutation(len(own))[:TRUST_IMAGES]
+    if len(chosen) > 2 * TRUST_K:
+        chosen.sort()
+        own, reference = own[chosen], reference[chosen]
+        figures["trustworthiness"] = trustworthiness(reference, own, TRUST_K, settings.memory_mb, subject.device)
+        figures["continuity"] = trustworthiness(own, reference, TRUST_K, settings.memory_mb, subject.device)
+    else:
+        left_out += ["trustworthiness", "continuity"]
+    if left_out:
+        figures["note"] = f"{', '.join(left_out)} left out: there are only {len(chosen)} test images."
+    return figures
+
+
+def linear_cka(first: Float[np.ndarray, "N F1"], second: Float[np.ndarray, "N F2"]) -> float:
+    """Linear centred kernel alignment of two sets of rows over the same images, biased estimator, in float64.
+
+    |Y'X|_F^2 / (|X'X|_F |Y'Y|_F) with centred columns, taken from sums over blocks of rows: no N x N kernel is built.
+
+    Args:
+        first: (N, F1).
+        second: (N, F2).
+
+    Returns:
+        A number in [0, 1]; 0 if either is constant.
+
+    Source:
+        Kornblith et al. 2019 (arXiv 1905.00414), section 3.
+    """
+    means = [rows.mean(axis=0, dtype=np.float64) for rows in (first, second)]
+    widths = first.shape[1], second.shape[1]
+    cross, one, two = (np.zeros((i, j)) for i, j in (widths, (widths[0], widths[0]), (widths[1], widths[1])))
+    for start in range(0, len(first), BLOCK):
+        x, y = (rows[start : start + BLOCK] - mean for rows, mean in zip((first, second), means, strict=True))
+        cross += x.T @ y
+        one += x.T @ x
+        two += y.T @ y
+    scale = np.linalg.norm(one) * np.linalg.norm(two)
+    return float(np.linalg.norm(cross) ** 2 / scale) if scale > 0 else 0.0
+
+
+def trustworthiness(
+    original: Float[np.ndarray, "N F1"],
+    mapped: Float[np.ndarray, "N F2"],
+    k: int,
+    memory_mb: int = 1024,
+    device: str | torch.device = "cpu",
+) -> float:
+    """1 - 2 / (N k (2N - 3k - 1)) * the sum of max(0, rank in `original` - k) over all k-neighbours in `mapped`.
+
+    scikit-learn's `trustworthiness` takes Euclidean neighbours in the mapped space; here both spaces are under cosine.
+    Continuity is the same with the roles exchanged.
+
+    Args:
+        original: (N, F1) rows whose ranks count.
+        mapped: (N, F2) rows whose neighbourhoods are judged.
+        k: neighbours; must be less than N / 2.
+        memory_mb: bounds the search; 4 million ranks (48 MiB) are held beside it.
+        device: where to search.
+
+    Returns:
+        A number in [0, 1]; 1 if every neighbourhood is kept.
+
+    Source:
+        Venna & Kaski, "Neighborhood preservation in nonlinear projection methods", ICANN 2001.
+    """
+    count = len(original)
+    assert len(mapped) == count, (len(mapped), count)
+    assert 0 < 2 * k < count, (k, count)
+    everyone = np.arange(count)
+    neighbours = search(mapped, mapped, k, exclude=everyone, memory_mb=memory_mb, device=device)[0]
+    block = max(1, RANKS // count)
+    penalty = 0
+    for start in range(0, count, block):
+        rows = everyone[start : start + block]
+        order, _ = search(original[rows], original, count - 1, exclude=rows, memory_mb=memory_mb, device=device)
+        ranks = np.zeros((len(rows), count), dtype=np.int32)
+        np.put_along_axis(ranks, order, np.arange(1, count, dtype=np.int32)[None], axis=1)
+        penalty += int(np.maximum(np.take_along_axis(ranks, neighbours[rows], axis=1) - k, 0).sum(dtype=np.int64))
+    return 1.0 - penalty * 2.0 / (count * k * (2 * count - 3 * k - 1))

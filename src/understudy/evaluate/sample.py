@@ -1,0 +1,96 @@
+"""A sample of the test images as both spaces see them, for the report's gallery and maps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from understudy.artifacts import Run, atomic
+from understudy.errors import UnreadableImage
+from understudy.evaluate.subject import Subject, check_finite
+from understudy.losses.similarity import column_cosine
+from understudy.neighbours.search import search
+
+if TYPE_CHECKING:
+    from understudy.data.sources import Source
+
+IMAGES = 1000
+NEIGHBOURS = 10
+THUMBNAIL = 64
+
+
+def write_sample(
+    run: Run,
+    student: Subject,
+    embed: Subject,
+    source: Source,
+    *,
+    seed: int = 0,
+    memory_mb: int = 1024,
+) -> None:
+    """Write `run.sample_path`: at most 1,000 test images drawn by the seed, in the order of the test set.
+
+    Arrays of n images: "student" (n, D) float16, the embedding; "features" (n, F) float16, the backbone's; "labels"
+    (n,) int64, -1 without labels; "class_names" (C,); "names" (n,); "thumbnails" (n, 64, 64, 3) uint8, centre crops;
+    "student_neighbours" (n, 10) int32, nearest first by cosine of embeddings within the sample, -1 where it is smaller.
+    With a teacher also "teacher" (n, D), "teacher_neighbours" (n, 10), and "column_cosine" (D,) over ALL test images.
+
+    Args:
+        run: the run folder.
+        student: backbone features of the test images.
+        embed: embeddings of the same images; its `reference` is the teacher, or None.
+        source: the images, in the same order.
+        seed: draws the sample.
+        memory_mb: bounds the search.
+
+    Raises:
+        DataError: rows that are not finite.
+    """
+    check_finite(embed.test, f"{embed.name} features of the test images")
+    drawn = np.sort(np.random.default_rng(seed).permutation(len(embed.test))[:IMAGES])
+    thumbnails, kept = [], []
+    for row in drawn.tolist():
+        try:
+            image = source.read(row)
+        except UnreadableImage:  # it was readable when it was embedded; a picture less is no reason to stop
+            continue
+        image = ImageOps.fit(image, (THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
+        thumbnails.append(np.asarray(image, dtype=np.uint8))
+        kept.append(row)
+    rows = np.array(kept, dtype=np.int64)
+    labels = embed.test_labels
+    arrays = {
+        "student": half(embed.test[rows]),
+        "features": half(student.test[rows]),
+        "labels": np.full(len(rows), -1) if labels is None else np.asarray(labels)[rows].astype(np.int64),
+        "class_names": np.array(embed.class_names, dtype=np.str_),
+        "names": np.array([source.name(row) for row in kept], dtype=np.str_),
+        "thumbnails": np.stack(thumbnails) if thumbnails else np.empty((0, THUMBNAIL, THUMBNAIL, 3), np.uint8),
+        "student_neighbours": neighbours(embed.test[rows], memory_mb),
+    }
+    if embed.reference is not None:
+        teacher = embed.reference.test
+        arrays["teacher"] = half(teacher[rows])
+        arrays["teacher_neighbours"] = neighbours(teacher[rows], memory_mb)
+        pair = (torch.as_tensor(np.asarray(part, dtype=np.float32)) for part in (embed.test, teacher))
+        arrays["column_cosine"] = column_cosine(*pair).numpy()
+    with atomic(run.sample_path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def half(rows: np.ndarray) -> np.ndarray:
+    """(n, D) float16, or float32 where a value would overflow."""
+    fits = rows.size == 0 or float(np.abs(rows).max()) < float(np.finfo(np.float16).max)
+    return np.asarray(rows, dtype=np.float16 if fits else np.float32)
+
+
+def neighbours(rows: np.ndarray, memory_mb: int) -> np.ndarray:
+    """(n, 10) int32 nearest other rows by cosine, nearest first; -1 where there are fewer."""
+    found = np.full((len(rows), NEIGHBOURS), -1, dtype=np.int32)
+    k = min(NEIGHBOURS, len(rows) - 1)
+    if k > 0:
+        found[:, :k] = search(rows, rows, k, exclude=np.arange(len(rows)), memory_mb=memory_mb)[0]
+    return found

@@ -1,0 +1,43 @@
+"""Settings of evaluation: which protocols, on which labelled images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from understudy.config import nearest, setting
+from understudy.errors import ConfigError
+
+PROTOCOLS = {
+    "knn": "weighted k-nearest-neighbour vote on frozen features",
+    "linear": "multinomial logistic regression on frozen features, l2 chosen on a validation split",
+    "linear_sgd": "the paper's linear classifier by SGD with augmentation; one forward pass per epoch",
+    "fidelity": "how far the student's neighbourhoods and space are the teacher's",
+}
+"""The known protocols, one line each; `understudy.evaluate.EVALUATIONS` holds the functions (and torch)."""
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What `understudy evaluate` measures.
+
+    Raises:
+        ConfigError: a protocol that does not exist, none at all, or the same one twice.
+    """
+
+    eval_data: str | None = setting(
+        None, "labelled images: a root with train and val (or test), or two specs separated by a comma"
+    )
+    protocols: tuple[str, ...] = setting(("knn", "linear", "fidelity"), f"comma-separated, of {', '.join(PROTOCOLS)}")
+    batch_size: int = setting(128, "images per forward pass", minimum=1)
+    memory_mb: int = setting(1024, "memory budget of neighbour search, MiB", minimum=16)
+    sgd_epochs: int = setting(100, "linear_sgd: passes over the training images; the paper's 100", minimum=1)
+    sgd_lr: float = setting(30.0, "linear_sgd: learning rate; the paper's 30", minimum=0.0)
+    seed: int = setting(0, "seed of splits, samples and augmentation", minimum=0)
+
+    def __post_init__(self) -> None:
+        for name in self.protocols:
+            if name not in PROTOCOLS:
+                raise ConfigError(f"Unknown protocol '{name}'. {nearest(name, PROTOCOLS)}")
+        if not self.protocols or len(set(self.protocols)) < len(self.protocols):
+            listed = ", ".join(self.protocols) or "none"
+            raise ConfigError(f"'protocols' needs at least one name, each once; got {listed}.")

@@ -1,0 +1,173 @@
+"""What a protocol is given: frozen features of labelled images, and the encoder behind them where pixels are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from understudy.errors import DataError, ShapeError
+from understudy.neighbours.search import search
+
+if TYPE_CHECKING:
+    from understudy.data.sources import Source
+    from understudy.models.contract import Contract
+
+Figures = dict[str, float | str]
+"""What a protocol returns: figures by name (accuracies in per cent), and at most one sentence under "note"."""
+
+Progress = Callable[[int, int, str], None]
+"""Called as progress(done, total, note)."""
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """A frozen network: a teacher, a student's backbone, or a student's embedding."""
+
+    @property
+    def contract(self) -> Contract:
+        """The input it expects."""
+
+    def features(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B F"]:
+        """(B, F) features of prepared (resized, normalised) images, in eval mode and without gradient."""
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Checked features and labels of one subject; see `Subject.labelled`.
+
+    Args:
+        train: (N, F) features; train_labels: (N,) class ids.
+        test: (M, F) features; test_labels: (M,) class ids.
+        classes: C, one more than the largest class id there is a name or an image for.
+    """
+
+    train: Float[np.ndarray, "N F"]
+    train_labels: Int[np.ndarray, " N"]
+    test: Float[np.ndarray, "M F"]
+    test_labels: Int[np.ndarray, " M"]
+    classes: int
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """One encoder under evaluation, as its features.
+
+    Args:
+        name: "teacher", "student" or "student_embed", for messages.
+        test: (M, F) features of the test images.
+        train: (N, F) features of the training images; None where no evaluation data was given.
+        test_labels: (M,) class ids, None without labels.
+        train_labels: (N,) class ids, None without labels.
+        class_names: name of each class id; may be empty.
+        reference: the teacher on the same test images, row by row; None for the teacher itself.
+        aligned: whether rows are meant to be the reference's rows up to one factor, so that cosines have a meaning.
+        encoder: the network, for protocols that need pixels.
+        train_source, test_source: the images behind the rows, in row order, for protocols that need pixels.
+        device: where protocols compute.
+        workers: processes that read images, for protocols that need pixels; None lets the loader choose.
+        progress: called by long protocols.
+    """
+
+    # How rows, labels and widths fit is for `labelled` to check: a user can get it wrong.
+    name: str
+    test: Float[np.ndarray, "_ _"]
+    train: Float[np.ndarray, "_ _"] | None = None
+    test_labels: Int[np.ndarray, " _"] | None = None
+    train_labels: Int[np.ndarray, " _"] | None = None
+    class_names: tuple[str, ...] = ()
+    reference: Subject | None = None
+    aligned: bool = False
+    encoder: Encoder | None = None
+    train_source: Source | None = None
+    test_source: Source | None = None
+    device: str | torch.device = "cpu"
+    workers: int | None = None
+    progress: Progress | None = None
+    _neighbours: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False)
+
+    def neighbours(self, k: int, memory_mb: int) -> Int[np.ndarray, "M K"]:
+        """The k nearest other test images of each test image; kept, as several students ask the same teacher.
+
+        Args:
+            k: neighbours.
+            memory_mb: budget of the search.
+
+        Returns:
+            (M, K) positions, nearest first by cosine.
+
+        Raises:
+            ConfigError: k is not below the number of test images.
+        """
+        if k not in self._neighbours:
+            self._neighbours[k] = search(
+                self.test,
+                self.test,
+                k,
+                exclude=np.arange(len(self.test)),
+                memory_mb=memory_mb,
+                device=self.device,
+                progress=self.progress,
+            )[0]
+        return self._neighbours[k]
+
+    def labelled(self) -> Labelled:
+        """The features with their labels, for protocols that learn or vote.
+
+        Raises:
+            DataError: no labels, no images, a single class, or features that are not finite; with the counts.
+            ShapeError: rows and labels, or the two widths, do not fit.
+        """
+        if self.train is None or self.train_labels is None or self.test_labels is None:
+            raise DataError("This protocol needs labelled images and there are none. Give --eval-data.")
+        for split, rows, labels in (
+            ("training", self.train, self.train_labels),
+            ("test", self.test, self.test_labels),
+        ):
+            if len(rows) != len(labels):
+                raise ShapeError(f"{self.name}: {len(rows)} {split} rows but {len(labels)} labels.")
+            if len(rows) == 0:
+                raise DataError(f"{self.name}: there are no {split} images. Check --eval-data.")
+            if int(labels.min()) < 0:
+                missing = int((labels < 0).sum())
+                raise DataError(f"{missing} of {len(labels)} {split} images have no label. Check --eval-data.")
+            check_finite(rows, f"{self.name} features of the {split} images")
+        if self.train.shape[1] != self.test.shape[1]:
+            raise ShapeError(
+                f"{self.name}: training features have width {self.train.shape[1]}, test {self.test.shape[1]}."
+            )
+        present = np.unique(self.train_labels)
+        if len(present) < 2:
+            raise DataError(
+                f"All {len(self.train_labels)} training images are of one class ({self._class(int(present[0]))}); "
+                "classification needs at least two. Check --eval-data."
+            )
+        classes = max(len(self.class_names), int(present[-1]) + 1, int(self.test_labels.max()) + 1)
+        return Labelled(self.train, self.train_labels, self.test, self.test_labels, classes)
+
+    def _class(self, index: int) -> str:
+        return f"'{self.class_names[index]}'" if index < len(self.class_names) else str(index)
+
+
+def check_finite(rows: Float[np.ndarray, "N F"], what: str) -> None:
+    """Refuse rows with NaN or inf.
+
+    Args:
+        rows: (N, F).
+        what: names the rows in the message.
+
+    Raises:
+        DataError: with the count of bad rows.
+    """
+    # In float64 a sum of fp16 or fp32 values is finite exactly if all of them are; no (N, F) mask is built.
+    bad = int((~np.isfinite(rows.sum(axis=1, dtype=np.float64))).sum())
+    if bad:
+        raise DataError(
+            f"{bad} of {len(rows)} rows of the {what} are NaN or infinite. The encoder diverged, or its weights are "
+            "damaged."
+        )

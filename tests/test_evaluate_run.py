@@ -1,0 +1,364 @@
+"""A finished run to evaluation.json: what is written and kept, how often encoders run, what a fault leaves."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from understudy.artifacts import Run, write_json
+from understudy.data.sources import Source, open_evaluation, open_source
+from understudy.errors import ConfigError, ModelError, StoreError
+from understudy.evaluate import EVALUATIONS
+from understudy.evaluate.knn import knn
+from understudy.evaluate.run import evaluate_model, evaluate_run
+from understudy.evaluate.settings import PROTOCOLS, EvaluationSettings
+from understudy.evaluate.subject import Subject
+from understudy.models.contract import Contract
+from understudy.models.student import Student, build_student, load_student, save_student
+from understudy.models.teacher import Teacher, build_teacher
+
+TRAIN, TEST = 150, 60
+
+
+class Principal(nn.Module):
+    """A teacher worth the name: the digits' 16 principal components, each weighted by its own strength."""
+
+    contract = Contract(32, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+    def __init__(self) -> None:
+        super().__init__()
+        from sklearn.datasets import load_digits
+
+        grey = load_digits().data / 16
+        _, strengths, axes = np.linalg.svd(grey - grey.mean(0), full_matrices=False)
+        self.project = nn.Linear(64, 16, bias=False)
+        with torch.no_grad():
+            self.project.weight.copy_(torch.from_numpy(axes[:16] * (strengths[:16, None] / strengths[0]) ** 2))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.project(nn.functional.avg_pool2d(images.mean(1, keepdim=True), 4).flatten(1))
+
+
+SPEC = f"python:{__name__}:Principal"
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders of PNG files; one file of each half cannot be read."""
+    root = tmp_path_factory.mktemp("digits")
+    source = open_source("digits")
+    labels = source.labels
+    assert labels is not None
+    for split, numbers in (("train", range(TRAIN)), ("test", range(TRAIN, TRAIN + TEST))):
+        for i in numbers:
+            folder = root / split / f"digit {labels[i]}"
+            folder.mkdir(parents=True, exist_ok=True)
+            source.read(i).save(folder / f"{i:04d}.png")
+        next((root / split / "digit 3").iterdir()).write_bytes(b"not an image")
+    return root
+
+
+def facts(teacher: str | None, data: Path) -> dict[str, Any]:
+    origin = None
+    if teacher is not None:
+        built = build_teacher(teacher)
+        origin = {"spec": teacher, "fingerprint": built.fingerprint, "contract": built.contract.table()}
+    return {"teacher": origin, "data": {"spec": str(data / "train"), "images": TRAIN}}
+
+
+@pytest.fixture(scope="module")
+def finished(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
+    """Makes a finished run of an untrained student, which is enough to be measured."""
+
+    def make(teacher: str | None = SPEC, head: str = "mlp", spec: str = "small:resnet8x0.5") -> Run:
+        torch.manual_seed(0)
+        run = Run(tmp_path_factory.mktemp("run"))
+        save_student(build_student(spec, 16, head=head, hidden=32), run, facts(teacher, digits))
+        return run
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def measured(finished: Callable[..., Run], digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    run, store = finished(), tmp_path_factory.mktemp("store")
+    return run, evaluate_run(run, settings(digits), store_root=store, workers=0), store
+
+
+def settings(digits: Path, **changes: Any) -> EvaluationSettings:
+    return EvaluationSettings(**{"eval_data": str(digits), "protocols": ("knn", "fidelity"), **changes})
+
+
+def raw(source: Source) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """Pixels in [0, 1] of the readable images, their labels and their places."""
+    found, kept = [], []
+    for i in range(len(source)):
+        try:
+            found.append(torch.from_numpy(np.array(source.read(i))).permute(2, 0, 1).float() / 255)
+        except Exception:
+            continue
+        kept.append(i)
+    assert source.labels is not None
+    return torch.stack(found), source.labels[kept], np.array(kept)
+
+
+def test_the_file_and_what_it_says(measured: Any, digits: Path) -> None:
+    run, result, _ = measured
+    assert json.loads(run.evaluation_path.read_text(), parse_constant=pytest.fail) == result == run.evaluation
+    assert list(result) == ["teacher", "student", "student_embed", "about"]
+    assert set(result["teacher"]) == {"knn"}  # the teacher is not compared with itself
+    assert set(result["student"]) == set(result["student_embed"]) == {"knn", "fidelity"}
+    assert "row_cosine" in result["student_embed"]["fidelity"]
+    assert "row_cosine" not in result["student"]["fidelity"]
+    about = result["about"]
+    assert (about["train_images"], about["test_images"], about["skipped"], about["classes"]) == (149, 59, 2, 10)
+    assert set(about["seconds"]) == {"teacher", "student", "knn", "fidelity", "sample"}
+    assert about["versions"]["torch"] == torch.__version__
+    assert about["protocols"] == ["knn", "fidelity"]
+    assert about["eval_data"] == str(digits)
+    assert about["hardware"]["device"] == "cpu"
+
+
+def test_figures_equal_a_plain_pass_over_the_images(measured: Any, digits: Path) -> None:
+    """The whole path (folders, loader, store, vote) against pixels through the module by hand."""
+    _, result, _ = measured
+    train, test = (raw(source) for source in open_evaluation(str(digits)))
+    with torch.no_grad():
+        rows = [Principal()(images).numpy() for images, _, _ in (train, test)]
+    figures = knn(Subject("teacher", rows[1], rows[0], test[1], train[1]), settings(digits))
+    for name, value in figures.items():
+        assert result["teacher"]["knn"][name] == pytest.approx(value, abs=100 / TEST + 1e-9), name  # stored in fp16
+    assert result["teacher"]["knn"]["top1@10"] > 70
+
+
+def test_fresh_figures_are_kept_and_only_missing_ones_computed(
+    finished: Callable[..., Run], digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = finished()
+    first = settings(digits, protocols=("knn",))
+    evaluate_run(run, first, store_root=tmp_path, workers=0)
+    written = run.evaluation
+    written["student"]["knn"]["top1@10"] = 12.5
+    write_json(run.evaluation_path, written)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Student, "features", lambda *_: pytest.fail("the student ran again"))
+        patch.setattr(Teacher, "features", lambda *_: pytest.fail("the teacher ran again"))
+        assert evaluate_run(run, first, store_root=tmp_path, workers=0) == written
+        other = replace(first, batch_size=7, memory_mb=500)  # budgets and batch sizes change no figure
+        assert evaluate_run(run, other, store_root=tmp_path, workers=0) == written
+
+    more = evaluate_run(run, settings(digits), store_root=tmp_path, workers=0)
+    assert more["student"]["knn"]["top1@10"] == 12.5
+    assert set(more["student_embed"]) == {"knn", "fidelity"}
+    assert more["teacher"] == written["teacher"]
+    assert more["about"]["protocols"] == ["knn", "fidelity"]
+    assert {"knn", "fidelity"} <= set(more["about"]["seconds"])
+
+    again = evaluate_run(run, settings(digits, seed=1, protocols=("knn",)), store_root=tmp_path, workers=0)
+    assert again["student"]["knn"]["top1@10"] != 12.5
+    assert set(again["student"]) == {"knn"}
+
+
+def test_each_image_passes_each_encoder_once(
+    finished: Callable[..., Run], digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = {"student": 0, "teacher": 0}
+    for cls, name in ((Student, "student"), (Teacher, "teacher")):
+        original = cls.features
+
+        def counted(self: Any, x: Tensor, original: Any = original, name: str = name) -> Tensor:
+            counts[name] += len(x)
+            return original(self, x)
+
+        monkeypatch.setattr(cls, "features", counted)
+    evaluate_run(finished(), settings(digits), store_root=tmp_path, workers=0)
+    assert counts["student"] == 149 + 59
+    first = counts["teacher"]
+    assert first <= 2 * (149 + 59)  # each store begins with a look at a sample of at most 256
+    evaluate_run(finished(), settings(digits), store_root=tmp_path, workers=0)
+    assert counts["teacher"] == first  # the next run of this teacher finds its features
+
+
+def test_without_a_head_both_sides_of_the_student_are_one(
+    finished: Callable[..., Run], digits: Path, tmp_path: Path
+) -> None:
+    result = evaluate_run(
+        finished(head="none", spec="small:resnet8x0.25"), settings(digits), store_root=tmp_path, workers=0
+    )
+    assert result["student"] == result["student_embed"]
+    assert "column_cosine" in result["student"]["fidelity"]
+
+
+def test_without_evaluation_images_fidelity_alone_with_its_caveat(
+    finished: Callable[..., Run], digits: Path, tmp_path: Path
+) -> None:
+    run, held_out = finished(), open_source(digits / "test")
+    result = evaluate_run(run, EvaluationSettings(), store_root=tmp_path, workers=0, held_out=held_out)
+    assert {name: set(found) for name, found in result.items() if name != "about"} == {
+        "teacher": set(),
+        "student": {"fidelity"},
+        "student_embed": {"fidelity"},
+    }
+    assert result["about"]["caveats"] == [
+        "No evaluation images were given, so nothing was measured with labels. Fidelity was measured on 60 images held "
+        "out of training."
+    ]
+    with np.load(run.sample_path) as sample:
+        assert (sample["labels"] == -1).all()  # there are labels in these folders; nobody asked for them
+    result = evaluate_run(run, EvaluationSettings(), store_root=tmp_path, workers=0)
+    assert "150 of the training images: it flatters the student" in result["about"]["caveats"][0]
+
+
+def test_a_run_without_a_teacher(finished: Callable[..., Run], digits: Path, tmp_path: Path) -> None:
+    run = finished(teacher=None)
+    result = evaluate_run(run, settings(digits), store_root=tmp_path, workers=0)
+    assert list(result) == ["student", "student_embed", "about"]
+    assert set(result["student"]) == {"knn"}
+    assert list(tmp_path.iterdir()) == []  # no teacher, no store
+    with np.load(run.sample_path) as sample:
+        assert not {"teacher", "teacher_neighbours", "column_cosine"} & set(sample.files)
+
+
+def test_a_users_fault_stops_one_protocol_only(
+    finished: Callable[..., Run], digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One class on either side: nothing to classify, but neighbourhoods can be compared."""
+    halves = open_evaluation(str(digits))
+    ones = [half.subset(np.flatnonzero(half.labels == 1)) for half in halves]
+    monkeypatch.setattr("understudy.evaluate.run.open_evaluation", lambda _: ones)
+    chosen = settings(digits, protocols=("knn", "linear", "fidelity"))
+    result = evaluate_run(finished(), chosen, store_root=tmp_path, workers=0)
+    assert result["student"]["knn"] == result["student"]["linear"]
+    assert "are of one class ('digit 1')" in result["student"]["knn"]["error"]
+    assert result["student"]["fidelity"]["overlap@1"] >= 0
+
+
+def test_a_student_that_diverged_is_reported(finished: Callable[..., Run], digits: Path, tmp_path: Path) -> None:
+    student = load_student(finished().path)
+    with torch.no_grad():
+        next(student.head.parameters()).fill_(torch.nan)
+    broken = Run(tmp_path / "broken")
+    save_student(student, broken, facts(SPEC, digits))
+    result = evaluate_run(broken, settings(digits), store_root=tmp_path / "store", workers=0)
+    for protocol, rows in (("fidelity", "59 of 59"), ("knn", "149 of 149")):
+        assert f"{rows} rows of the student_embed features" in result["student_embed"][protocol]["error"]
+    assert "59 of 59 rows" in result["about"]["sample"]
+    assert not broken.sample_path.exists()
+    assert result["student"]["knn"]["top1@1"] >= 0
+
+
+def test_the_sample(measured: Any, digits: Path) -> None:
+    source = open_evaluation(str(digits))[1]
+    test, labels, kept = raw(source)
+    with np.load(measured[0].sample_path, allow_pickle=False) as file:
+        sample = {name: file[name] for name in file.files}
+    n = len(kept)
+    assert {name: (array.shape, array.dtype.kind) for name, array in sample.items()} == {
+        "teacher": ((n, 16), "f"),
+        "student": ((n, 16), "f"),
+        "features": ((n, 32), "f"),
+        "labels": ((n,), "i"),
+        "class_names": ((10,), "U"),
+        "names": ((n,), "U"),
+        "thumbnails": ((n, 64, 64, 3), "u"),
+        "teacher_neighbours": ((n, 10), "i"),
+        "student_neighbours": ((n, 10), "i"),
+        "column_cosine": ((16,), "f"),
+    }
+    assert (sample["labels"] == labels).all()
+    assert sample["class_names"].tolist() == [f"digit {i}" for i in range(10)]
+    assert sample["names"].tolist() == [source.name(int(i)) for i in kept]
+    with torch.no_grad():
+        rows = Principal()(test).numpy()
+    assert np.abs(sample["teacher"] - rows).max() < 2e-3
+    unit = sample["teacher"].astype(float) / np.linalg.norm(sample["teacher"].astype(float), axis=1, keepdims=True)
+    cosines = unit @ unit.T
+    np.fill_diagonal(cosines, -2)
+    assert (np.sort(sample["teacher_neighbours"]) == np.sort(np.argsort(-cosines, axis=1)[:, :10])).mean() > 0.99
+    grey = sample["thumbnails"][:, 32, 32].astype(int)  # the middle of the digit, as in the image itself
+    middle = (255 * test[:, :, 15:17, 15:17].mean((2, 3))).numpy()
+    assert np.abs(grey - middle).mean() < 20
+
+
+def test_any_encoder_and_a_run_by_its_spec(measured: Any, digits: Path, tmp_path: Path) -> None:
+    run, result, store = measured
+    assert evaluate_model(f"run:{run.path}", settings(digits), store_root=store, workers=0) == result
+    alone = evaluate_model(SPEC, settings(digits, protocols=("knn", "linear")), store_root=store, workers=0)
+    assert list(alone) == ["teacher", "about"]
+    assert alone["teacher"]["knn"] == result["teacher"]["knn"]
+    assert set(alone["teacher"]) == {"knn", "linear"}
+    with pytest.raises(ConfigError, match="needs labelled images"):
+        evaluate_model(SPEC, EvaluationSettings(), store_root=tmp_path)
+    with pytest.raises(ModelError):
+        evaluate_model("small:resnet8", settings(digits), store_root=tmp_path)
+
+
+def test_a_named_store_of_the_training_images_is_left_alone(
+    measured: Any, finished: Callable[..., Run], digits: Path, tmp_path: Path
+) -> None:
+    """`--store` may be one particular store; evaluation images then lie beside it."""
+    from understudy.embed.embedding import embed
+
+    particular = embed(build_teacher(SPEC), open_source("digits:test").subset(np.arange(50)), tmp_path, workers=0)
+    result = evaluate_run(finished(), settings(digits), store_root=particular.folder, workers=0)
+    assert result["teacher"] == measured[1]["teacher"]
+    assert len([folder for folder in tmp_path.iterdir() if folder.is_dir()]) == 3
+
+
+def test_progress_names_the_stage(finished: Callable[..., Run], digits: Path, tmp_path: Path) -> None:
+    told: list[tuple[int, int, str]] = []
+    evaluate_run(
+        finished(), settings(digits), store_root=tmp_path, workers=0, progress=lambda *report: told.append(report)
+    )
+    assert all(0 <= done <= total for done, total, _ in told)
+    assert {note.split(":")[0] for _, _, note in told} == {"teacher", "student", "student_embed"}
+
+
+def test_what_cannot_be_evaluated_is_a_sentence(finished: Callable[..., Run], digits: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="holds no finished student"):
+        evaluate_run(Run(tmp_path), settings(digits), store_root=tmp_path)
+    run = finished()
+    write_json(run.student_path, {**run.student, "teacher": {**run.student["teacher"], "fingerprint": "0" * 16}})
+    with pytest.raises(ModelError, match="the run was trained with 0000000000000000"):
+        evaluate_run(run, settings(digits), store_root=tmp_path, workers=0)
+    assert not run.evaluation_path.exists()
+
+
+def test_the_real_teacher_scores_what_its_notes_say(shared: Path, tmp_path: Path) -> None:
+    """ResNet-56 on CIFAR-10: weighted 10-NN from 10,000 images is 93.5 %; from 500, on 250, it must be near."""
+    train, test = (open_source(shared / "data" / "cifar10" / f"{split}.parquet") for split in ("train", "test"))
+    halves = train.subset(np.arange(500)), test.subset(np.arange(250))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("understudy.evaluate.run.open_evaluation", lambda _: halves)
+        found = evaluate_model(
+            f"onnx:{shared / 'weights' / 'resnet56_cifar10.onnx'}",
+            EvaluationSettings(eval_data="cifar10", protocols=("knn", "linear")),
+            store_root=tmp_path,
+            workers=0,
+        )
+    assert 89 < found["teacher"]["knn"]["top1@10"] < 97
+    assert 89 < found["teacher"]["linear"]["top1"] < 97
+
+
+def test_settings() -> None:
+    assert PROTOCOLS.keys() == EVALUATIONS.keys()
+    with pytest.raises(ConfigError, match="Unknown protocol 'kn'. Did you mean 'knn'"):
+        EvaluationSettings(protocols=("kn",))
+    with pytest.raises(ConfigError, match="each once; got knn, knn"):
+        EvaluationSettings(protocols=("knn", "knn"))
+    with pytest.raises(ConfigError, match="got none"):
+        replace(EvaluationSettings(), protocols=())
+
+
+def test_settings_do_not_import_torch() -> None:
+    code = "import sys, understudy.evaluate.settings; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
