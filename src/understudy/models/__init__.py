@@ -1,0 +1,6 @@
+"""Models: what a spec string such as `timm:resnet18@FILE` or `onnx:FILE` stands for, as teacher and as student.
+
+contract.py (the input a network was trained on), backbones.py (spec -> module, width, contract), checkpoints.py
+(published weight files), resnet.py (ResNets for 32 x 32), onnx_encoder.py (a frozen ONNX file), student.py, teacher.py,
+cost.py.
+"""

@@ -1,0 +1,163 @@
+"""The input contract of a network: which size, normalisation and resampling it was trained on."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from understudy.config import nearest
+from understudy.errors import ModelError, ShapeError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a network expects of its input. Each teacher and each student carries its own.
+
+    Args:
+        size: side of the square input, in pixels.
+        mean: per channel (red, green, blue), on pixels in [0, 1].
+        std: per channel, on pixels in [0, 1].
+        interpolation: "nearest", "bilinear", "bicubic" or "lanczos".
+        crop: share of the resized shorter side that the centre crop keeps: an image is resized to round(size / crop)
+            on its shorter side, then cropped to size x size. 1.0 keeps the largest centred square.
+
+    Raises:
+        ModelError: a value that no network can have.
+    """
+
+    size: int
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    interpolation: str = "bilinear"
+    crop: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            numbers = tuple(float(number) for number in getattr(self, name))
+            if len(numbers) != 3 or not all(math.isfinite(number) for number in numbers):
+                raise ModelError(f"An input {name} has three numbers (red, green, blue on [0, 1]); got {numbers}.")
+            object.__setattr__(self, name, numbers)
+        if min(self.std) <= 0:
+            raise ModelError(f"An input std is positive in every channel; got {self.std}.")
+        if self.size < 1:
+            raise ModelError(f"An input size is at least 1 pixel; got {self.size}.")
+        if not 0 < self.crop <= 1:
+            raise ModelError(f"A crop share lies in (0, 1]; got {self.crop}.")
+        if self.interpolation not in RESAMPLING:
+            raise ModelError(f"Unknown interpolation '{self.interpolation}'. {nearest(self.interpolation, RESAMPLING)}")
+
+    def table(self) -> dict[str, Any]:
+        """The contract as plain JSON, the inverse of `from_table`."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any]) -> Contract:
+        """A contract from JSON: `size` (a number, or [H, W] of a square), `mean`, `std`; the rest has defaults.
+
+        Raises:
+            ModelError: a key is missing or a value cannot be used.
+        """
+        missing = [name for name in ("size", "mean", "std") if name not in table]
+        if missing:
+            raise ModelError(f"An input contract needs size, mean, std; {', '.join(missing)} missing in {dict(table)}.")
+        size = table["size"]
+        if isinstance(size, list | tuple):
+            if len(set(size)) != 1:
+                raise ModelError(f"An input must be square; this contract asks for {' x '.join(map(str, size))}.")
+            size = size[0]
+        return cls(
+            size=int(size),
+            mean=tuple(table["mean"]),
+            std=tuple(table["std"]),
+            interpolation=str(table.get("interpolation", "bilinear")),
+            crop=float(table.get("crop", 1.0)),
+        )
+
+    def preprocess(self, image: Image.Image) -> Float32[Tensor, "3 S S"]:
+        """One decoded image as the network wants it: resized, centre cropped, normalised.
+
+        Args:
+            image: any 8-bit PIL image. Files of unusual kinds (16-bit, alpha, EXIF-rotated) go through
+                `understudy.data.decode.to_rgb` first, as every data source does.
+
+        Returns:
+            (3, S, S) float32.
+
+        Raises:
+            ModelError: an image of more than 8 bits a channel, which a plain conversion would clip.
+        """
+        if image.mode.startswith(("I", "F")):
+            raise ModelError(
+                f"preprocess takes 8-bit images; this one has mode {image.mode}. Convert it with "
+                "understudy.data.decode.to_rgb first."
+            )
+        image = image.convert("RGB")
+        width, height = image.size
+        short = round(self.size / self.crop)
+        if min(width, height) != short:
+            shape = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+            image = image.resize(shape, RESAMPLING[self.interpolation])
+        left, top = (round((side - self.size) / 2) for side in image.size)
+        pixels = np.asarray(image.crop((left, top, left + self.size, top + self.size)), dtype=np.float32) / 255
+        normalised = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        return torch.from_numpy(np.ascontiguousarray(normalised.transpose(2, 0, 1)))
+
+    def prepare(self, images: Tensor) -> Float[Tensor, "B 3 S S"]:
+        """A batch of views as the network wants it: resized only if the size differs, then normalised.
+
+        Differs from `preprocess`: no cropping, because a view is already the square the network shall see.
+
+        Args:
+            images: (B, 3, H, W) floating point in [0, 1], on any device.
+
+        Returns:
+            (B, 3, S, S), same type and device.
+
+        Raises:
+            ShapeError: not a batch of colour images.
+        """
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise ShapeError(
+                f"A network takes (B, 3, H, W) floating point in [0, 1]; got {tuple(images.shape)} {images.dtype}."
+            )
+        if images.shape[-2:] != (self.size, self.size):
+            if self.interpolation == "nearest":
+                images = F.interpolate(images, size=(self.size, self.size), mode="nearest-exact")
+            else:
+                # Antialiased like PIL's own resizing; bicubic overshoots, where PIL clips to 0..255. PyTorch has
+                # lanczos on the CPU only, and a device must not change the pixels: bicubic is its nearest kin.
+                mode = "bilinear" if self.interpolation == "bilinear" else "bicubic"
+                images = F.interpolate(images, (self.size, self.size), mode=mode, antialias=True)
+                images = images.clamp(0, 1)
+        mean, std = _statistics(self.mean, self.std, images.device, images.dtype)
+        return (images - mean) / std
+
+
+@functools.cache
+def _statistics(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Mean and std as (1, 3, 1, 1) tensors, kept: building them anew for each batch would wait for the device."""
+    with torch.inference_mode(False):  # A tensor born in inference mode could not be used in training later.
+        first, second = (torch.tensor(values, dtype=dtype, device=device).view(1, 3, 1, 1) for values in (mean, std))
+    return first, second

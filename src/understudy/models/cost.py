@@ -1,0 +1,86 @@
+"""What a network costs: parameters, and multiply-accumulates of one image."""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+from torch import nn
+
+from understudy.models.contract import Contract
+from understudy.models.onnx_encoder import OnnxEncoder
+
+
+def parameters(module: nn.Module) -> int:
+    """Number of trained values: parameters of a module, floating-point initializers of an ONNX file."""
+    total = sum(parameter.numel() for parameter in module.parameters())
+    for part in module.modules():
+        if isinstance(part, OnnxEncoder):
+            total += sum(array.size for array in part.initializers().values() if array.dtype.kind == "f")
+    return total
+
+
+def flops(model: nn.Module, size: int | None = None) -> int | None:
+    """Multiply-accumulates of one image through `model.features` (or `model` itself where it has none).
+
+    The convention of the papers' tables: one multiply-accumulate counts once (ResNet-50 at 224 x 224: 4.1e9), and only
+    convolutions and matrix products count.
+
+    Args:
+        model: a Teacher, a Student or a bare module; ONNX teachers are counted from their graph.
+        size: input side in pixels; default the model's own contract.
+
+    Returns:
+        The count, or None where the ONNX graph's shapes cannot be inferred.
+    """
+    if size is None:
+        contract = model.contract
+        assert isinstance(contract, Contract)
+        size = contract.size
+    encoders = [part for part in model.modules() if isinstance(part, OnnxEncoder)]
+    if encoders:
+        return _graph_macs(encoders[0], size)
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    forward = getattr(model, "features", model)
+    was_training = model.training
+    model.eval()
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    try:
+        # Fused attention kernels of the CPU are not in the counter's table; the plain one is made of counted products.
+        with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            forward(torch.zeros(1, 3, size, size, device=device))
+    finally:
+        model.train(was_training)
+    return int(counter.get_total_flops()) // 2
+
+
+def _graph_macs(encoder: OnnxEncoder, size: int) -> int | None:
+    import onnx
+
+    model = onnx.load(encoder.file)
+    for axis, value in zip((0, 2, 3), (1, size, size), strict=True):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = value
+    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    shapes = {one.name: tuple(one.dims) for one in graph.initializer}
+    for one in [*graph.input, *graph.value_info, *graph.output]:
+        shapes[one.name] = tuple(axis.dim_value for axis in one.type.tensor_type.shape.dim)
+    # Output names of the graph may keep a symbolic batch axis; one image is asked about.
+    total = 0
+    for node in graph.node:
+        if node.op_type not in ("Conv", "Gemm", "MatMul"):
+            continue
+        output, weight = shapes.get(node.output[0], ()), shapes.get(node.input[1], ())
+        output = (1, *output[1:]) if output and output[0] == 0 else output
+        if not output or not weight or 0 in output or 0 in weight:
+            return None
+        if node.op_type == "Conv":
+            inner = prod(weight[1:])
+        elif node.op_type == "Gemm":
+            transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+            inner = weight[1] if transposed else weight[0]
+        else:
+            inner = weight[-2]
+        total += prod(output) * inner
+    return total

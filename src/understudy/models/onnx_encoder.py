@@ -1,0 +1,147 @@
+"""A frozen encoder kept as an ONNX file, run by onnxruntime behind the face of an nn.Module."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from understudy.errors import MissingDependency, ModelError
+
+METADATA = "understudy.input"
+"""Metadata key of the input contract: JSON with size, mean, std, interpolation (and crop)."""
+
+log = logging.getLogger("understudy")
+
+
+class OnnxEncoder(nn.Module):
+    """Prepared images in, embeddings out; nothing in it can be trained.
+
+    It follows its input: images on a CUDA device are computed there if onnxruntime can, else on the CPU with a logged
+    warning.
+
+    Args:
+        file: an ONNX file with one float32 input (batch, 3, H, W) and an output (batch, D): the one named "embedding",
+            or the only one.
+
+    Raises:
+        ModelError: the file cannot be loaded or its inputs and outputs are of another kind.
+    """
+
+    def __init__(self, file: str | os.PathLike[str]) -> None:
+        super().__init__()
+        self.file = Path(file)
+        if not self.file.is_file():
+            raise ModelError(f"The ONNX file {self.file} does not exist. Check the path after 'onnx:'.")
+        self._sessions: dict[torch.device, Any] = {}
+        session = self._session(torch.device("cpu"))
+        inputs, outputs = session.get_inputs(), session.get_outputs()
+        if (
+            len(inputs) != 1
+            or inputs[0].type != "tensor(float)"
+            or len(inputs[0].shape) != 4
+            or inputs[0].shape[1] != 3
+        ):
+            found = ", ".join(f"{one.name} {one.type} {one.shape}" for one in inputs)
+            raise ModelError(f"{self.file} must take one float32 input (batch, 3, H, W); it takes {found}.")
+        named = [one for one in outputs if one.name == "embedding"] or outputs
+        if len(named) != 1 or named[0].type != "tensor(float)":
+            found = ", ".join(f"{one.name} {one.type} {one.shape}" for one in outputs)
+            raise ModelError(f"{self.file} must have one float32 output, or one named 'embedding'; it has {found}.")
+        self._input, self._output = inputs[0].name, named[0].name
+        # Free axes have a name or none; fixed ones a number.
+        batch, _, height, width = inputs[0].shape
+        self.fixed_batch: int | None = batch if isinstance(batch, int) else None
+        self.fixed_size: tuple[int | None, int | None] = (
+            height if isinstance(height, int) else None,
+            width if isinstance(width, int) else None,
+        )
+        self.metadata: dict[str, Any] | None = self._read_metadata(session)
+
+    def _session(self, device: torch.device) -> Any:
+        if device in self._sessions:
+            return self._sessions[device]
+        try:
+            import onnxruntime
+        except ImportError:
+            raise MissingDependency("ONNX teachers need onnxruntime: pip install onnxruntime.") from None
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if device.type == "cuda":
+            if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+                providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
+            else:
+                log.warning(
+                    "%s runs on the CPU though its images are on a CUDA device: this onnxruntime has no CUDA provider. "
+                    "For speed: pip uninstall onnxruntime && pip install onnxruntime-gpu.",
+                    self.file,
+                )
+                self._sessions[device] = self._session(torch.device("cpu"))
+                return self._sessions[device]
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        # Idle threads of onnxruntime would spin on the cores that the student's step needs: a tenth more CPU time.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        try:
+            self._sessions[device] = onnxruntime.InferenceSession(self.file, options, providers=providers)
+        except Exception as error:  # onnxruntime's exceptions share no base class but this one.
+            reason = str(error).strip().split("\n")[0]
+            raise ModelError(f"{self.file} cannot be loaded as an ONNX model ({reason}). Is the file whole?") from None
+        return self._sessions[device]
+
+    def _read_metadata(self, session: Any) -> dict[str, Any] | None:
+        text = session.get_modelmeta().custom_metadata_map.get(METADATA)
+        if text is None:
+            return None
+        try:
+            table = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ModelError(f"The metadata '{METADATA}' of {self.file} is not valid JSON: {error}.") from None
+        if not isinstance(table, dict):
+            raise ModelError(f"The metadata '{METADATA}' of {self.file} must be a JSON table; it is {text}.")
+        return table
+
+    def forward(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+        """(B, 3, S, S) prepared float32 -> (B, D), on the device of `x`."""
+        for axis, fixed, given in zip(("high", "wide"), self.fixed_size, x.shape[-2:], strict=True):
+            if fixed is not None and fixed != given:
+                raise ModelError(f"{self.file} takes images exactly {fixed} pixels {axis}; it was given {given}.")
+        x = x.detach().float()
+        if self.fixed_batch is None:
+            return self._run(x)
+        chunks = []
+        for chunk in x.split(self.fixed_batch):
+            padding = chunk.new_zeros(self.fixed_batch - len(chunk), *chunk.shape[1:])
+            chunks.append(self._run(torch.cat([chunk, padding]))[: len(chunk)])
+        return torch.cat(chunks)
+
+    def _run(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+        session = self._session(x.device)
+        given = (x if "CUDAExecutionProvider" in session.get_providers() else x.cpu()).contiguous()
+        binding = session.io_binding()
+        place = (given.device.type, given.device.index or 0)
+        if given.is_cuda:
+            torch.cuda.current_stream(given.device).synchronize()  # onnxruntime reads on a stream of its own.
+        binding.bind_input(self._input, *place, np.float32, tuple(given.shape), given.data_ptr())
+        binding.bind_output(self._output, *place)
+        session.run_with_iobinding(binding)
+        output = torch.from_numpy(binding.copy_outputs_to_cpu()[0])
+        if output.ndim < 2 or output.shape[0] != len(x) or output[0].numel() != output.shape[1]:
+            raise ModelError(
+                f"The output '{self._output}' of {self.file} must be (batch, D); for {len(x)} images it is "
+                f"{tuple(output.shape)}. Pool and flatten before exporting."
+            )
+        return output.flatten(1).to(x.device)
+
+    def initializers(self) -> dict[str, np.ndarray]:
+        """The weights stored in the file, by name; the runtime itself does not show them."""
+        from onnx import load, numpy_helper
+
+        return {one.name: numpy_helper.to_array(one) for one in load(self.file).graph.initializer}

@@ -1,0 +1,203 @@
+"""The student: a backbone, whose pooled feature is kept for use, and a head that lands in the teacher's space."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from understudy import __version__
+from understudy.artifacts import FORMAT, Run, atomic, write_json
+from understudy.config import nearest
+from understudy.errors import ModelError, StoreError
+from understudy.models.backbones import Backbone, build_backbone
+from understudy.models.checkpoints import fingerprint_weights
+from understudy.models.contract import Contract
+from understudy.models.cost import parameters
+
+HEADS = ("auto", "mlp", "linear", "none")
+
+
+def build_head(width: int, out: int, kind: str = "auto", hidden: int = 2048) -> tuple[nn.Module, dict[str, Any]]:
+    """The map from backbone features to the teacher's space.
+
+    Args:
+        width: F.
+        out: D.
+        kind: "mlp" Linear - ReLU - Linear with biases; "linear"; "none" (F must equal D); "auto" is the paper's choice:
+            none where the widths match, else mlp.
+        hidden: width of the mlp's middle layer.
+
+    Returns:
+        The head and the table {kind, width, hidden, out} that rebuilds it (`hidden` is None where there is none).
+
+    Raises:
+        ModelError: an unknown kind, or "none" between different widths.
+
+    Source: methods.md section 1; the authors' released code.
+    """
+    if kind not in HEADS:
+        raise ModelError(f"Unknown head '{kind}'. {nearest(kind, HEADS)}")
+    if kind == "auto":
+        kind = "none" if width == out else "mlp"
+    if kind == "none" and width != out:
+        raise ModelError(
+            f"A student {width} wide needs a head to reach a teacher {out} wide; use head 'mlp' or 'linear'."
+        )
+    table = {"kind": kind, "width": width, "hidden": hidden if kind == "mlp" else None, "out": out}
+    if kind == "none":
+        return nn.Identity(), table
+    if kind == "linear":
+        return nn.Linear(width, out), table
+    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, out)), table
+
+
+class Student(nn.Module):
+    """A small encoder that can stand in for its teacher.
+
+    Args:
+        backbone: from `build_backbone`.
+        head: from `build_head`.
+        head_table: from `build_head`.
+    """
+
+    def __init__(self, backbone: Backbone, head: nn.Module, head_table: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.backbone = backbone.module
+        self.head = head
+        self.head_table = dict(head_table)
+        self.contract = backbone.contract
+        self.spec = backbone.spec
+        self.architecture = backbone.architecture
+        self.weights = backbone.weights
+        self.width = backbone.width
+        self.embed_dim = int(head_table["out"])
+
+    def features(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B F"]:
+        """(B, 3, S, S) prepared -> (B, F): the backbone's pooled feature, what downstream tasks use."""
+        features: Tensor = self.backbone(x)
+        return features
+
+    def embed(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+        """(B, 3, S, S) prepared -> (B, D): in the teacher's space."""
+        embedding: Tensor = self.head(self.features(x))
+        return embedding
+
+    def forward(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+        """Same as `embed`: what is trained."""
+        return self.embed(x)
+
+    @property
+    def preprocess(self) -> Callable[[Image.Image], Tensor]:
+        """PIL image -> (3, S, S) prepared tensor."""
+        return self.contract.preprocess
+
+
+def build_student(
+    spec: str,
+    embed_dim: int,
+    *,
+    head: str = "auto",
+    hidden: int = 2048,
+    image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Student:
+    """A student to be trained, random unless its spec brings weights (`@FILE`, `run:`).
+
+    Args:
+        spec: see `build_backbone`.
+        embed_dim: D, the teacher's width.
+        head: see `build_head`.
+        hidden: see `build_head`.
+        image_size: input side in pixels; default the network's own.
+        mean: three numbers on [0, 1]; default the network's own.
+        std: three numbers on [0, 1]; default the network's own.
+
+    Raises:
+        ModelError: the spec or the head cannot be built.
+    """
+    backbone = build_backbone(spec, pretrained=False, image_size=image_size, mean=mean, std=std)
+    return Student(backbone, *build_head(backbone.width, embed_dim, head, hidden))
+
+
+def save_student(student: Student, run: Run, facts: Mapping[str, Any]) -> None:
+    """Write the finished student: weights first, student.json last, so that its existence means training is done.
+
+    Args:
+        student: on any device; its state is saved as float tensors on the CPU.
+        run: the run folder.
+        facts: what else student.json shall say (method, teacher, data, cost), plain JSON.
+    """
+    # A student.json left over from an earlier training must not vouch for the new weights while they are written.
+    run.student_path.unlink(missing_ok=True)
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in student.state_dict().items()}
+    with atomic(run.weights_path) as temporary:
+        save_file(state, temporary, metadata={"format": "pt"})
+    table = {
+        "format": FORMAT,
+        "understudy": __version__,
+        "spec": student.spec,
+        "architecture": student.architecture,
+        "head": student.head_table,
+        "contract": student.contract.table(),
+        "width": student.width,
+        "embed_dim": student.embed_dim,
+        "parameters": {"backbone": parameters(student.backbone), "head": parameters(student.head)},
+        "weights": fingerprint_weights(student),
+    }
+    write_json(run.student_path, {**facts, **table})
+
+
+def load_student(path: str | os.PathLike[str]) -> Student:
+    """A trained student, in eval mode, on the CPU.
+
+    Args:
+        path: a run folder, or the student.safetensors or student.json in it.
+
+    Raises:
+        StoreError: there is no finished student, or its two files do not belong together.
+        ModelError: its architecture cannot be built here.
+    """
+    path = Path(path)
+    run = Run(path.parent if path.name in ("student.safetensors", "student.json") else path)
+    if not run.path.is_dir():
+        raise StoreError(f"There is no run folder {run.path}. A student is loaded from the folder that training wrote.")
+    if not run.trained:
+        started = run.config_path.exists() or run.checkpoint_path.exists()
+        reason = (
+            "training is not finished: run `understudy train` again, it resumes"
+            if started
+            else "it is not a run folder"
+        )
+        raise StoreError(f"{run.path} holds no finished student (student.safetensors and student.json): {reason}.")
+    table = run.student
+    if table.get("format") != FORMAT:
+        raise StoreError(f"{run.student_path} has format {table.get('format')!r}, this version reads {FORMAT}.")
+    contract, head = table["contract"], table["head"]
+    with torch.random.fork_rng(devices=[]):  # The initialisation that the weights replace shall cost no random numbers.
+        backbone = build_backbone(table["architecture"], pretrained=False, image_size=int(contract["size"]))
+        built_head = build_head(head["width"], head["out"], head["kind"], head["hidden"] or 0)
+    backbone.contract = Contract.from_table(contract)
+    backbone.spec = table["spec"]
+    student = Student(backbone, *built_head)
+    try:
+        student.load_state_dict(load_file(run.weights_path))
+    except (SafetensorError, OSError, RuntimeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise StoreError(
+            f"{run.weights_path} does not fit {run.student_path} ({reason}). Was either file replaced?"
+        ) from None
+    if fingerprint_weights(student) != table["weights"]:
+        raise StoreError(
+            f"{run.weights_path} is not the file that {run.student_path} describes. Was either file replaced?"
+        )
+    return student.eval()

@@ -1,0 +1,208 @@
+"""Spec strings: what they build, with which contract, and what is refused in which words."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from understudy.errors import ModelError
+from understudy.models.backbones import SPECS, build_backbone
+from understudy.models.contract import IMAGENET_MEAN, IMAGENET_STD, Contract
+
+
+@pytest.mark.parametrize(
+    ("spec", "size", "width"),
+    [
+        ("timm:resnet18", 64, 512),
+        ("timm:test_resnet.r160_in1k", 64, 96),
+        ("timm:test_vit", 64, 64),
+        ("timm:mobilenetv3_small_050", 64, 1024),
+        ("torchvision:resnet18", 64, 512),
+        ("torchvision:mobilenet_v3_small", 64, 1024),
+        ("torchvision:efficientnet_b0", 64, 1280),
+        ("torchvision:convnext_tiny", 64, 768),
+        ("small:resnet8x0.5", 32, 32),
+    ],
+)
+def test_students_end_in_pooled_features(spec: str, size: int, width: int) -> None:
+    backbone = build_backbone(spec, pretrained=False, image_size=size)
+    assert (backbone.width, backbone.contract.size) == (width, size)
+    assert backbone.contract.crop == 1.0
+    assert (backbone.trained, backbone.fingerprint, backbone.weights) == (False, "", "")
+    assert backbone.module.training
+    with torch.no_grad():
+        assert backbone.module.eval()(torch.rand(2, 3, size, size)).shape == (2, width)
+
+
+def test_the_contract_is_the_networks_own_and_flags_override_it() -> None:
+    import timm
+
+    published = timm.get_pretrained_cfg("test_vit")
+    own = build_backbone("timm:test_vit", pretrained=False).contract
+    assert own == Contract(
+        published.input_size[1], published.mean, published.std, published.interpolation, published.crop_pct
+    )
+    flagged = build_backbone(
+        "timm:test_vit", pretrained=False, image_size=96, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)
+    ).contract
+    assert (flagged.size, flagged.mean, flagged.std) == (96, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert build_backbone("small:resnet8", pretrained=False).contract == Contract(
+        32, IMAGENET_MEAN, IMAGENET_STD, "bicubic", 1.0
+    )
+    assert build_backbone("torchvision:resnet18", pretrained=False).contract.crop == 0.875
+
+
+def test_a_vit_with_local_weights_is_resampled_to_another_size(tmp_path: Path) -> None:
+    """Weights are loaded at the size they were trained at; only then are position embeddings resampled."""
+    source = build_backbone("timm:test_vit", pretrained=False).module
+    torch.save(source.state_dict(), tmp_path / "vit.pth")
+    teacher = build_backbone(f"timm:test_vit@{tmp_path / 'vit.pth'}", pretrained=True, image_size=96)
+    assert teacher.trained and "missing: none" in teacher.weights
+    assert teacher.module.pos_embed.shape[1] < source.pos_embed.shape[1]
+    assert torch.equal(teacher.module.blocks[0].attn.qkv.weight, source.blocks[0].attn.qkv.weight)
+
+
+def test_torchvision_weights_load_into_timm_and_back(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    theirs = build_backbone("torchvision:resnet18", pretrained=False, image_size=64)
+    torch.save(theirs.module.state_dict(), tmp_path / "weights.pth")
+    ours = build_backbone(f"timm:resnet18@{tmp_path / 'weights.pth'}", pretrained=False, image_size=64)
+    back = build_backbone(f"torchvision:resnet18@{tmp_path / 'weights.pth'}", pretrained=True, image_size=64)
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = theirs.module.eval()(images)
+        torch.testing.assert_close(ours.module.eval()(images), expected, rtol=1e-4, atol=1e-5)
+        assert torch.equal(back.module.eval()(images), expected)
+    # The same weights under another architecture's name are another teacher.
+    assert ours.fingerprint != back.fingerprint
+
+
+def test_the_fingerprint_follows_the_weights_and_not_their_file_name(tmp_path: Path) -> None:
+    state = build_backbone("small:resnet8", pretrained=False).module.state_dict()
+    for name in ("a.pth", "b.pth"):
+        torch.save(state, tmp_path / name)
+    first, same = (build_backbone(f"small:resnet8@{tmp_path / name}", pretrained=True) for name in ("a.pth", "b.pth"))
+    state["conv1.weight"][0] += 1e-3
+    torch.save(state, tmp_path / "b.pth")
+    assert first.fingerprint == same.fingerprint
+    assert first.fingerprint != build_backbone(f"small:resnet8@{tmp_path / 'b.pth'}", pretrained=True).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("tim:resnet18", "Did you mean 'timm'"),
+        ("resnet18", "PREFIX:NAME"),
+        ("timm:", "PREFIX:NAME"),
+        ("timm:resnet19", r"timm has no model 'resnet19'\. Nearest: .*resnet18"),
+        ("timm:resnet50.a1_in2k", r"Nearest: .*resnet50\.a1_in1k"),
+        ("torchvision:resnet19", "Nearest: .*resnet18"),
+        ("torchvision:fasterrcnn_resnet50_fpn", "no image encoder"),
+        ("torchvision:squeezenet1_0", "does not end in a linear classifier"),
+        ("small:resnet21", "small:resnet21"),
+        ("small:resnet8@none.pth", "none.pth does not exist"),
+        ("onnx:none.onnx", "none.onnx does not exist"),
+        ("python:json", "python:module:callable"),
+        ("python:no_such_module:net", "no Python module 'no_such_module'"),
+        ("python:json:no_such_name", "no_such_name"),
+        ("python:json:JSONDecoder", "returned a JSONDecoder"),
+    ],
+)
+def test_unknown_specs_are_sentences(spec: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        build_backbone(spec, pretrained=False)
+
+
+def test_every_documented_prefix_is_an_entry() -> None:
+    assert set(SPECS) == {"timm", "torchvision", "onnx", "run", "small", "python"}
+
+
+def test_sizes_a_network_cannot_take_show_both_numbers() -> None:
+    with pytest.raises(ModelError, match="65 x 65"):
+        build_backbone("timm:test_vit", pretrained=False, image_size=65)
+    with pytest.raises(ModelError, match="224 x 224 images, not 96 x 96"):
+        build_backbone("timm:levit_128s", pretrained=False, image_size=96)
+
+
+@pytest.mark.parametrize("spec", ["small:resnet8", "timm:test_vit_nothing_published"])
+def test_a_teacher_without_weights_is_refused(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm
+
+    if "nothing" in spec:  # A real name whose published weights we take away: which ones timm lacks changes.
+        spec = "timm:test_vit"
+        monkeypatch.setattr(timm.models, "is_model_pretrained", lambda name: False)
+    with pytest.raises(ModelError, match=f"{spec}@FILE"):
+        build_backbone(spec, pretrained=True)
+
+
+def test_without_a_network_the_sentence_names_the_way_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub.constants
+    import torch.hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelError, match="could not be downloaded.*timm:test_vit@FILE"):
+        build_backbone("timm:test_vit", pretrained=True)
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(ModelError, match="Name or service not known.*torchvision:resnet18@FILE"):
+        build_backbone("torchvision:resnet18", pretrained=True)
+
+
+MODULE = """
+import torch
+from understudy.models.contract import Contract
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 5)
+    def forward(self, x):
+        return self.layer(x.mean((2, 3)))
+
+def with_contract():
+    net = Net()
+    net.contract = {"size": 20, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    return net
+
+class Map(Net):
+    def forward(self, x):
+        return x
+"""
+
+
+def test_a_module_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "users_encoder.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    backbone = build_backbone("python:users_encoder:with_contract", pretrained=True)
+    assert (backbone.width, backbone.contract) == (5, Contract(20, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)))
+    plain = build_backbone("python:users_encoder:Net", pretrained=True)
+    assert plain.contract.size == 224 and "ImageNet's mean and std at 224 pixels assumed" in plain.weights
+    torch.save(backbone.module.state_dict(), "own.pth")
+    filled = build_backbone("python:users_encoder:Net@own.pth", pretrained=True)
+    assert torch.equal(filled.module.layer.weight, backbone.module.layer.weight)
+    with pytest.raises(ModelError, match=r"pooled features \(1, F\); it gives \(1, 3, 224, 224\)"):
+        build_backbone("python:users_encoder:Map", pretrained=False)
+    assert sys.path == before
+
+
+def test_probing_the_width_leaves_no_trace() -> None:
+    backbone = build_backbone("small:resnet8", pretrained=False)
+    norms = [module for module in backbone.module.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert all(norm.num_batches_tracked == 0 for norm in norms)
+    state = torch.get_rng_state()
+    torch.manual_seed(1)
+    first = build_backbone("small:resnet8", pretrained=False).module.conv1.weight
+    torch.manual_seed(1)
+    second = build_backbone("small:resnet8", pretrained=False).module.conv1.weight
+    torch.set_rng_state(state)
+    assert torch.equal(first, second)

@@ -1,0 +1,123 @@
+"""Input contracts: against torchvision's own transforms, and every value that cannot be used."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from understudy.errors import ModelError, ShapeError
+from understudy.models.contract import Contract
+
+
+def photograph(height: int, width: int) -> Image.Image:
+    """Smooth content with some texture, so that resampling has something to do."""
+    y, x = np.mgrid[0:height, 0:width]
+    waves = np.stack([np.sin(x / 7) + np.cos(y / 5), np.sin((x + y) / 9), np.cos(x * y / 300)], axis=-1)
+    noise = np.random.default_rng(0).normal(0, 0.2, waves.shape)
+    return Image.fromarray((127 + 50 * (waves + noise)).clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos", "nearest"])
+@pytest.mark.parametrize(
+    ("shape", "size", "crop"), [((80, 120), 48, 0.875), ((121, 75), 64, 1.0), ((40, 40), 64, 0.95)]
+)
+def test_preprocess_is_torchvisions(interpolation: str, shape: tuple[int, int], size: int, crop: float) -> None:
+    from torchvision import transforms
+
+    contract = Contract(size, interpolation=interpolation, crop=crop)
+    theirs = transforms.Compose(
+        [
+            transforms.Resize(round(size / crop), transforms.InterpolationMode(interpolation)),
+            transforms.CenterCrop(size),
+            transforms.ToTensor(),
+            transforms.Normalize(contract.mean, contract.std),
+        ]
+    )
+    image = photograph(*shape)
+    torch.testing.assert_close(contract.preprocess(image), theirs(image), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_prepare_is_torchvisions(interpolation: str) -> None:
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import functional as F
+
+    images = torch.rand(2, 3, 40, 40)
+    contract = Contract(24, (0.5, 0.4, 0.3), (0.2, 0.3, 0.1), interpolation)
+    resized = F.resize(images, [24, 24], InterpolationMode(interpolation), antialias=True).clamp(0, 1)
+    expected = F.normalize(resized, list(contract.mean), list(contract.std))
+    torch.testing.assert_close(contract.prepare(images), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos", "nearest"])
+def test_prepare_resizes_as_preprocess_does(interpolation: str) -> None:
+    """The teacher sees nearly the same pixels whether its input comes from a file or from a view of another size."""
+    image = photograph(64, 64)
+    contract = Contract(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), interpolation)
+    view = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
+    # PIL works in 8 bits: half a grey level of rounding in each of its two passes. Lanczos is bicubic on tensors.
+    levels = 6 if interpolation == "lanczos" else 1.1
+    torch.testing.assert_close(contract.prepare(view)[0], contract.preprocess(image), rtol=0, atol=levels / 255)
+
+
+def test_prepare_leaves_the_right_size_alone() -> None:
+    images = torch.rand(2, 3, 16, 16)
+    contract = Contract(16, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    assert torch.equal(contract.prepare(images), images)
+    assert contract.prepare(images.to(memory_format=torch.channels_last)).is_contiguous(
+        memory_format=torch.channels_last
+    )
+    assert contract.prepare(images.double()).dtype == torch.float64
+
+
+def test_prepare_works_in_training_after_inference_mode() -> None:
+    contract = Contract(8, (0.11, 0.12, 0.13), (0.2, 0.2, 0.2))
+    with torch.inference_mode():
+        contract.prepare(torch.rand(1, 3, 8, 8))
+    images = torch.rand(1, 3, 8, 8, requires_grad=True)
+    contract.prepare(images).sum().backward()
+    torch.testing.assert_close(images.grad, torch.full_like(images, 5.0))
+
+
+@pytest.mark.parametrize(
+    "images", [torch.rand(3, 8, 8), torch.rand(2, 1, 8, 8), torch.zeros(2, 3, 8, 8, dtype=torch.uint8)]
+)
+def test_prepare_refuses_other_shapes(images: torch.Tensor) -> None:
+    with pytest.raises(ShapeError, match=str(tuple(images.shape)).replace("(", r"\(").replace(")", r"\)")):
+        Contract(8).prepare(images)
+
+
+def test_table_round_trip() -> None:
+    contract = Contract(96, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bicubic", 0.95)
+    assert Contract.from_table(contract.table()) == contract
+    assert Contract.from_table({"size": [32, 32], "mean": [0, 0, 0], "std": [1, 1, 1]}) == Contract(
+        32, (0, 0, 0), (1, 1, 1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"size": 32, "mean": [0, 0, 0]}, "std missing"),
+        ({"size": [32, 48], "mean": [0, 0, 0], "std": [1, 1, 1]}, "32 x 48"),
+        ({"size": 32, "mean": [0, 0], "std": [1, 1, 1]}, "three numbers"),
+        ({"size": 32, "mean": [0, 0, 0], "std": [1, 0, 1]}, "positive"),
+        ({"size": 0, "mean": [0, 0, 0], "std": [1, 1, 1]}, "got 0"),
+        ({"size": 32, "mean": [0, 0, 0], "std": [1, 1, 1], "crop": 1.5}, "got 1.5"),
+        ({"size": 32, "mean": [0, 0, 0], "std": [1, 1, 1], "interpolation": "cubic"}, "Did you mean 'bicubic'"),
+    ],
+)
+def test_unusable_contracts_are_sentences(table: dict[str, object], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        Contract.from_table(table)
+
+
+def test_preprocess_takes_grey_palette_and_alpha_and_refuses_16_bit() -> None:
+    image = photograph(20, 20)
+    for mode in ("L", "P", "RGBA", "CMYK"):
+        assert Contract(16).preprocess(image.convert(mode)).shape == (3, 16, 16)
+    deep = Image.fromarray(np.arange(400, dtype=np.uint16).reshape(20, 20))
+    with pytest.raises(ModelError, match="I;16"):
+        Contract(16).preprocess(deep)

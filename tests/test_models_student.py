@@ -1,0 +1,172 @@
+"""The student: its head, and that what was saved is what is loaded, or a sentence says why not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+
+from understudy.artifacts import Run
+from understudy.errors import ModelError, StoreError
+from understudy.models.backbones import build_backbone
+from understudy.models.student import Student, build_head, build_student, load_student, save_student
+from understudy.models.teacher import build_teacher
+
+
+def trained(spec: str = "small:resnet8", embed_dim: int = 24, **settings: object) -> Student:
+    """A student whose every number, running statistics included, has left its initial value."""
+    torch.manual_seed(0)
+    student = build_student(spec, embed_dim, **settings)  # type: ignore[arg-type]
+    optimiser = torch.optim.SGD(student.parameters(), 0.1)
+    size = student.contract.size
+    for _ in range(2):
+        student.embed(torch.rand(4, 3, size, size)).square().sum().div(100).backward()
+        optimiser.step()
+    return student
+
+
+def test_the_papers_head() -> None:
+    head, table = build_head(64, 128)
+    assert [type(layer) for layer in head] == [nn.Linear, nn.ReLU, nn.Linear]
+    assert [tuple(parameter.shape) for parameter in head.parameters()] == [(2048, 64), (2048,), (128, 2048), (128,)]
+    assert table == {"kind": "mlp", "width": 64, "hidden": 2048, "out": 128}
+    assert isinstance(build_head(64, 64)[0], nn.Identity)
+    assert isinstance(build_head(64, 64, "mlp", 8)[0], nn.Sequential)
+    assert isinstance(build_head(64, 10, "linear")[0], nn.Linear)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [((64, 32, "none"), "64 .* 32"), ((64, 32, "mpl"), "Did you mean 'mlp'")]
+)
+def test_impossible_heads_are_sentences(arguments: tuple[int, int, str], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        build_head(*arguments)
+
+
+def test_shapes_and_forward() -> None:
+    student = build_student("small:resnet8", 24, hidden=16)
+    images = torch.rand(2, 3, 32, 32)
+    student.eval()
+    assert student.features(images).shape == (2, 64) == (2, student.width)
+    assert student.embed(images).shape == (2, 24) == (2, student.embed_dim)
+    assert torch.equal(student(images), student.embed(images))
+    assert torch.equal(student.embed(images), student.head(student.features(images)))
+
+
+@pytest.mark.parametrize(
+    ("spec", "settings"),
+    [
+        ("small:resnet8x0.5", {"head": "linear"}),
+        ("small:resnet8", {"hidden": 16, "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "image_size": 24}),
+        ("timm:test_vit", {"hidden": 8, "image_size": 96}),
+    ],
+)
+def test_save_and_load(tmp_path: Path, spec: str, settings: dict[str, object]) -> None:
+    student = trained(spec, 24, **settings).eval()
+    run = Run(tmp_path / "run")
+    save_student(student, run, {"seed": 7, "method": {"name": "coss"}})
+    images = torch.rand(2, 3, student.contract.size, student.contract.size)
+    expected = student.embed(images)
+    for path in (run.path, str(run.path), run.weights_path, run.student_path):
+        random_numbers = torch.get_rng_state()
+        loaded = load_student(path)
+        assert torch.equal(torch.get_rng_state(), random_numbers)
+        assert not loaded.training
+        assert torch.equal(loaded.embed(images), expected)
+        assert (loaded.contract, loaded.spec, loaded.width) == (student.contract, spec, student.width)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
+    assert torch.equal(load_student(run.path).preprocess(image), student.contract.preprocess(image))
+    table = json.loads(run.student_path.read_text())
+    assert table["seed"] == 7 and table["method"] == {"name": "coss"}
+    backbone, head = student.backbone.parameters(), student.head.parameters()
+    assert table["parameters"] == {"backbone": sum(p.numel() for p in backbone), "head": sum(p.numel() for p in head)}
+    assert (table["width"], table["embed_dim"], table["spec"]) == (student.width, 24, spec)
+
+
+def test_a_students_origin_file_is_not_needed_again(tmp_path: Path) -> None:
+    """A student that started from @FILE or run: is rebuilt from its own run alone."""
+    first = trained()
+    save_student(first, Run(tmp_path / "first"), {})
+    torch.save(first.backbone.state_dict(), tmp_path / "start.pth")
+    from_file = trained(f"small:resnet8@{tmp_path / 'start.pth'}").eval()
+    from_run = trained(f"run:{tmp_path / 'first'}").eval()
+    save_student(from_file, Run(tmp_path / "second"), {})
+    save_student(from_run, Run(tmp_path / "third"), {})
+    (tmp_path / "start.pth").unlink()
+    for file in (tmp_path / "first").iterdir():
+        file.unlink()
+    images = torch.rand(1, 3, 32, 32)
+    assert torch.equal(load_student(tmp_path / "second").embed(images), from_file.embed(images))
+    assert torch.equal(load_student(tmp_path / "third").embed(images), from_run.embed(images))
+
+
+def test_a_run_is_a_teacher_and_a_start(tmp_path: Path) -> None:
+    student = trained(mean=(0.1, 0.2, 0.3)).eval()
+    save_student(student, Run(tmp_path / "run"), {})
+    teacher = build_teacher(f"run:{tmp_path / 'run'}")
+    images = torch.rand(2, 3, 32, 32)
+    assert teacher.width == 64 and teacher.contract == student.contract
+    assert torch.equal(teacher(images), student.features(student.contract.prepare(images)))
+    assert "small:resnet8" in teacher.weights and "head dropped" in teacher.weights
+    start = build_student(f"run:{tmp_path / 'run'}", 24)
+    assert torch.equal(start.backbone.conv1.weight, student.backbone.conv1.weight)
+    assert start.training and start.backbone.training
+    own_weights = build_backbone(f"small:resnet8@{tmp_path / 'run' / 'student.safetensors'}", pretrained=True)
+    assert torch.equal(own_weights.module.conv1.weight, student.backbone.conv1.weight)
+    assert own_weights.fingerprint == teacher.fingerprint
+
+
+def test_saving_is_whole_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path / "run")
+    save_student(trained(), run, {})
+    before = load_file(run.weights_path)
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("understudy.models.student.save_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_student(build_student("small:resnet8", 24), run, {})
+    assert all(torch.equal(tensor, before[name]) for name, tensor in load_file(run.weights_path).items())
+    assert not run.trained
+    assert sorted(path.name for path in run.path.iterdir()) == ["student.safetensors"]
+
+
+def test_unfinished_and_foreign_folders_are_sentences(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no run folder"):
+        load_student(tmp_path / "nothing")
+    with pytest.raises(StoreError, match="not a run folder"):
+        load_student(tmp_path)
+    run = Run(tmp_path / "run")
+    run.path.mkdir()
+    run.config_path.write_text("")
+    with pytest.raises(StoreError, match="training is not finished: run `understudy train` again, it resumes"):
+        load_student(run.path)
+    save_student(trained(), run, {})
+    table = json.loads(run.student_path.read_text())
+    other = Run(tmp_path / "other")
+    save_student(build_student("small:resnet8", 24), other, {})
+    run.weights_path.write_bytes(other.weights_path.read_bytes())
+    with pytest.raises(StoreError, match="is not the file that"):
+        load_student(run.path)
+    run.weights_path.write_bytes(b"short")
+    with pytest.raises(StoreError, match="does not fit"):
+        load_student(run.path)
+    run.student_path.write_text(json.dumps(table | {"format": 99}))
+    with pytest.raises(StoreError, match="format 99"):
+        load_student(run.path)
+
+
+def test_only_the_student_is_saved_as_safetensors(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    student = trained().to(memory_format=torch.channels_last)
+    save_student(student, run, {})
+    names = set(load_file(run.weights_path))
+    assert names == set(student.state_dict())
+    assert {name.split(".")[0] for name in names} == {"backbone", "head"}
