@@ -1,8 +1,8 @@
 """Understudy: a large frozen encoder, distilled without labels into a small one that can stand in for it.
 
-    run = understudy.distill(data="photos/", teacher="timm:vit_base_patch16_224", student="timm:resnet18")
-    student = understudy.load_student(run.path)
-    vectors = student.embed(student.preprocess(image)[None])   # in the teacher's space
+run = understudy.distill(data="photos/", teacher="timm:vit_base_patch16_224", student="timm:resnet18")
+student = understudy.load_student(run.path)
+vectors = student.embed(student.preprocess(image)[None])   # in the teacher's space
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Run", "Student", "UnderstudyError", "__version__", "distill", "load_student"]
 
-_HOMES = {"distill": "understudy.pipeline", "load_student": "understudy.models.student", "Student": "understudy.models.student"}
+_HOMES = {
+    "distill": "understudy.pipeline",
+    "load_student": "understudy.models.student",
+    "Student": "understudy.models.student",
+}
 
 
 def __getattr__(name: str) -> Any:

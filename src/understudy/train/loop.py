@@ -94,7 +94,7 @@ def train(
     # Both networks see the same pixels: views are cut at the larger of the two inputs, the smaller one is scaled down.
     view_size = max(student.contract.size, teacher.contract.size if teacher is not None and loss.needs_teacher else 0)
     recipe = recipe_for(settings.views.recipe, view_size)
-    k = settings.neighbours.k if loss.needs_teacher else 0
+    k = settings.neighbours.k or 0
     batches = NeighbourBatches(
         len(source), settings.batch_size, k=k, n=settings.neighbours.n, seed=settings.seed, graph=graph
     )

@@ -1,0 +1,26 @@
+"""Settings of `understudy embed`. Torch-free: the command line reads it for `--help`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from understudy.config import setting
+
+
+@dataclass(frozen=True)
+class EmbedSettings:
+    """One pass of an encoder over a data source."""
+
+    data: str = setting(help="Images: a folder, *.parquet, *.npy, torchvision:NAME, or digits.")
+    teacher: str = setting(help="Encoder spec with weights, e.g. onnx:FILE, timm:NAME@FILE; run:FOLDER for a student.")
+    teacher_mean: tuple[float, ...] | None = setting(None, "Mean the encoder expects, three numbers on [0, 1] pixels.")
+    teacher_std: tuple[float, ...] | None = setting(None, "Standard deviation the encoder expects, three numbers.")
+    image_size: int | None = setting(None, "Input side in pixels; the encoder's own unless given.", minimum=8)
+    store: str = setting("store", "Root folder of the stores.")
+    dtype: str = setting("float16", "Stored precision.", choices=("float16", "float32"))
+    batch_size: int = setting(128, "Images per forward pass.", minimum=1)
+    workers: int | None = setting(
+        None, "Processes that read images; chosen by source and cores unless given.", minimum=0
+    )
+    device: str = setting("auto", "cpu, cuda, cuda:N, mps, or auto.")
+    limit: int | None = setting(None, "Use only this many images.", minimum=1)

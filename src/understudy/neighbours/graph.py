@@ -1,0 +1,111 @@
+"""The neighbour graph of a store: built, checked, saved."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from jaxtyping import Int32
+
+from understudy.artifacts import Store, atomic, lock
+from understudy.errors import StoreError
+from understudy.neighbours.approximate import approximate
+from understudy.neighbours.search import Progress, search
+from understudy.neighbours.settings import NeighbourSettings
+
+EXACT_UP_TO = {"cpu": 200_000, "cuda": 2_000_000}  # images; `index = auto` is exact up to here: minutes, not hours
+LOWEST_RECALL = 0.9
+CHECK_ROWS = 65_536
+
+
+def build_graph(
+    store: Store, settings: NeighbourSettings, *, device: str = "cpu", progress: Progress | None = None
+) -> Int32[np.ndarray, "N K"]:
+    """Find the n nearest other images of every image of a store, and save them in it.
+
+    A graph that is already there is used if the same kind of index made it with at least n neighbours. Else another is
+    built; the old one's entry leaves the manifest before its file is replaced, and the new one is entered when its own
+    is whole. So at any moment the manifest speaks of the graph that is there, or of none.
+
+    Args:
+        store: a complete store.
+        settings: `n` neighbours, the kind of index, the memory budget.
+        device: "cpu" or "cuda"; faiss indices run on the CPU.
+        progress: called with (images done, N, note).
+
+    Returns:
+        (N, K >= n) neighbour indices, nearest first, memory-mapped; an image is never its own neighbour, an exact
+        duplicate of it is. The manifest says under `graph` how it was made: K, index, exact, recall (measured on 1,000
+        images against the exact search; 1 if exact), seconds.
+
+    Raises:
+        ConfigError: n beyond the images there are, a budget too small, or an index asked of too few images.
+        DataError: NaN or infinity among the embeddings.
+        StoreError: the store is incomplete or being written, or an approximate graph found less than 90 % of the true
+            neighbours.
+    """
+    rows = int(store.manifest["rows"])
+    kind = settings.index
+    if kind == "auto":
+        place = "cuda" if str(device).startswith("cuda") else "cpu"
+        kind = "exact" if rows <= EXACT_UP_TO[place] else "ivf"
+    with lock(store.folder):
+        made = store.manifest.get("graph")
+        if made and made["index"] in (kind, "exact" if settings.index == "auto" else kind) and made["K"] >= settings.n:
+            return check_graph(store.graph(), rows)
+        start = time.perf_counter()
+        embeddings = store.embeddings()
+        facts: dict[str, object] = {"K": settings.n, "index": kind, "exact": kind == "exact", "recall": 1.0}
+        if kind == "exact":
+            indices, _ = search(
+                embeddings,
+                embeddings,
+                settings.n,
+                exclude=np.arange(rows),
+                memory_mb=settings.memory_mb,
+                device=device,
+                progress=progress,
+            )
+        else:
+            indices, _, found = approximate(
+                embeddings, settings.n, kind=kind, memory_mb=settings.memory_mb, progress=progress
+            )
+            if found["recall"] < LOWEST_RECALL:
+                raise StoreError(
+                    f"The {kind} index found only {found['recall']:.1%} of the true neighbours of "
+                    f"{found['recall_sample']:,} images; a graph with less than {LOWEST_RECALL:.0%} is not saved. Set "
+                    "neighbours.index = exact."
+                )
+            facts |= found
+        store.amend(graph=None)
+        with atomic(store.folder / "graph.npy") as path, open(path, "wb") as file:
+            np.save(file, indices)
+        store.amend(graph=facts | {"seconds": round(time.perf_counter() - start, 2)})
+    return check_graph(store.graph(), rows)
+
+
+def check_graph(graph: np.ndarray, rows: int) -> Int32[np.ndarray, "N K"]:
+    """The graph itself, if it can be the neighbour graph of that many images.
+
+    Raises:
+        StoreError: wrong shape or type, an index out of range, or an image that is its own neighbour or has one twice.
+    """
+    fault = ""
+    if graph.ndim != 2 or len(graph) != rows or graph.dtype != np.int32:
+        fault = f"it is {graph.dtype} of shape {graph.shape}, int32 of shape ({rows}, K) is needed"
+    for low in range(0, 0 if fault else rows, CHECK_ROWS):
+        part = np.sort(graph[low : low + CHECK_ROWS], axis=1)
+        own = np.arange(low, low + len(part), dtype=np.int32)[:, None]
+        if part[:, 0].min() < 0 or part[:, -1].max() >= rows:
+            fault = f"it names images from {part.min()} to {part.max()} of {rows}"
+        elif (part == own).any():
+            fault = f"image {int(own[(part == own).any(axis=1)][0, 0])} is its own neighbour"
+        elif (part[:, 1:] == part[:, :-1]).any():
+            fault = "an image has the same neighbour twice"
+        if fault:
+            break
+    if fault:
+        raise StoreError(
+            f"The neighbour graph cannot be used: {fault}. Delete its store's graph.npy and build it again."
+        )
+    return graph

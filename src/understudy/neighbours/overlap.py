@@ -1,0 +1,39 @@
+"""How alike two neighbourhoods are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from understudy.errors import ConfigError, ShapeError
+
+ROWS = 4096  # rows compared at once: K x K comparisons each
+
+
+def neighbour_overlap(first: np.ndarray, second: np.ndarray, ks: Sequence[int]) -> dict[int, float]:
+    """Mean share of the k nearest neighbours that two searches over the same images have in common.
+
+    Args:
+        first: (M, >= max k) neighbour indices, nearest first, no index twice in a row.
+        second: the same queries in another space.
+        ks: sizes of the neighbourhoods compared.
+
+    Returns:
+        `{k: share}`, shares in [0, 1]; two random neighbourhoods of N images share about k / N.
+
+    Raises:
+        ShapeError: different numbers of queries, or none.
+        ConfigError: a k beyond the neighbours given.
+    """
+    if first.ndim != 2 or second.ndim != 2 or len(first) != len(second) or not len(first):
+        raise ShapeError(f"Overlap compares neighbours of the same queries; got {first.shape} and {second.shape}.")
+    held = min(first.shape[1], second.shape[1])
+    if wrong := [k for k in ks if not 1 <= k <= held]:
+        raise ConfigError(f"The overlap at k = {wrong[0]} needs that many neighbours; {held} are given.")
+    common = dict.fromkeys(ks, 0)
+    for low in range(0, len(first), ROWS):
+        same = first[low : low + ROWS, :, None] == second[low : low + ROWS, None, :]
+        for k in ks:
+            common[k] += int(np.count_nonzero(same[:, :k, :k]))
+    return {k: common[k] / (k * len(first)) for k in ks}

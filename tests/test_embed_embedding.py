@@ -1,0 +1,388 @@
+"""The teacher's pass: right rows in the right order, the same bytes after any interruption, and no bad store."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from understudy.artifacts import Store, lock, read_json
+from understudy.data.sources import open_source
+from understudy.embed import embedding as module
+from understudy.embed.embedding import embed, extract, open_rows
+from understudy.errors import ConfigError, DataError, ModelError, StoreError
+from understudy.models.backbones import Backbone
+from understudy.models.contract import Contract
+from understudy.models.teacher import Teacher, build_teacher
+from understudy.neighbours.graph import build_graph
+from understudy.neighbours.settings import NeighbourSettings
+
+SIZE, WIDTH = 8, 6
+
+
+class Encoder(nn.Module):
+    """A convolution and a pool, times `scale`; `before` may look at each batch first."""
+
+    def __init__(self, scale: float = 1.0, before: Callable[[Tensor], None] | None = None) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.convolution = nn.Conv2d(3, WIDTH, 3)
+        self.scale, self.before = scale, before
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.before is not None:
+            self.before(x)
+        pooled: Tensor = self.convolution(x).relu().mean((2, 3)) * self.scale
+        return pooled
+
+
+def teacher_of(scale: float = 1.0, before: Callable[[Tensor], None] | None = None, fingerprint: str = "f1") -> Teacher:
+    contract = Contract(SIZE, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
+    encoder = Encoder(scale, before)
+    return Teacher(Backbone(encoder, WIDTH, contract, "python:tests", "python:tests", "as built", True, fingerprint))
+
+
+def stop_after(batches: int, stop: Callable[[], None]) -> Callable[[Tensor], None]:
+    """Lets pass the sample's batch (see `one_batch_sample`) and so many others, and stops at the next."""
+    seen = iter(range(10_000))
+
+    def before(_: Tensor) -> None:
+        if next(seen) > batches:
+            stop()
+
+    return before
+
+
+def failing() -> None:
+    raise RuntimeError("the machine goes down")
+
+
+@pytest.fixture(autouse=True)
+def one_batch_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sample that a teacher must pass first is one forward pass."""
+    monkeypatch.setattr(module, "SAMPLE", 8)
+
+
+def pixels(count: int = 75) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
+
+
+def by_hand(images: np.ndarray) -> np.ndarray:
+    """The encoder in float64 numpy: normalise, 3 x 3 valid convolution, relu, mean."""
+    encoder = Encoder()
+    weight = encoder.convolution.weight.detach().double().numpy()
+    bias = encoder.convolution.bias.detach().double().numpy()
+    x = (images / 255 - [0.4, 0.5, 0.6]) / [0.2, 0.3, 0.25]
+    windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(1, 2))  # (N, 6, 6, 3, 3, 3)
+    return np.maximum(np.einsum("nyxcij,ocij->nyxo", windows, weight) + bias, 0).mean((1, 2))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """40 images in a folder, five of them broken: the first, the last, two of one batch, one alone."""
+    root = tmp_path / "photos"
+    root.mkdir()
+    for number, image in enumerate(pixels(40)):
+        Image.fromarray(image).save(root / f"{number:02}.png")
+    for number in (0, 9, 10, 25, 39):
+        (root / f"{number:02}.png").write_bytes(b"no image")
+    return root
+
+
+def broken_batch(root: Path) -> None:
+    """Break images 16 to 23: with batches of 8, a batch without a single readable image."""
+    for number in range(16, 24):
+        (root / f"{number:02}.png").write_bytes(b"no image")
+
+
+def test_rows_are_the_embeddings_in_source_order(tmp_path: Path):
+    images = pixels()
+    source = open_source(images)
+    store = embed(teacher_of(), source, tmp_path, dtype="float32", batch_size=16)
+    rows = store.embeddings()
+    np.testing.assert_allclose(rows, by_hand(images), atol=1e-5)
+    assert isinstance(rows, np.memmap)
+    assert rows.dtype == np.float32
+    manifest = store.manifest
+    assert (manifest["rows"], manifest["images"], manifest["D"], manifest["skipped"]) == (75, 75, WIDTH, [])
+    assert manifest["weights"] == "as built"
+    assert manifest["seconds"] > 0
+    assert manifest["images_per_s"] > 0
+    assert manifest["versions"]["torch"] == torch.__version__
+    assert open_rows(store, source) is source
+    assert sorted(os.listdir(store.folder)) == [".lock", "embeddings.npy", "listing.parquet", "manifest.json"]
+
+
+def test_float16_is_the_rounded_float32(tmp_path: Path):
+    source = open_source(pixels())
+    half = embed(teacher_of(), source, tmp_path, batch_size=16).embeddings()
+    full = embed(teacher_of(), source, tmp_path, dtype="float32", batch_size=16).embeddings()
+    assert half.dtype == np.float16
+    np.testing.assert_array_equal(half, full.astype(np.float16))
+
+
+def test_unreadable_images_are_skipped_and_listed(tmp_path: Path, folder: Path):
+    broken_batch(folder)
+    source = open_source(folder)
+    store = embed(teacher_of(), source, tmp_path / "stores", dtype="float32", batch_size=8, workers=0)
+    gone = [0, 9, 10, *range(16, 24), 25, 39]
+    kept = [number for number in range(40) if number not in gone]
+    assert [name for name, _ in store.manifest["skipped"]] == [f"{number:02}.png" for number in gone]
+    assert all(reason for _, reason in store.manifest["skipped"])
+    assert store.manifest["rows"] == len(kept)
+    rows = open_rows(store, source)
+    assert [rows.name(i) for i in range(len(rows))] == [f"{number:02}.png" for number in kept]
+    np.testing.assert_array_equal(rows.ids, kept)
+    np.testing.assert_allclose(store.embeddings(), by_hand(pixels(40)[kept]), atol=1e-5)
+
+
+def test_worker_processes_change_nothing(tmp_path: Path, folder: Path):
+    source = open_source(folder)
+    alone = embed(teacher_of(), source, tmp_path / "a", batch_size=8, workers=0)
+    helped = embed(teacher_of(), source, tmp_path / "b", batch_size=8, workers=2)
+    assert (alone.folder / "embeddings.npy").read_bytes() == (helped.folder / "embeddings.npy").read_bytes()
+    assert alone.manifest["skipped"] == helped.manifest["skipped"]
+
+
+def test_complete_store_is_used_as_it_is(tmp_path: Path):
+    source = open_source(pixels())
+    store = embed(teacher_of(), source, tmp_path)
+    assert embed(teacher_of(before=stop_after(-1, failing)), source, tmp_path).folder == store.folder
+    other = embed(teacher_of(fingerprint="f2"), source, tmp_path)
+    assert other.folder != store.folder
+
+
+def test_store_named_directly_must_be_the_right_one(tmp_path: Path):
+    source = open_source(pixels())
+    store = embed(teacher_of(), source, tmp_path)
+    assert embed(teacher_of(), source, store.folder).folder == store.folder
+    with pytest.raises(StoreError, match="differs in: teacher weights"):
+        embed(teacher_of(fingerprint="f2"), source, store.folder)
+    with pytest.raises(StoreError, match="differs in: data listing"):
+        embed(teacher_of(), open_source(pixels(30)), store.folder)
+
+
+@pytest.mark.parametrize("save_seconds", [0.0, 1e9], ids=["saved after each batch", "saved on the way out"])
+@pytest.mark.parametrize("batches", [0, 1, 3])
+def test_goes_on_after_an_error_with_the_same_bytes(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, batches: int, save_seconds: float
+):
+    source = open_source(folder)
+    whole = embed(teacher_of(), source, tmp_path / "whole", batch_size=8, workers=0)
+    monkeypatch.setattr(module, "SAVE_SECONDS", save_seconds)
+    seen: list[int] = []
+    with pytest.raises(RuntimeError, match="goes down"):
+        embed(teacher_of(before=stop_after(batches, failing)), source, tmp_path / "cut", batch_size=8, workers=0)
+    cut = Store(tmp_path / "cut" / whole.folder.name)
+    assert not cut.complete
+    again = embed(
+        teacher_of(), source, tmp_path / "cut", batch_size=8, workers=0, progress=lambda done, *_: seen.append(done)
+    )
+    assert seen == list(range(8 * (batches + 1), 41, 8))  # nothing done twice
+    assert (again.folder / "embeddings.npy").read_bytes() == (whole.folder / "embeddings.npy").read_bytes()
+    assert again.manifest["skipped"] == whole.manifest["skipped"]
+    assert again.manifest["rows"] == 35
+    np.testing.assert_array_equal(open_rows(again, source).ids, open_rows(whole, source).ids)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import test_embed_embedding as tests
+from understudy.artifacts import Store
+from understudy.embed import embedding
+
+def kill(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
+
+root, photos, moment = Path(sys.argv[2]), sys.argv[3], sys.argv[4]
+embedding.SAVE_SECONDS, embedding.SAMPLE = 0.0, 8
+before = None
+if moment == "between saves":
+    embedding.SAVE_SECONDS = 1e9
+    save = embedding._Partial.save
+    append = embedding._Partial.append
+    def appended(self, *args):
+        append(self, *args)
+        if self.done == 16: save(self)
+        self._file.flush()
+    embedding._Partial.append = appended
+    embedding._Partial.save = lambda self: None
+    before = tests.stop_after(3, kill)
+elif moment == "while saving":
+    count = iter(range(99))
+    write = embedding.write_json
+    embedding.write_json = lambda *a: kill() if next(count) == 2 else write(*a)
+elif moment == "before the listing":
+    embedding.write_listing = kill
+elif moment == "before the manifest":
+    Store.finish = kill
+else:
+    embedding._Partial.forget = kill
+tests.embed(tests.teacher_of(before=before), tests.open_source(photos), root, batch_size=8, workers=0)
+"""
+
+
+@pytest.mark.parametrize(
+    "moment", ["between saves", "while saving", "before the listing", "before the manifest", "after the manifest"]
+)
+def test_goes_on_after_sigkill_with_the_same_bytes(tmp_path: Path, folder: Path, moment: str):
+    source = open_source(folder)
+    whole = embed(teacher_of(), source, tmp_path / "whole", batch_size=8, workers=0)
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, here, tmp_path / "cut", folder, moment], check=False, capture_output=True
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    cut = Store(tmp_path / "cut" / whole.folder.name)
+    assert cut.complete == (moment == "after the manifest")
+    if moment == "between saves":  # rows beyond the record are there, and must not be trusted
+        record = read_json(cut.folder / "partial.json")
+        assert (record["done"], record["rows"]) == (16, 13)
+        assert (cut.folder / "embeddings.partial").stat().st_size > 128 + 13 * WIDTH * 2
+    passes: list[int] = []
+    again = embed(
+        teacher_of(), source, tmp_path / "cut", batch_size=8, workers=0, progress=lambda done, *_: passes.append(done)
+    )
+    left = {"between saves": [24, 32, 40], "while saving": [24, 32, 40]}
+    assert passes == left.get(moment, [])
+    assert (again.folder / "embeddings.npy").read_bytes() == (whole.folder / "embeddings.npy").read_bytes()
+    assert again.manifest["skipped"] == whole.manifest["skipped"]
+    np.testing.assert_array_equal(open_rows(again, source).ids, open_rows(whole, source).ids)
+
+
+def test_a_record_without_its_rows_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source = open_source(pixels())
+    monkeypatch.setattr(module, "SAVE_SECONDS", 0.0)
+    with pytest.raises(RuntimeError, match="goes down"):
+        embed(teacher_of(before=stop_after(3, failing)), source, tmp_path, batch_size=8)
+    (folder,) = tmp_path.iterdir()
+    os.truncate(folder / "embeddings.partial", 130)
+    store = embed(teacher_of(), source, tmp_path, dtype="float16", batch_size=8)
+    np.testing.assert_allclose(store.embeddings(), by_hand(pixels()), atol=1e-2)
+
+
+def test_only_one_process_writes_a_store(tmp_path: Path):
+    source = open_source(pixels())
+    store = embed(teacher_of(), source, tmp_path)
+    store.manifest_path.unlink()
+    with lock(store.folder), pytest.raises(StoreError, match=f"Process {os.getpid()} is writing"):
+        embed(teacher_of(), source, tmp_path)
+    assert embed(teacher_of(), source, tmp_path).complete
+
+
+def test_values_beyond_float16_ask_for_float32(tmp_path: Path):
+    source = open_source(pixels())
+    with pytest.raises(ConfigError, match=r"beyond float16's largest number 65504\. Store them with --dtype float32"):
+        embed(teacher_of(scale=1e7), source, tmp_path)
+    assert embed(teacher_of(scale=1e7), source, tmp_path, dtype="float32").embeddings().max() > 65504
+    with pytest.raises(ConfigError, match="float16 or float32; got 'int8'"):
+        embed(teacher_of(), source, tmp_path, dtype="int8")
+
+
+def test_bad_teachers_are_refused_before_the_long_way(tmp_path: Path):
+    source = open_source(pixels(600))
+    seen: list[int] = []
+    for scale, sentence in ((float("nan"), "not finite"), (0.0, "same embedding")):
+        with pytest.raises(ModelError, match=sentence):
+            embed(teacher_of(scale), source, tmp_path, progress=lambda done, *_: seen.append(done))
+    assert seen == []
+
+
+def test_nan_on_the_way_names_the_image(tmp_path: Path, folder: Path):
+    """One bad image beyond the sample: white, and the encoder divides by its darkness."""
+    Image.fromarray(np.full((SIZE, SIZE, 3), 255, np.uint8)).save(folder / "30.png")
+
+    class Fragile(Encoder):
+        def forward(self, x: Tensor) -> Tensor:
+            dark = (x.amax((1, 2, 3), keepdim=True) - x).amax((1, 2, 3))
+            flat = x.flatten(2).std(2).amax(1) == 0
+            return super().forward(x) + torch.where(flat, torch.nan, dark)[:, None]
+
+    teacher = teacher_of()
+    teacher.module = Fragile().requires_grad_(False)
+    source = open_source(folder)
+    with pytest.raises(ModelError, match=r"1 of 7 images contain NaN or infinity, the first being 30\.png"):
+        embed(teacher, source, tmp_path / "stores", batch_size=8, workers=0)
+
+
+def test_nothing_readable(tmp_path: Path):
+    root = tmp_path / "photos"
+    root.mkdir()
+    for number in range(5):
+        (root / f"{number}.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"Not one of the 5 images .*0\.png"):
+        embed(teacher_of(), open_source(root), tmp_path / "stores", workers=0)
+    with pytest.raises(DataError, match="Not one of the 5 images"):
+        extract(teacher_of().features, teacher_of().contract, open_source(root), workers=0)
+
+
+def test_rows_of_another_source_are_refused(tmp_path: Path):
+    source = open_source(pixels())
+    store = embed(teacher_of(), source, tmp_path)
+    with pytest.raises(StoreError, match=r"was made from array \(75 images, .*not from array as it is now \(70 images"):
+        open_rows(store, open_source(pixels(70)))
+
+
+def test_extract_is_the_same_pass_in_memory(tmp_path: Path, folder: Path):
+    source = open_source(folder)
+    teacher = teacher_of()
+    features, kept, skipped = extract(teacher.features, teacher.contract, source, batch_size=8, workers=0)
+    store = embed(teacher, source, tmp_path / "stores", dtype="float32", batch_size=8, workers=0)
+    np.testing.assert_array_equal(features, store.embeddings())
+    np.testing.assert_array_equal(kept, open_rows(store, source).ids)
+    assert [list(entry) for entry in skipped] == store.manifest["skipped"]
+
+
+def test_real_teacher_on_real_images(tmp_path: Path, shared: Path):
+    """CIFAR-10 test images: the nearest neighbour in this teacher's space is of the same class nine times in ten."""
+    source = open_source(shared / "data/cifar10/test.parquet", limit=800)
+    teacher = build_teacher(f"onnx:{shared / 'weights/resnet56_cifar10.onnx'}")
+    store = embed(teacher, source, tmp_path, workers=0)
+    labels = open_rows(store, source).labels
+    assert labels is not None
+    graph = build_graph(store, NeighbourSettings(k=1, n=10))
+    assert (labels[graph[:, 0]] == labels).mean() > 0.85
+
+
+def test_memory_does_not_grow_with_the_source(tmp_path: Path):
+    """156 MiB of rows pass through; the process may hold a batch of them."""
+    if sys.platform != "linux":
+        pytest.skip("reads the kernel's record of peak memory")
+    peaks = []
+    for count in (2_000, 40_000):
+        script = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import numpy as np, torch
+from pathlib import Path
+import test_embed_embedding as tests
+torch.set_num_threads(1)
+
+class Wide(torch.nn.Module):
+    def forward(self, x):
+        return x.mean((2, 3)).repeat(1, 342)[:, :1024] * torch.arange(1024)
+
+teacher = tests.teacher_of()
+teacher.module, teacher.width = Wide(), 1024
+source = tests.open_source(np.random.default_rng(0).integers(0, 256, ({count}, 8, 8, 3), dtype=np.uint8))
+Path('/proc/self/clear_refs').write_text('5')
+peak = lambda: int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) / 1024
+before = peak()
+tests.embed(teacher, source, {str(tmp_path)!r}, dtype='float32', batch_size=256, workers=0)
+print(peak() - before)
+"""
+        peaks.append(
+            float(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
+        )
+    assert peaks[1] < peaks[0] + 50
