@@ -142,7 +142,7 @@ def test_errors_are_sentences_and_leave_the_store_as_it_was(tmp_path: Path):
 
 def test_settings_refuse_more_neighbours_than_the_circle_holds():
     with pytest.raises(ConfigError, match=r"k = 15 .* nearest n = 10\. Set neighbours\.n to at least 15"):
-        resolve(NeighbourSettings, {"n": 10})
+        resolve(NeighbourSettings, {"k": 15, "n": 10})
     with pytest.raises(ConfigError, match="one of auto, exact, ivf, hnsw"):
         resolve(NeighbourSettings, {"index": "flat"})
     assert resolve(NeighbourSettings, {"k": 0, "n": 1}).k == 0

@@ -177,6 +177,8 @@ def test_two_processes_train_the_weights_of_one(workplace):
         "sgd",
         "--optimiser.lr",
         "0.5",
+        "--passes",
+        "1",
     )
     train(workplace, "one", *more)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
@@ -185,8 +187,8 @@ def test_two_processes_train_the_weights_of_one(workplace):
     done = subprocess.run([*launch, *arguments], cwd=workplace, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     one, two = (load_file(workplace / out / "student.safetensors") for out in ("one", "two"))
-    for name in one:
-        torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-5)
+    for name in one:  # five steps of fp32; weights move by 0.1 and more, a gradient of 1/W would show at once
+        torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-4)
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_names_of_its_images(workplace):

@@ -13,8 +13,8 @@ from understudy.artifacts import Run
 from understudy.config import resolve
 from understudy.pipeline import RunSettings, Stopped, evaluate_stage, report_stage, train_stage
 
-TEACHER, STUDENT = "small:resnet20", "small:resnet8x0.5"
-TEACHER_PASSES, STUDENT_PASSES = 40, 40
+TEACHER, STUDENT = "small:resnet14", "small:resnet8x0.4"
+PASSES = 15
 MOCO = {"name": "moco", "queue": 1024, "momentum": 0.99}
 """The queue must be smaller than the 1,437 images, and an average over 1,000 steps longer than the run lags behind."""
 
@@ -35,10 +35,10 @@ def demo(out: Path, *, seed: int = 0, device: str = "auto") -> tuple[list[Run], 
     """
     common: dict[str, Any] = {
         "data": "digits:train", "eval_data": "digits", "seed": seed, "device": device, "store": str(out / "store"),
-        "batch_size": 128, "workers": 0, "probes": 5,
+        "batch_size": 64, "workers": 0, "probes": 3, "head_hidden": 128,
     }  # fmt: skip
-    teacher = _run(out / "teacher", student=TEACHER, method=MOCO, passes=TEACHER_PASSES, **common)
-    distilled = {"student": STUDENT, "passes": STUDENT_PASSES, **common}
+    teacher = _run(out / "teacher", student=TEACHER, method=MOCO, passes=PASSES, **common)
+    distilled = {"student": STUDENT, "passes": PASSES, **common}
     spec = f"run:{teacher.path}"
     runs = [
         _run(out / "coss", teacher=spec, method={"name": "coss"}, **distilled),
