@@ -3,8 +3,8 @@
     python benchmarks/loop.py
 
 Both sides run in this process, in turn, several rounds: the real loop (`train`: decoding, views, teacher, student,
-loss, optimiser, log) over real images, and teacher forward + student forward + backward on tensors made beforehand, with
-neither data nor optimiser. Prints images/s of each round and the median ratio loop / bare; 1 would be no overhead.
+loss, optimiser, log) over real images, and teacher forward, student forward and backward on tensors made beforehand,
+with neither data nor optimiser. Prints images/s of each round and the median ratio loop / bare; 1 would be no overhead.
 """
 
 from __future__ import annotations
