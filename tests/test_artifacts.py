@@ -83,6 +83,14 @@ def test_atomic_leaves_the_old_file_when_the_writer_fails(tmp_path: Path):
     assert os.listdir(tmp_path) == ["value.json"]
 
 
+def test_what_is_written_can_be_read_by_whom_the_system_lets(tmp_path: Path):
+    umask = os.umask(0o022)
+    os.umask(umask)
+    with atomic(tmp_path / "weights") as temporary:
+        temporary.touch(0o600)
+    assert (tmp_path / "weights").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
 def test_atomic_leaves_the_old_file_when_the_writer_is_killed(tmp_path: Path):
     path = tmp_path / "value.json"
     write_json(path, {"a": 1})

@@ -24,6 +24,9 @@ from understudy.errors import StoreError
 
 FORMAT = 1
 
+UMASK = os.umask(0o022)
+os.umask(UMASK)  # it can only be read by setting it
+
 
 def fingerprint(*parts: Any) -> str:
     """Sixteen hex digits that change when any part does.
@@ -66,6 +69,8 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield temporary
+        # safetensors writes files that nobody else may read; what a run leaves is for the whole team.
+        temporary.chmod(0o666 & ~UMASK)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
