@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 
 import understudy
 from understudy.artifacts import Run
-from understudy.errors import ConfigError, TrainingError
+from understudy.data.sources import open_source
+from understudy.errors import ConfigError, StoreError, TrainingError
+from understudy.pipeline import refuse_other_images
 
 TINY = [
     "--data", "digits:train", "--limit", "320", "--eval-data", "digits", "--student", "small:resnet8x0.25",
@@ -145,6 +147,14 @@ def test_a_finished_run_is_left_alone_and_other_settings_are_refused(workplace, 
     assert (workplace / "undisturbed" / "student.safetensors").stat().st_mtime_ns == before
     said = train(workplace, "undisturbed", "--method.weight", "0.5", "--batch-size", "32", expect=1).stderr
     assert "batch_size (was 64, now 32)" in said and "method.weight (was None, now 0.5)" in said
+
+
+def test_a_finished_run_whose_images_changed_is_not_called_fresh(workplace, undisturbed, monkeypatch):
+    monkeypatch.chdir(workplace)
+    source = open_source("digits:train", limit=320)
+    refuse_other_images(Run("undisturbed"), source)
+    with pytest.raises(StoreError, match="trained on 320 images of digits:train, .* there are 319 now"):
+        refuse_other_images(Run("undisturbed"), source.subset(np.arange(319)))
 
 
 def test_the_files_of_a_run_say_what_was_done(workplace, undisturbed):

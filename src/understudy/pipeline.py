@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from understudy.artifacts import Run, fingerprint
 from understudy.config import resolve, setting
-from understudy.errors import ConfigError
+from understudy.errors import ConfigError, StoreError
 from understudy.evaluate.settings import EvaluationSettings
 from understudy.train.settings import TrainSettings
 
@@ -103,7 +103,7 @@ def train_stage(settings: RunSettings, *, quiet: bool = False) -> Run | None:
     from understudy.models.teacher import build_teacher
     from understudy.train.distributed import join
     from understudy.train.log import say
-    from understudy.train.loop import train
+    from understudy.train.loop import refuse_other_settings, train
 
     settings_of(settings.method["name"])  # an unknown method is refused before anything is computed
     method = LOSSES[settings.method["name"]]
@@ -113,6 +113,10 @@ def train_stage(settings: RunSettings, *, quiet: bool = False) -> Run | None:
     quiet = quiet or not processes.main
 
     source, held_out = training_images(settings)
+    if folder.trained:
+        refuse_other_settings(folder, settings)
+        refuse_other_images(folder, source)
+        return folder
     teacher = None
     if method.needs_teacher and settings.teacher is not None:
         teacher = build_teacher(settings.teacher, mean=settings.teacher_mean, std=settings.teacher_std)
@@ -125,9 +129,10 @@ def train_stage(settings: RunSettings, *, quiet: bool = False) -> Run | None:
         rows = open_rows_of(store, source)
         graph = on_main_first(processes, lambda: graph_stage(settings, store, processes, quiet=quiet))
     rows = decoded_images(settings, rows, processes)
-    probe = probe_of(settings, teacher, held_out, processes) if processes.main and not folder.trained else None
+    probe = probe_of(settings, teacher, held_out, processes) if processes.main else None
     done = train(
-        settings, folder, rows, teacher=teacher, graph=graph, processes=processes, probe=probe, quiet=quiet
+        settings, folder, rows, teacher=teacher, graph=graph, processes=processes, probe=probe, quiet=quiet,
+        listing=source.fingerprint,
     )  # fmt: skip
     return folder if done else None
 
@@ -219,6 +224,20 @@ def training_images(settings: TrainSettings) -> tuple[Source, Source | None]:
         return source, None
     order = np.random.Generator(np.random.Philox(key=[settings.seed, 0x0DD])).permutation(len(source))
     return source.subset(np.sort(order[count:])), source.subset(np.sort(order[:count]))
+
+
+def refuse_other_images(folder: Run, source: Source) -> None:
+    """Refuse to call a run finished whose images have changed since.
+
+    Raises:
+        StoreError: the listing is not the one it was trained on.
+    """
+    data = folder.student["data"]
+    if data["listing"] != source.fingerprint:
+        raise StoreError(
+            f"The run {folder.path} was trained on {data['images']:,} images of {data['spec']}, which have changed "
+            f"since: there are {len(source):,} now, or files are newer. Name another --out to train on them."
+        )
 
 
 def open_rows_of(store: Store, source: Source) -> Source:

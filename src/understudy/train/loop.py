@@ -53,6 +53,7 @@ def train(
     processes: Processes,
     probe: Probe | None = None,
     quiet: bool = False,
+    listing: str = "",
 ) -> bool:
     """Train a student, from the start or from where the run folder stands.
 
@@ -67,6 +68,8 @@ def train(
         processes: this process' place among all.
         probe: held-out images for the live signals.
         quiet: print nothing.
+        listing: fingerprint of all images that were listed, kept in student.json; that of `source` unless given. They
+            differ where unreadable images were left out.
 
     Returns:
         True when training is finished, False when it was asked to stop (SIGTERM, SIGINT) and left a checkpoint.
@@ -247,7 +250,9 @@ def train(
     if processes.main:
         seconds = seconds_before + time.monotonic() - begun
         save_checkpoint(run, state())
-        save_student(student.eval(), run, facts(settings, source, teacher, student, steps, batches, seconds, skipped))
+        save_student(
+            student.eval(), run, facts(settings, source, listing, teacher, student, steps, batches, seconds, skipped)
+        )
         if log:
             log.write("end", step, seconds=seconds, **spent(steps * batches.batch_size, loss))
             log.close()
@@ -348,7 +353,7 @@ def spent(images: int, loss: Loss) -> dict[str, int]:
 
 
 def facts(
-    settings: TrainSettings, source: Source, teacher: Teacher | None, student: Student, steps: int,
+    settings: TrainSettings, source: Source, listing: str, teacher: Teacher | None, student: Student, steps: int,
     batches: NeighbourBatches, seconds: float, skipped: dict[str, str],
 ) -> dict[str, Any]:  # fmt: skip
     """Where a student comes from, for student.json."""
@@ -366,7 +371,12 @@ def facts(
     return {
         "method": dict(settings.method),
         "teacher": origin,
-        "data": {"spec": source.spec, "images": len(source), "fingerprint": source.fingerprint},
+        "data": {
+            "spec": source.spec,
+            "images": len(source),
+            "fingerprint": source.fingerprint,
+            "listing": listing or source.fingerprint,
+        },
         "passes": settings.passes,
         "steps": steps,
         "batch_size": batches.batch_size,
