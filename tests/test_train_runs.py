@@ -16,9 +16,11 @@ from safetensors.torch import load_file
 
 import understudy
 from understudy.artifacts import Run
+from understudy.config import resolve
 from understudy.data.sources import open_source
 from understudy.errors import ConfigError, StoreError, TrainingError
-from understudy.pipeline import refuse_other_images
+from understudy.losses import LOSSES, settings_of
+from understudy.pipeline import RunSettings, refuse_other_images, train_stage
 
 TINY = [
     "--data", "digits:train", "--limit", "320", "--eval-data", "digits", "--student", "small:resnet8x0.25",
@@ -240,3 +242,24 @@ def test_the_api_trains_evaluates_and_reports(workplace, monkeypatch):
             out="api",
             quiet=True,
         )
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_method_goes_through_the_one_loop(workplace, monkeypatch, name):
+    monkeypatch.chdir(workplace)
+    monkeypatch.syspath_prepend(str(workplace))
+    method = {"name": name, **({"queue": 64} if "queue" in settings_of(name) else {})}
+    needs_teacher = LOSSES[name].needs_teacher
+    settings = resolve(
+        RunSettings,
+        {
+            "data": "digits:train", "limit": 96, "student": "small:resnet8x0.25", "method": method, "passes": 2,
+            "batch_size": 32, "workers": 0, "probes": 0, "holdout": 0, "head_hidden": 16, "device": "cpu",
+            "out": f"method-{name}", "teacher": "python:thumbnail:Thumbnail" if needs_teacher else None,
+            **({"neighbours": {"k": 3, "n": 9}} if needs_teacher else {}),
+        },
+    )  # fmt: skip
+    run = train_stage(settings, quiet=True)
+    row = [row for row in run.metrics() if row["kind"] == "step"][-1]
+    assert row["step"] == 6 and all(np.isfinite([row["loss"], *row["terms"].values()]))
+    assert understudy.load_student(run.path).embed_dim == (24 if needs_teacher else LOSSES[name].embed_dim)
