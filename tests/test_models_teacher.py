@@ -244,6 +244,12 @@ def test_fixed_sizes_show_both_numbers(tmp_path: Path) -> None:
     assert build_teacher(f"onnx:{free}", image_size=12).contract.size == 12
 
 
+def test_flags_stand_in_for_missing_metadata(tmp_path: Path) -> None:
+    file = onnx_file(tmp_path / "t.onnx", structured(), contract=False)
+    contract = build_teacher(f"onnx:{file}", mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)).contract
+    assert (contract.size, contract.mean, contract.std) == (8, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -64,6 +64,7 @@ class Request:
         file: after `@`, or None.
         pretrained: a teacher is wanted: weights are required, and downloaded where the source publishes them.
         image_size: the side the user asked for, or None.
+        mean, std: the normalisation the user gave, or None.
     """
 
     spec: str
@@ -71,6 +72,8 @@ class Request:
     file: str | None
     pretrained: bool
     image_size: int | None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
 
 
 @dataclass
@@ -116,7 +119,7 @@ def build_backbone(
     name, _, file = (rest, "", "") if prefix in ("onnx", "run") else rest.partition("@")
     if image_size is not None and image_size < 1:
         raise ModelError(f"An image size is at least 1 pixel; got {image_size}.")
-    built = SPECS[prefix](Request(spec, name, file or None, pretrained, image_size))
+    built = SPECS[prefix](Request(spec, name, file or None, pretrained, image_size, mean, std))
     if pretrained and not built.weights:
         raise ModelError(
             f"{prefix}:{name} has no weights, and a random teacher would only distil noise. Add {prefix}:{name}@FILE, "
@@ -257,13 +260,17 @@ def _onnx(request: Request) -> Built:
     module = OnnxEncoder(request.name)
     if not request.pretrained:
         raise ModelError(f"{request.spec} is frozen and cannot be trained: it can only be a teacher.")
-    if module.metadata is None:
+    table = module.metadata
+    if table is None and request.mean is not None and request.std is not None:
+        size = request.image_size or module.fixed_size[0] or 224
+        table = {"size": size, "mean": request.mean, "std": request.std}
+    if table is None:
         raise ModelError(
-            f"{request.name} does not say what input it was trained on. Write it into the file's metadata, key "
-            f"'{METADATA}', as JSON: "
+            f"{request.name} does not say what input it was trained on. Give --teacher-mean and --teacher-std, or "
+            f"write it into the file's metadata, key '{METADATA}', as JSON: "
             '{"size": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "interpolation": "bicubic"}.'
         )
-    contract = Contract.from_table(module.metadata)
+    contract = Contract.from_table(table)
     for axis, fixed in zip(("high", "wide"), module.fixed_size, strict=True):
         wanted = request.image_size or contract.size
         if fixed is not None and fixed != wanted:
