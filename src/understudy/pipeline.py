@@ -168,7 +168,7 @@ def evaluate_stage(folder: Run, settings: RunSettings, *, quiet: bool = False) -
     processes = join(settings.device)
     if not processes.main:
         return {}
-    _, held_out = training_images(settings)
+    held_out = training_images(settings)[1] if settings.eval_data is None else None
     evaluation = dataclasses.replace(settings.evaluation, eval_data=settings.eval_data)
     with StageProgress("evaluate", quiet) as progress:
         return evaluate_run(

@@ -78,10 +78,9 @@ def train(
         TrainingError: the run folder belongs to other settings, or the loss is not finite.
     """
     device = processes.device
-    if run.trained:
-        refuse_other_settings(run, settings)
-        return True
     refuse_other_settings(run, settings)
+    if run.trained:
+        return True
 
     # The method says what it needs, the teacher how wide the space is, the student adapts to both.
     loss = build(settings.method["name"], **{k: v for k, v in settings.method.items() if k != "name"}).to(device)
