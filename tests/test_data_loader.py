@@ -69,10 +69,11 @@ def test_a_batch_is_what_its_numbers_say(folder: Source):
         assert batch.pixels.dtype == torch.uint8
         assert batch.rows.shape == (2, 8, 31)
         assert batch.anchor.tolist() == [0] * 4 + [1] * 4
-        for j, (index, view) in enumerate(zip(batch.index.tolist(), batch.view.tolist(), strict=True)):
+        for j, (index, view) in enumerate(zip(batch.index.tolist(), batch.view[0].tolist(), strict=True)):
             for v in range(2):
                 # The image's id, not its place in this subset, decides its views.
-                row = draw(3, np.array([19 - index]), np.array([2 * view + v]), MOCO)[0]
+                assert batch.view[v, j] == view + v and view % 2 == 0
+                row = draw(3, np.array([19 - index]), np.array([view + v]), MOCO)[0]
                 assert (batch.rows[v, j].numpy() == row).all()
                 assert (batch.pixels[v, j].numpy() == geometry(part.read(index), row, 24)).all()
 
@@ -80,10 +81,19 @@ def test_a_batch_is_what_its_numbers_say(folder: Source):
 def test_an_image_seen_again_is_another_view(folder: Source):
     views = {}
     for batch in loader_of(folder):
-        for j, (index, view) in enumerate(zip(batch.index.tolist(), batch.view.tolist(), strict=True)):
+        for j, (index, view) in enumerate(zip(batch.index.tolist(), batch.view[0].tolist(), strict=True)):
             assert (index, view) not in views
             views[index, view] = batch.pixels[0, j]
     assert max(view for _, view in views) > 0
+
+
+def test_a_pool_shows_its_views_in_turn(folder: Source):
+    endless, pooled = list(loader_of(folder, views_per_image=2)), list(loader_of(folder, views_per_image=2, pool=3))
+    for one, other in zip(endless, pooled, strict=True):
+        assert torch.equal(other.view, one.view % 3)
+    assert max(int(batch.view.max()) for batch in endless) > 2
+    with pytest.raises(ConfigError, match="sees 2 views of an image in a batch, and the pool has 1"):
+        loader_of(folder, views_per_image=2, pool=1)
 
 
 @pytest.mark.parametrize("kind", ["folder", "array"])
@@ -107,8 +117,9 @@ def test_resuming(folder: Source):
 
 def test_processes_share_a_batch_by_whole_bags(folder: Source):
     for whole, *parts in zip(*(loader_of(folder, rank=r, world=w) for r, w in ((0, 1), (0, 2), (1, 2))), strict=True):
-        for name in ("index", "anchor", "view"):
+        for name in ("index", "anchor"):
             assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts]))
+        assert torch.equal(whole.view, torch.cat([part.view for part in parts], dim=1))
         assert torch.equal(whole.pixels, torch.cat([part.pixels for part in parts], dim=1))
         assert parts[1].anchor.tolist() == [1] * 4
     with pytest.raises(ConfigError, match=r"2 bags of 4 images .* 3 processes.*multiple of 12"):
@@ -151,8 +162,9 @@ def test_unreadable_images_are_skipped_and_reported(folder: Source, tmp_path: Pa
     loader, seen = loader_of(source, size=32, workers=workers), set()
     for batch, whole in zip(loader, clean, strict=True):
         kept = [j for j, index in enumerate(whole.index.tolist()) if index not in (5, 11)]
-        for name in ("index", "anchor", "view"):
+        for name in ("index", "anchor"):
             assert torch.equal(getattr(batch, name), getattr(whole, name)[kept])
+        assert torch.equal(batch.view, whole.view[:, kept])
         assert torch.equal(batch.pixels, whole.pixels[:, kept])
         assert torch.equal(batch.rows, whole.rows[:, kept])
         assert len(batch.skipped) == 8 - len(kept)

@@ -263,3 +263,22 @@ def test_every_method_goes_through_the_one_loop(workplace, monkeypatch, name):
     row = [row for row in run.metrics() if row["kind"] == "step"][-1]
     assert row["step"] == 6 and all(np.isfinite([row["loss"], *row["terms"].values()]))
     assert understudy.load_student(run.path).embed_dim == (24 if needs_teacher else LOSSES[name].embed_dim)
+
+
+def test_recorded_views_train_the_weights_of_live_ones_and_need_the_teacher_once(workplace):
+    pool = ("--views.pool", "3", "--views.seed", "7", "--views.dtype", "float32", "--passes", "6")
+    train(workplace, "live", *pool)
+    expected = load_file(workplace / "live" / "student.safetensors")
+    recorded = (*pool, "--views.teacher", "recorded")
+    train(workplace, "recorded", *recorded)
+    assert_same(workplace, "recorded", expected)
+    end = Run(workplace / "recorded").metrics()[-1]
+    assert 2 * 320 < end["teacher_forwards"] <= 3 * 320 < end["images"] == 6 * 320
+    # Another run of the same views, another student and seed: the teacher is not asked again.
+    train(workplace, "shared", *recorded, "--seed", "3", "--neighbours.k", "0", "--passes", "3")
+    assert Run(workplace / "shared").metrics()[-1]["teacher_forwards"] <= 3 * 320 - end["teacher_forwards"]
+
+
+def test_two_views_a_batch_do_not_fit_into_a_pool_of_one(workplace):
+    said = train(workplace, "small-pool", "--method", "disco", "--views.pool", "1", expect=1).stderr
+    assert "sees 2 views of an image in a batch, and the pool has 1" in said

@@ -123,16 +123,17 @@ def train_stage(settings: RunSettings, *, quiet: bool = False) -> Run | None:
         teacher = teacher.to(processes.device)
         if not quiet:
             say(f"teacher: {teacher.spec}, D = {teacher.width}; {teacher.weights}")
-    rows, graph = source, None
-    if teacher is not None and settings.neighbours.k:
-        store = on_main_first(processes, lambda: embed_stage(settings, teacher, source, processes, quiet=quiet))
-        rows = open_rows_of(store, source)
-        graph = on_main_first(processes, lambda: graph_stage(settings, store, processes, quiet=quiet))
+    rows, graph, store = source, None, None
+    if teacher is not None and (settings.neighbours.k or settings.views.teacher == "recorded"):
+        made = on_main_first(processes, lambda: embed_stage(settings, teacher, source, processes, quiet=quiet))
+        rows, store = open_rows_of(made, source), made
+        if settings.neighbours.k:
+            graph = on_main_first(processes, lambda: graph_stage(settings, made, processes, quiet=quiet))
     rows = decoded_images(settings, rows, processes)
     probe = probe_of(settings, teacher, held_out, processes) if processes.main else None
     done = train(
-        settings, folder, rows, teacher=teacher, graph=graph, processes=processes, probe=probe, quiet=quiet,
-        listing=source.fingerprint,
+        settings, folder, rows, teacher=teacher, graph=graph, store=store, processes=processes, probe=probe,
+        quiet=quiet, listing=source.fingerprint,
     )  # fmt: skip
     return folder if done else None
 

@@ -42,7 +42,7 @@ class ImageBatch:
         step: counted from 0.
         index: (B,) int64 on the CPU, which images of the source.
         anchor: (B,) int64, the bag of each in the global batch.
-        view: (B,) int64, how often each image was seen before.
+        view: (V, B) int64, the number of each view.
         pixels: (V, B, 3, S, S) uint8, V views of each image, before photometry.
         rows: (V, B, P) float64, their view rows; `views.photometry` wants them on the CPU.
         skipped: images that could not be read; they are in none of the above.
@@ -51,7 +51,7 @@ class ImageBatch:
     step: int
     index: Int64[Tensor, " B"]
     anchor: Int64[Tensor, " B"]
-    view: Int64[Tensor, " B"]
+    view: Int64[Tensor, "V B"]
     pixels: UInt8[Tensor, "V B 3 S S"]
     rows: Float64[Tensor, "V B 31"]
     skipped: Skipped
@@ -74,6 +74,7 @@ class Loader:
         recipe: how they are augmented.
         seed: of the views.
         views_per_image: V, views of each image in a batch.
+        pool: how many different views an image has, seen in turn; 0 for no end.
         interpolation: of the resizing; "nearest", "bilinear", "bicubic" or "lanczos".
         workers: processes that read, 0 for none; None chooses (`choose_workers`).
         rank: this process' place among all, which take equal shares of whole bags.
@@ -83,7 +84,7 @@ class Loader:
         pin: copy pixels to page-locked memory, for training on a GPU.
 
     Raises:
-        ConfigError: the bags of a batch cannot be shared equally.
+        ConfigError: the bags of a batch cannot be shared equally, or the pool has fewer views than a batch.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Loader:
         recipe: Recipe,
         seed: int,
         views_per_image: int = 1,
+        pool: int = 0,
         interpolation: str = "bilinear",
         workers: int | None = None,
         rank: int = 0,
@@ -109,10 +111,15 @@ class Loader:
                 f"{batches.bags} bags of {bag} images cannot be shared equally by {world} processes. Set --batch-size "
                 f"to a multiple of {world * bag}."
             )
+        if 0 < pool < views_per_image:
+            raise ConfigError(
+                f"This method sees {views_per_image} views of an image in a batch, and the pool has {pool}. Set "
+                f"--views.pool to at least {views_per_image}."
+            )
         self.batches, self.start_step, self.steps, self.pin = batches, start_step, steps, pin
         self.workers = choose_workers(source, world) if workers is None else workers
         share = slice(rank * batches.batch_size // world, (rank + 1) * batches.batch_size // world)
-        self._reader = _ViewReader(source, share, size, recipe, seed, views_per_image, interpolation)
+        self._reader = _ViewReader(source, share, size, recipe, seed, views_per_image, pool, interpolation)
         self._stream: Generator[ImageBatch] | None = None
 
     def __iter__(self) -> Iterator[ImageBatch]:
@@ -193,17 +200,21 @@ class _ViewReader(Dataset[ImageBatch]):
     recipe: Recipe
     seed: int
     views: int
+    pool: int
     interpolation: str
 
     def __getitem__(self, batch: Batch) -> ImageBatch:
-        index, anchor, view = batch.index[self.share], batch.anchor[self.share], batch.view[self.share]
+        index, anchor = batch.index[self.share], batch.anchor[self.share]
+        view = self.views * batch.view[self.share] + np.arange(self.views)[:, None]
+        if self.pool:
+            view %= self.pool
         ids = self.source.ids[index]
-        rows = np.stack([draw(self.seed, ids, self.views * view + i, self.recipe) for i in range(self.views)])
+        rows = np.stack([draw(self.seed, ids, numbers, self.recipe) for numbers in view])
         pixels = self._small(index, rows)
         skipped: Skipped = []
         if pixels is None:
             pixels, readable, skipped = self._any(index, rows)
-            index, anchor, view, rows = index[readable], anchor[readable], view[readable], rows[:, readable]
+            index, anchor, view, rows = index[readable], anchor[readable], view[:, readable], rows[:, readable]
         return ImageBatch(
             step=batch.step,
             index=torch.from_numpy(index),

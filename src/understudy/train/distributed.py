@@ -47,6 +47,14 @@ class Processes:
         dist.all_reduce(votes, op=dist.ReduceOp.MAX)
         return bool(votes.item() > 0)
 
+    def total(self, count: int) -> int:
+        """The sum of every process' count; every process must call it."""
+        if self.world == 1:
+            return count
+        summed = torch.tensor([count], dtype=torch.int64, device=self.device)
+        dist.all_reduce(summed)
+        return int(summed.item())
+
     def barrier(self) -> None:
         """Wait for all processes."""
         if self.world > 1:

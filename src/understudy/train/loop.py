@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from understudy.artifacts import Run, write_text
+from understudy.artifacts import Run, Store, write_text
 from understudy.config import as_table, flatten, read_toml, write_toml
 from understudy.data.batches import NeighbourBatches
 from understudy.data.loader import ImageBatch, Loader
 from understudy.data.mixture import cutmix
 from understudy.data.sources import Source
 from understudy.data.views import photometry, recipe_for
+from understudy.embed.recorded import RecordedViews, steadily
 from understudy.errors import ConfigError, DataError, TrainingError
 from understudy.losses import Loss, build
 from understudy.losses.terms import next_in_bag
@@ -50,6 +51,7 @@ def train(
     *,
     teacher: Teacher | None,
     graph: np.ndarray | None,
+    store: Store | None = None,
     processes: Processes,
     probe: Probe | None = None,
     quiet: bool = False,
@@ -65,6 +67,7 @@ def train(
         source: training images; row i of `graph` belongs to image i.
         teacher: on `processes.device`, or None for methods that need none.
         graph: (N, K) int32 neighbours, or None when `neighbours.k` is 0.
+        store: the teacher's embeddings of these images, beside which recorded views lie; None when they are live.
         processes: this process' place among all.
         probe: held-out images for the live signals.
         quiet: print nothing.
@@ -100,6 +103,14 @@ def train(
     batches = NeighbourBatches(
         len(source), settings.batch_size, k=k, n=settings.neighbours.n, seed=settings.seed, graph=graph
     )
+    view_seed = settings.seed if settings.views.seed is None else settings.views.seed
+    shown = len(loss.teacher_views) * batches.batch_size // processes.world
+    recorded = None
+    if teacher is not None and loss.needs_teacher and settings.views.teacher == "recorded":
+        assert store is not None
+        recorded = RecordedViews(
+            store, teacher, recipe=recipe, size=view_size, seed=view_seed, batch_size=shown, dtype=settings.views.dtype
+        )
     steps = batches.steps_for(settings.passes)
     warmup_steps = batches.steps_for(settings.optimiser.warmup) if settings.optimiser.warmup else 0
 
@@ -119,14 +130,16 @@ def train(
         scaler.load_state_dict(checkpoint["scaler"])
         if key_student is not None:
             key_student.load_state_dict(checkpoint["key"])
+        if recorded is not None:
+            recorded.computed = checkpoint["teacher_views"]
         first, seconds_before, skipped = checkpoint["step"], checkpoint["seconds"], dict(checkpoint["skipped"])
     elif processes.main:
         write_text(run.config_path, write_toml(resolved(settings)))
 
     loader = Loader(
-        source, batches, size=view_size, recipe=recipe, seed=settings.seed, views_per_image=loss.views,
-        workers=settings.workers, rank=processes.rank, world=processes.world, start_step=first, steps=steps,
-        pin=device.type == "cuda",
+        source, batches, size=view_size, recipe=recipe, seed=view_seed, views_per_image=loss.views,
+        pool=settings.views.different, workers=settings.workers, rank=processes.rank, world=processes.world,
+        start_step=first, steps=steps, pin=device.type == "cuda",
     )  # fmt: skip
     title = f"{settings.method['name']}: {settings.teacher or 'no teacher'} -> {settings.student}"
     if processes.main and not quiet:
@@ -150,6 +163,7 @@ def train(
             "step": step,
             "seconds": seconds_before + time.monotonic() - begun,
             "skipped": skipped,
+            "teacher_views": recorded.computed if recorded is not None else 0,
             "student": student.state_dict(),
             "key": key_student.state_dict() if key_student is not None else None,
             "loss": loss.state_dict(),
@@ -158,7 +172,7 @@ def train(
         }
 
     student.train()
-    with stop_requests() as stop, contextlib.closing(loader):
+    with stop_requests() as stop, contextlib.closing(loader), kept(recorded):
         stream = iter(loader)
         while step < steps:
             with meter.waiting():
@@ -180,8 +194,14 @@ def train(
             ]
             inputs: dict[str, Tensor] = {}
             if loss.needs_teacher and teacher is not None:
+                looked_at = joined(images, loss.teacher_views)
                 with meter.in_teacher():
-                    inputs["teacher"] = stacked(teacher(joined(images, loss.teacher_views)), loss.teacher_views)
+                    if recorded is None:
+                        taught = steadily(teacher, looked_at, shown)
+                    else:
+                        views = batch.view[list(loss.teacher_views)]
+                        taught = recorded(looked_at, batch.index.repeat(len(views)), views.flatten())
+                    inputs["teacher"] = stacked(taught, loss.teacher_views)
             with torch.autocast(device.type, dtype, enabled=precision != "fp32"):
                 pixels = student.contract.prepare(joined(images, loss.student_views))
                 clean = len(pixels)
@@ -245,7 +265,9 @@ def train(
                 last_checkpoint = time.monotonic()
     meter.flush(source)
 
-    processes.barrier()
+    costs = spent(steps * batches.batch_size, loss)
+    if recorded is not None:
+        costs["teacher_forwards"] = processes.total(recorded.computed)
     if processes.main:
         seconds = seconds_before + time.monotonic() - begun
         save_checkpoint(run, state())
@@ -253,7 +275,7 @@ def train(
             student.eval(), run, facts(settings, source, listing, teacher, student, steps, batches, seconds, skipped)
         )
         if log:
-            log.write("end", step, seconds=seconds, **spent(steps * batches.batch_size, loss))
+            log.write("end", step, seconds=seconds, **costs)
             log.close()
         if skipped and not quiet:
             say(f"{len(skipped)} images could not be read and were skipped; they are listed in {run.student_path}.")
@@ -304,6 +326,16 @@ def joined(images: list[Tensor], views: tuple[int, ...]) -> Tensor:
 def stacked(embedding: Tensor, views: tuple[int, ...]) -> Tensor:
     """(len * B, D) as (len, B, D); (B, D) when there is one view."""
     return embedding if len(views) == 1 else embedding.unflatten(0, (len(views), -1))
+
+
+@contextlib.contextmanager
+def kept(recorded: RecordedViews | None) -> Iterator[None]:
+    """Whatever ends the block, what the teacher has said in it is kept."""
+    try:
+        yield
+    finally:
+        if recorded is not None:
+            recorded.flush()
 
 
 def average_of(student: Student) -> Student:

@@ -1,0 +1,249 @@
+"""Recorded teacher views: each view's embedding is computed once, then read for ever, by any run, method or student.
+
+A view is a pure function of (view seed, image, view number), so its embedding can be kept beside the store:
+
+    store/<fingerprint>/views/<fingerprint>/manifest.json  0000.npy (N, D)  0000.done.npy (N,)  0001.npy ...
+
+one pair of files for each view number, sparse until it is filled. Any number of processes and runs write them at once:
+a cell has one value, whoever computes it, and is marked only after its row has reached the disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from understudy.artifacts import Store, fingerprint, read_json, write_json
+from understudy.data.views import Recipe
+from understudy.errors import ConfigError, ModelError, StoreError
+
+FORMAT = 1
+
+FLUSH_SECONDS = 10.0  # at most so much recording is lost to a kill
+
+SHAPE = 32
+"""Rows of a forward pass on a CPU, about. How a matrix product is rounded depends on its shape, so with passes of one
+shape a view has the same embedding, bit for bit, whatever stands beside it: live, recorded now, or before a kill."""
+
+HEADROOM = 1.5
+"""int8 cells reach so many times as far as the un-augmented embeddings do, in each dimension; beyond, they saturate."""
+
+
+class RecordedViews:
+    """The teacher's embeddings of augmented views, recorded as they are first needed.
+
+    Differs from a `Store`: it grows while it is used, and holds V views of an image in place of the one un-augmented.
+
+    Args:
+        store: the complete store of the un-augmented images; row i here is row i there.
+        encode: the teacher, (n, 3, S, S) in [0, 1] -> (n, D).
+        recipe, size, seed: what the views are drawn from, and their side in pixels.
+        batch_size: views in a batch, all of which may be new; see `steadily`.
+        dtype: "float32" gives what the teacher gives, bit for bit; "float16" and "int8" (a scale for each dimension)
+            take a half and a quarter of the room. A run sees the stored value also when it is first computed.
+
+    Raises:
+        StoreError: the folder belongs to another format.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        encode: Callable[[Tensor], Tensor],
+        *,
+        recipe: Recipe,
+        size: int,
+        seed: int,
+        batch_size: int,
+        dtype: str = "float16",
+    ) -> None:
+        manifest = store.manifest
+        self.rows, self.width, self.dtype = int(manifest["rows"]), int(manifest["D"]), dtype
+        self.encode, self.batch_size = encode, batch_size
+        # repr: a recipe is plain numbers, and any change of one makes other views.
+        key = {"recipe": repr(recipe), "size": size, "seed": seed, "dtype": dtype}
+        self.folder = store.folder / "views" / fingerprint(FORMAT, key)
+        self.computed = self.read = self.saturated = 0
+        """Views that the teacher was run on, that were read, and (int8) stored values that were cut off, so far."""
+        path = self.folder / "manifest.json"
+        if path.is_file():
+            found = read_json(path)
+            if found.get("format") != FORMAT:
+                raise StoreError(
+                    f"{self.folder} has format {found.get('format')!r}, this version reads {FORMAT}. Delete it."
+                )
+        self.scale: np.ndarray | None = None
+        if dtype == "int8":
+            reach = np.zeros(self.width, np.float32)
+            for start in range(0, self.rows, 65536):
+                reach = np.maximum(reach, np.abs(store.embeddings()[start : start + 65536]).max(0))
+            self.scale = np.maximum(reach * HEADROOM / 127, np.finfo(np.float16).tiny).astype(np.float32)
+        if not path.is_file():
+            write_json(path, {"format": FORMAT, "key": key, "rows": self.rows, "D": self.width})
+        self._open: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._written: dict[int, np.ndarray] = {}  # by this process since the last flush
+        self._flushed = time.monotonic()
+
+    def __call__(
+        self, images: Float[Tensor, "n 3 S S"], index: Int64[Tensor, " n"], view: Int64[Tensor, " n"]
+    ) -> Float[Tensor, "n D"]:
+        """The embeddings of n views: read where they are recorded, else computed and recorded.
+
+        Args:
+            images: the views, in [0, 1], on the teacher's device.
+            index: row of each in the store, on the CPU.
+            view: number of each view, on the CPU.
+
+        Returns:
+            (n, D) float32 on the images' device.
+
+        Raises:
+            ModelError: an embedding that is not finite.
+            ConfigError: an embedding beyond the stored precision.
+        """
+        result, known = self.look_up(index.numpy(), view.numpy())
+        unknown = np.flatnonzero(~known)
+        if len(unknown):
+            new = images if len(unknown) == len(images) else images[torch.from_numpy(unknown).to(images.device)]
+            found = steadily(self.encode, new, self.batch_size)
+            result[unknown] = self.record(index.numpy()[unknown], view.numpy()[unknown], found.float().cpu().numpy())
+        self.computed += len(unknown)
+        self.read += len(index) - len(unknown)
+        return torch.from_numpy(result).to(images.device, non_blocking=True)
+
+    def look_up(
+        self, index: Int64[np.ndarray, " n"], view: Int64[np.ndarray, " n"]
+    ) -> tuple[Float[np.ndarray, "n D"], Bool[np.ndarray, " n"]]:
+        """What is recorded: (n, D) float32 rows, and which of them mean anything."""
+        rows, known = np.empty((len(index), self.width), np.float32), np.zeros(len(index), bool)
+        for number in np.unique(view).tolist():
+            places = np.flatnonzero(view == number)
+            cells, done = self._view(number)
+            marked = done[index[places]] == 1
+            if number in self._written:
+                marked |= self._written[number][index[places]]
+            places = places[marked]
+            rows[places] = self._loaded(cells[index[places]])
+            known[places] = True
+        return rows, known
+
+    def record(
+        self, index: Int64[np.ndarray, " n"], view: Int64[np.ndarray, " n"], rows: Float[np.ndarray, "n D"]
+    ) -> Float[np.ndarray, "n D"]:
+        """Write embeddings down; they are marked as recorded at the next flush.
+
+        Returns:
+            The rows as they will be read.
+
+        Raises:
+            ModelError: NaN or infinity.
+            ConfigError: values beyond the stored precision.
+        """
+        if not np.isfinite(rows).all():
+            bad = int((~np.isfinite(rows)).any(1).sum())
+            raise ModelError(
+                f"The teacher's embeddings of {bad} of {len(rows)} augmented views contain NaN or infinity. Check its "
+                "weights and its input normalisation."
+            )
+        stored = self._storable(rows)
+        for number in np.unique(view).tolist():
+            places = np.flatnonzero(view == number)
+            self._view(number)[0][index[places]] = stored[places]
+            self._written.setdefault(number, np.zeros(self.rows, bool))[index[places]] = True
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+        return self._loaded(stored)
+
+    def flush(self) -> None:
+        """Rows to the disk first, then the marks that make them count."""
+        for number, written in self._written.items():
+            cells, done = self._view(number)
+            cells.flush()  # type: ignore[attr-defined]
+            done[written] = 1
+            done.flush()  # type: ignore[attr-defined]
+        self._written = {}
+        self._flushed = time.monotonic()
+
+    def full(self, pool: int) -> bool:
+        """Whether the views 0 to pool - 1 of every image are recorded."""
+        return all(
+            self._path(number, ".done").is_file() and bool(self._view(number)[1].all()) for number in range(pool)
+        )
+
+    def _path(self, number: int, kind: str = "") -> Path:
+        return self.folder / f"{number:04d}{kind}.npy"
+
+    def _view(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """The files of one view number, made where they are missing and mapped once."""
+        if number not in self._open:
+            cells = _mapped(self._path(number), (self.rows, self.width), np.dtype(self.dtype))
+            self._open[number] = (cells, _mapped(self._path(number, ".done"), (self.rows,), np.dtype(np.uint8)))
+        return self._open[number]
+
+    def _storable(self, rows: np.ndarray) -> np.ndarray:
+        if self.scale is not None:
+            steps: np.ndarray = np.rint(rows / self.scale)
+            self.saturated += int((np.abs(steps) > 127).sum())
+            return steps.clip(-127, 127).astype(np.int8)
+        with np.errstate(over="ignore"):
+            stored = rows.astype(self.dtype)
+        if not np.isfinite(stored).all():
+            raise ConfigError(
+                f"The teacher's embeddings reach {np.abs(rows).max():.4g}, beyond float16's largest number 65504. "
+                "Record them with --views.dtype float32."
+            )
+        return stored
+
+    def _loaded(self, cells: np.ndarray) -> np.ndarray:
+        rows: np.ndarray = cells.astype(np.float32)
+        return rows if self.scale is None else rows * self.scale
+
+
+def steadily(
+    encode: Callable[[Tensor], Tensor], images: Float[Tensor, "n 3 S S"], batch_size: int
+) -> Float[Tensor, "n D"]:
+    """Images through the teacher; on a CPU in passes of one shape, the last filled up with copies.
+
+    Args:
+        encode: the teacher.
+        images: at most `batch_size` of them.
+        batch_size: the rows of a full batch, which are cut into equal passes of about `SHAPE`.
+    """
+    if images.device.type != "cpu":
+        return encode(images)
+    rows = math.ceil(batch_size / math.ceil(batch_size / SHAPE))
+    count, passes = len(images), math.ceil(len(images) / rows)
+    if count < passes * rows:
+        images = images[torch.arange(passes * rows).clamp(max=count - 1)]
+    return torch.cat([encode(part) for part in images.split(rows)])[:count]
+
+
+def _mapped(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    """A writable memory map of a file of zeros, which is made, sparse, if there is none.
+
+    Raises:
+        StoreError: it has another shape.
+    """
+    if not path.exists():
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
+            # A link, not a rename: never over a file that another process has made since and may have written to.
+            with contextlib.suppress(FileExistsError):
+                os.link(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    array: np.ndarray = np.lib.format.open_memmap(path, mode="r+")
+    if array.shape != shape or array.dtype != dtype:
+        raise StoreError(f"{path} holds {array.dtype} {array.shape}, not {dtype} {shape}. Delete {path.parent}.")
+    return array

@@ -1,0 +1,172 @@
+"""Recorded views: what the teacher would say, said once; many writers, kills and stored precisions."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from understudy.artifacts import Store, StoreKey
+from understudy.data.views import recipe_for
+from understudy.embed import recorded as module
+from understudy.embed.recorded import SHAPE, RecordedViews, steadily
+from understudy.errors import ConfigError, ModelError, StoreError
+
+N, D = 40, 5
+MIX = torch.linspace(-1, 1, 3 * 16 * D).reshape(3 * 16, D).sin()
+
+
+class Counting:
+    """A linear teacher that knows how many views it was shown."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self.shown, self.scale = 0, scale
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        self.shown += len(images)
+        return self.scale * images.flatten(1) @ MIX
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    store = Store(tmp_path / "store" / "abc")
+    store.folder.mkdir(parents=True)
+    np.save(store.folder / "embeddings.npy", images_of(np.arange(N), np.zeros(N)).flatten(1).numpy() @ MIX.numpy())
+    key = StoreKey({"fingerprint": "t", "spec": "t"}, {}, {"fingerprint": "d", "spec": "d", "images": N}, "float32")
+    store.finish(key, rows=N, D=D)
+    return store
+
+
+def images_of(index: np.ndarray, view: np.ndarray) -> torch.Tensor:
+    """A view as a function of image and number, like the real ones."""
+    phase = torch.from_numpy(index * 0.7 + view * 0.13).float()[:, None]
+    return (phase + torch.arange(48)).sin().reshape(-1, 3, 4, 4) / 2 + 0.5
+
+
+def opened(store: Store, encode=None, **other) -> RecordedViews:
+    settings = {"recipe": recipe_for("weak", 4), "size": 4, "seed": 0, "batch_size": 40, "dtype": "float32", **other}
+    return RecordedViews(store, encode or Counting(), **settings)
+
+
+def ask(views: RecordedViews, index: list[int], view: list[int]) -> torch.Tensor:
+    at, number = np.array(index), np.array(view)
+    return views(images_of(at, number), torch.from_numpy(at), torch.from_numpy(number))
+
+
+def test_a_view_is_computed_once_and_is_what_the_teacher_says(store):
+    teacher = Counting()
+    views = opened(store, teacher)
+    index, view = [*range(12), 0], [0] * 12 + [1]
+    first = ask(views, index, view)
+    assert torch.equal(first, images_of(np.array(index), np.array(view)).flatten(1) @ MIX)
+    views.flush()
+    before = teacher.shown
+    assert torch.equal(ask(views, index, view), first) and teacher.shown == before
+    # One new view among known ones: only it is computed, in a pass of the usual shape: 40 rows are two of 20.
+    mixed = ask(views, [3, 20, 5], [0, 0, 0])
+    assert torch.equal(mixed[[0, 2]], first[[3, 5]]) and teacher.shown == before + 20
+    assert (views.computed, views.read) == (14, 15)
+    # Another run reads them without a teacher at all.
+    other = opened(store, encode=lambda images: pytest.fail("everything is recorded"))
+    assert torch.equal(ask(other, index, view), first)
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"size": 5}, {"recipe": recipe_for("none", 4)}, {"dtype": "int8"}])
+def test_other_views_are_recorded_elsewhere(store, change):
+    one, other = opened(store), opened(store, **change)
+    assert one.folder != other.folder
+    ask(one, list(range(N)), [0] * N)
+    one.flush()
+    assert one.full(1) and not one.full(2) and not other.full(1)
+
+
+def test_what_was_not_flushed_is_computed_again(store):
+    killed = opened(store)
+    ask(killed, list(range(10)), [0] * 10)  # never flushed, as if killed here
+    teacher = Counting()
+    again = ask(opened(store, teacher), list(range(10)), [0] * 10)
+    assert teacher.shown == 20  # ten, filled up to a pass
+    assert torch.equal(again, images_of(np.arange(10), np.zeros(10)).flatten(1) @ MIX)
+
+
+def test_stored_precisions(store):
+    index = list(range(N))
+    exact = ask(opened(store), index, [1] * N)
+    half = ask(opened(store, dtype="float16"), index, [1] * N)
+    assert torch.equal(half, exact.half().float())
+    quarter = opened(store, dtype="int8")
+    rows = ask(quarter, index, [1] * N)
+    quarter.flush()
+    step = np.abs(store.embeddings()).max(0) * 1.5 / 127
+    assert quarter.saturated == 0 and ((rows - exact).abs().numpy() <= step / 2 + 1e-6).all()
+    assert torch.equal(ask(opened(store, dtype="int8"), index, [1] * N), rows)  # a run sees what later ones will read
+
+
+def test_int8_says_how_much_it_cut_off(store):
+    views = opened(store, Counting(scale=3.0), dtype="int8")
+    rows = ask(views, list(range(N)), [0] * N)
+    reach = torch.from_numpy(np.abs(store.embeddings()).max(0) * 1.5)
+    assert views.saturated > 0 and (rows.abs() <= reach * (1 + 1e-6)).all()
+
+
+def test_bad_embeddings_are_refused_and_nothing_is_marked(store):
+    with pytest.raises(ModelError, match="of 4 of 4 augmented views contain NaN"):
+        ask(opened(store, Counting(float("nan"))), [1, 2, 3, 4], [0] * 4)
+    with pytest.raises(ConfigError, match="--views.dtype float32"):
+        ask(opened(store, Counting(1e6), dtype="float16"), [1, 2, 3, 4], [0] * 4)
+    assert not opened(store).look_up(np.arange(N), np.zeros(N, np.int64))[1].any()
+
+
+def _write(folder: Path, part: int) -> None:
+    views = opened(Store(folder))
+    for start in range(part, N, 2):
+        ask(views, [start, (start + 1) % N], [0, 2])
+        views.flush()
+
+
+def test_processes_write_at_once_without_loss(store):
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_write, args=(store.folder, part)) for part in (0, 1)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+        assert writer.exitcode == 0
+    views = opened(store, encode=lambda images: pytest.fail("everything is recorded"))
+    assert views.full(1) and not views.full(3)
+    for number in (0, 2):
+        expected = images_of(np.arange(N), np.full(N, number)).flatten(1) @ MIX
+        torch.testing.assert_close(ask(views, list(range(N)), [number] * N), expected, rtol=0, atol=1e-5)
+
+
+def test_foreign_files_are_refused(store):
+    views = opened(store)
+    np.save(views.folder / "0000.npy", np.zeros((N, D + 1), np.float32))
+    with pytest.raises(StoreError, match=r"0000.npy holds float32 \(40, 6\), not float32 \(40, 5\)"):
+        ask(views, [0], [0])
+    (views.folder / "manifest.json").write_text('{"format": 99}')
+    with pytest.raises(StoreError, match="has format 99"):
+        opened(store)
+
+
+def test_rows_are_flushed_as_time_goes_by(store, monkeypatch):
+    monkeypatch.setattr(module, "FLUSH_SECONDS", 0.0)
+    ask(opened(store), [1, 2, 3], [0] * 3)
+    assert opened(store).look_up(np.array([0, 1, 2, 3]), np.zeros(4, np.int64))[1].tolist() == [False, True, True, True]
+
+
+def test_passes_have_one_shape(store):
+    shapes = []
+    images = images_of(np.arange(70), np.zeros(70))
+
+    def encode(part):
+        shapes.append(len(part))
+        return part.flatten(1) @ MIX
+
+    for count in (70, 5, 36):
+        found = steadily(encode, images[:count], 70)
+        torch.testing.assert_close(found, images[:count].flatten(1) @ MIX)
+    assert shapes == [24] * (3 + 1 + 2) and max(shapes) <= SHAPE
