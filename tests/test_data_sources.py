@@ -153,8 +153,11 @@ def test_what_is_not_there_or_holds_nothing(tmp_path: Path):
     (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(DataError, match=r"no images in .*: 1 other files"):
         open_source(tmp_path)
-    with pytest.raises(DataError, match=r"notes\.txt is not a kind of data"):
+    with pytest.raises(DataError, match=r"notes\.txt names no images, the first line is 'no image'"):
         open_source(tmp_path / "notes.txt")
+    (tmp_path / "notes.pdf").write_text("no image")
+    with pytest.raises(DataError, match=r"notes\.pdf is not a kind of data"):
+        open_source(tmp_path / "notes.pdf")
 
 
 def test_a_listing_holds_no_python_object_per_image():

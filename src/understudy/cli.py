@@ -230,7 +230,7 @@ def embed(options: argparse.Namespace) -> int:
     from understudy.train.log import StageProgress, say
 
     settings = layered(EmbedSettings, options)
-    source = open_source(settings.data, limit=settings.limit)
+    source = open_source(settings.data, limit=settings.limit, listings=Path(settings.store) / "listings")
     teacher = build_teacher(
         settings.teacher, mean=settings.teacher_mean, std=settings.teacher_std, image_size=settings.image_size
     )

@@ -55,7 +55,8 @@ def distill(
     """Distil a teacher into a student, evaluate it and write the report: `understudy run` as a function.
 
     Args:
-        data: training images, a data spec (folder, *.parquet, *.npy, torchvision:NAME, digits). Labels are not read.
+        data: training images, a data spec (folder, *.parquet, *.tar, *.arrow, *.npy, list:FILE, torchvision:NAME,
+            digits). Labels are not read.
         teacher: model spec with weights, e.g. "timm:vit_base_patch16_224", "onnx:teacher.onnx", "run:FOLDER".
         student: model spec, e.g. "timm:resnet18", "small:resnet8".
         out: run folder; `runs/METHOD-STUDENT-HASH` unless given.
@@ -219,7 +220,7 @@ def training_images(settings: TrainSettings) -> tuple[Source, Source | None]:
 
     from understudy.data.sources import open_source
 
-    source = open_source(settings.data, limit=settings.limit)
+    source = open_source(settings.data, limit=settings.limit, listings=Path(settings.store) / "listings")
     count = min(settings.holdout, len(source) // 10)
     if settings.eval_data is not None or count == 0:
         return source, None
@@ -270,7 +271,7 @@ def probe_of(
     if settings.probes == 0 or (held_out is None and settings.eval_data is None):
         return None
     if settings.eval_data is not None:
-        bank_source, held_out = open_evaluation(settings.eval_data)
+        bank_source, held_out = open_evaluation(settings.eval_data, listings=Path(settings.store) / "listings")
     else:
         bank_source = None
     assert held_out is not None

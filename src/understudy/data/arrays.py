@@ -11,7 +11,7 @@ import pyarrow as pa
 from PIL import Image
 
 from understudy.artifacts import fingerprint
-from understudy.data.images import Labels
+from understudy.data.images import Labels, numbered
 from understudy.data.philox import SUBSET, permutation
 from understudy.errors import DataError, UnreadableImage
 
@@ -92,7 +92,7 @@ class ArrayImages:
     def names(self, rows: np.ndarray) -> pa.Array:
         """See `Images`: FILE:ROW."""
         title = "array" if self.path is None else os.path.basename(self.path)
-        return pa.array([f"{title}:{row}" for row in np.asarray(rows).tolist()], type=pa.large_string())
+        return numbered([title], np.zeros(len(rows), np.int64), np.asarray(rows))
 
     def labels(self) -> Labels | None:
         """See `Images`."""

@@ -6,10 +6,22 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
+
+from understudy.artifacts import fingerprint
 
 Labels = tuple[np.ndarray, list[str]]
 """(N,) int64 class numbers, and the names of the classes."""
+
+LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class")
+"""Names under which data sets keep one class per image."""
+
+LONGEST = 65_536
+"""Bytes of a path that are looked at: more than any system allows."""
+
+FRESH_NAMES = 65_536
+"""Names that may be Python objects at once while a listing is made."""
 
 
 @runtime_checkable
@@ -37,3 +49,107 @@ def sorted_classes(encoded: pa.DictionaryArray) -> Labels:
     rank = np.empty(len(names), dtype=np.int64)
     rank[order] = np.arange(len(names))
     return rank[encoded.indices.to_numpy(zero_copy_only=False)], [names[i] for i in order]
+
+
+def class_folders(paths: pa.Array) -> Labels | None:
+    """The folders as classes, where every image lies at `CLASS/FILE` and there are at least two.
+
+    Args:
+        paths: (N,) binary, below a root.
+    """
+    if not pc.all(pc.equal(pc.count_substring(paths, "/"), 1)).as_py():
+        return None
+    folders = pc.list_element(pc.split_pattern(as_text(paths), "/", max_splits=1), 0)
+    encoded = folders.dictionary_encode()
+    return sorted_classes(encoded) if len(encoded.dictionary) > 1 else None
+
+
+def below_common(paths: pa.Array) -> pa.Array:
+    """The paths without the folder that all of them lie in.
+
+    Args:
+        paths: (N,) binary.
+    """
+    ends = pc.min_max(paths).as_py()  # what the first and the last in order share, all share
+    pairs = enumerate(zip(ends["min"], ends["max"], strict=False))
+    differ = next((place for place, (one, other) in pairs if one != other), 0)
+    return pc.binary_slice(paths, ends["min"].rfind(b"/", 0, differ) + 1, stop=LONGEST)
+
+
+def class_columns(values: pa.ChunkedArray, names: list[str] | None) -> Labels | None:
+    """A column of class numbers or class names as labels; None where it has neither, or -1 (no label) anywhere.
+
+    Args:
+        values: (N,) integers or text.
+        names: of the numbers, where the file says them.
+    """
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        return None if values.null_count else sorted_classes(values.combine_chunks().dictionary_encode())
+    if not pa.types.is_integer(values.type) or values.null_count or len(values) == 0:
+        return None
+    numbers = values.to_numpy().astype(np.int64)
+    if numbers.min() < 0:
+        return None
+    count = int(numbers.max()) + 1
+    return numbers, names if names is not None and len(names) >= count else [str(i) for i in range(count)]
+
+
+def as_text(names: pa.Array) -> pa.Array:
+    """Names as text; bytes that are no UTF-8 are replaced."""
+    try:
+        return names.cast(pa.large_string())
+    except pa.ArrowInvalid:
+        return pa.array([name.decode(errors="replace") for name in names.to_pylist()], type=pa.large_string())
+
+
+def numbered(titles: list[str], which: np.ndarray, rows: np.ndarray) -> pa.Array:
+    """Names "TITLE:ROW" of images that have none of their own.
+
+    Args:
+        titles: of the files.
+        which: (n,) the file of each image.
+        rows: (n,) its row there.
+    """
+    chosen = pa.array(titles, type=pa.large_string()).take(pa.array(which))
+    numbers = pa.array(rows).cast(pa.large_string())
+    return pc.binary_join_element_wise(chosen, numbers, pa.scalar(":", pa.large_string()))
+
+
+class Names:
+    """Collects names into Arrow memory as a listing goes on, so that no Python object per image is left of it."""
+
+    def __init__(self) -> None:
+        self._chunks: list[pa.Array] = []
+        self._fresh: list[bytes] = []
+
+    def __len__(self) -> int:
+        return sum(map(len, self._chunks)) + len(self._fresh)
+
+    def extend(self, names: list[bytes]) -> None:
+        """Add names at the end."""
+        self._fresh += names
+        if len(self._fresh) >= FRESH_NAMES:
+            self._settle()
+
+    def finish(self) -> pa.Array:
+        """All names, (N,) large_binary in one piece."""
+        self._settle()
+        return pa.concat_arrays(self._chunks)
+
+    def _settle(self) -> None:
+        self._chunks.append(pa.array(self._fresh, type=pa.large_binary()))
+        self._fresh = []
+
+
+def listing_fingerprint(names: pa.Array, sizes: np.ndarray, times: np.ndarray) -> str:
+    """Changes with the names, their order, and the size or time of any file.
+
+    Args:
+        names: (N,) large_binary.
+        sizes: (N,) int64 bytes.
+        times: (N,) int64 nanoseconds.
+    """
+    offsets = np.frombuffer(names.buffers()[1], dtype=np.int64)[names.offset : names.offset + len(names) + 1]
+    content = names.buffers()[2]
+    written = memoryview(b"" if content is None else content)[offsets[0] : offsets[-1]]
+    return fingerprint(written, np.diff(offsets), sizes, times)

@@ -18,14 +18,11 @@ from PIL import Image
 
 from understudy.artifacts import fingerprint
 from understudy.data.decode import to_rgb
-from understudy.data.images import Labels, sorted_classes
+from understudy.data.images import LABEL_COLUMNS, Labels, class_columns, numbered
 from understudy.errors import DataError, UnreadableImage
 
 ROW_GROUP_CACHE = 256 * 2**20
 """Bytes of parquet row groups that one process keeps, so that sequential and small-set reading decodes each once."""
-
-LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class")
-"""Names under which data sets of the Hugging Face hub keep one class per image."""
 
 
 class ParquetImages:
@@ -129,9 +126,7 @@ class ParquetImages:
     def names(self, rows: np.ndarray) -> pa.Array:
         """See `Images`: FILE:ROW. Paths inside parquet files are often absent and seldom unique."""
         files = np.searchsorted(self.file_starts, rows, side="right") - 1
-        within = rows - self.file_starts[files]
-        pairs = zip(files.tolist(), within.tolist(), strict=True)
-        return pa.array([f"{self.shown[file]}:{row}" for file, row in pairs], type=pa.large_string())
+        return numbered(self.shown, files, rows - self.file_starts[files])
 
     def labels(self) -> Labels | None:
         """See `Images`: an integer or text column of one of the usual names; -1 (no label) anywhere means none."""
@@ -141,16 +136,7 @@ class ParquetImages:
         values = pa.chunked_array(
             [chunk for file in self.files for chunk in pq.read_table(file, columns=[name]).column(0).chunks]
         )
-        if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-            return None if values.null_count else sorted_classes(values.combine_chunks().dictionary_encode())
-        if not pa.types.is_integer(values.type) or values.null_count:
-            return None
-        numbers = values.to_numpy().astype(np.int64)
-        if numbers.min() < 0:
-            return None
-        count = int(numbers.max()) + 1
-        names = _written_class_names(self.schema, name)
-        return numbers, names if names is not None and len(names) >= count else [str(i) for i in range(count)]
+        return class_columns(values, written_class_names(self.schema, name))
 
 
 def image_column(schema: pa.Schema, file: str) -> str:
@@ -182,8 +168,8 @@ def _is_binary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _written_class_names(schema: pa.Schema, column: str) -> list[str] | None:
-    """Class names in a parquet footer: Hugging Face's features, or a plain comma-separated `names`."""
+def written_class_names(schema: pa.Schema, column: str) -> list[str] | None:
+    """Class names in the metadata of a schema: Hugging Face's features, or a plain comma-separated `names`."""
     metadata = schema.metadata or {}
     if b"huggingface" in metadata:
         try:
@@ -195,9 +181,12 @@ def _written_class_names(schema: pa.Schema, column: str) -> list[str] | None:
 
 
 def split_of(name: str) -> str:
-    """The split that a parquet file's path names, "" if none: `train-00000-of-00005.parquet`, `train/0000.parquet`."""
+    """The split that a file's path names, "" if none.
+
+    `train-00000-of-00005.parquet`, `train/0000.parquet`, `imagenet-train-0042.tar`, `cifar10-test.arrow`.
+    """
     for part in name.split("/"):
-        match = re.match(r"(train|val|valid|validation|test)(?=[-_.]|$)", part)
+        match = re.search(r"(?:^|[-_])(train|validation|valid|val|test)(?=[-_.]|$)", part)
         if match:
             return match[1]
     return ""

@@ -14,7 +14,7 @@ from PIL import Image
 from understudy.artifacts import fingerprint
 from understudy.config import nearest
 from understudy.data.decode import to_rgb
-from understudy.data.images import Labels
+from understudy.data.images import Labels, numbered
 from understudy.errors import DataError, UnreadableImage
 
 
@@ -97,9 +97,7 @@ class TorchvisionImages:
 
     def names(self, rows: np.ndarray) -> pa.Array:
         """See `Images`: NAME:SPLIT:ROW."""
-        return pa.array(
-            [f"{self.name}:{self.split}:{row}" for row in np.asarray(rows).tolist()], type=pa.large_string()
-        )
+        return numbered([f"{self.name}:{self.split}"], np.zeros(len(rows), np.int64), np.asarray(rows))
 
     def labels(self) -> Labels | None:
         """See `Images`: whichever list of class numbers the data set keeps."""

@@ -10,6 +10,7 @@ import copy
 import functools
 import glob
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,16 +22,24 @@ from PIL import Image
 
 from understudy.artifacts import atomic, fingerprint
 from understudy.data.arrays import ArrayImages, digits
+from understudy.data.arrow import ArrowImages, saved_files
 from understudy.data.decode import EXTENSIONS
-from understudy.data.folders import FolderImages, scan
+from understudy.data.folders import FolderImages, ListedImages, lines, scan
 from understudy.data.images import Images, Labels
 from understudy.data.parquet import ParquetImages, split_of
 from understudy.data.philox import SUBSET, permutation
 from understudy.data.published import TorchvisionImages
+from understudy.data.shards import ShardImages
 from understudy.errors import ConfigError, DataError
 
 EVALUATION_SPLITS = ("val", "valid", "validation", "test")
 """Names of the held-out half of a labelled root, in order of preference (ImageNet's public test half has no labels)."""
+
+KINDS = "a folder of images, *.parquet, *.tar, *.arrow, *.npy, list:FILE, torchvision:NAME, or digits"
+"""What a data spec may be, for messages."""
+
+LISTS = (".txt", ".csv", ".tsv")
+"""Endings of files that name images, or files of images."""
 
 
 class Source:
@@ -114,17 +123,25 @@ class Source:
         return other
 
 
-def open_source(spec: str | os.PathLike[str] | np.ndarray, *, limit: int | None = None) -> Source:
+def open_source(
+    spec: str | os.PathLike[str] | np.ndarray,
+    *,
+    limit: int | None = None,
+    listings: str | os.PathLike[str] | None = None,
+) -> Source:
     """Open a set of images.
 
     Args:
         spec: a folder of images at any depth (hidden names are passed over); a folder, file or glob of Hugging Face
-            image parquet; a `.npy` file or an array, uint8 (N, H, W, 3), (N, H, W) or (N, 3, H, W);
+            image parquet, of tar shards in WebDataset's layout, or of Arrow files (a data set saved to disk); a list of
+            paths, one a line, of images or of such files (`*.txt` or `list:FILE`), or a table of them (`*.csv`,
+            `*.tsv`); a `.npy` file or an array, uint8 (N, H, W, 3), (N, H, W) or (N, 3, H, W);
             `torchvision:NAME` or `torchvision:NAME:SPLIT` below the folder in the environment variable UNDERSTUDY_DATA
             (`data` unless set); `digits`, `digits:train`, `digits:test` (scikit-learn's, upscaled to 32 x 32 RGB, split
             80 / 20).
         limit: use only this many images, drawn at random by their place in the listing, always the same ones; the
             first ones would all be of one class where folders are classes.
+        listings: folder where what one scan of tar shards found is kept for later calls; kept in memory unless given.
 
     Raises:
         DataError: nothing there, no images in it, or more than one way to read it.
@@ -134,7 +151,7 @@ def open_source(spec: str | os.PathLike[str] | np.ndarray, *, limit: int | None 
         source = Source("array", ArrayImages(spec))
     else:
         spec = os.fspath(spec)
-        source = Source(spec, _images(spec))
+        source = Source(spec, _images(spec, None if listings is None else Path(listings)))
     if limit is None or limit >= len(source):
         return source
     if limit < 1:
@@ -142,63 +159,115 @@ def open_source(spec: str | os.PathLike[str] | np.ndarray, *, limit: int | None 
     return source.subset(np.sort(permutation(0, SUBSET, 0, len(source))[:limit]))
 
 
-def _images(spec: str) -> Images:
+def _images(spec: str, listings: Path | None) -> Images:
     kind, _, rest = spec.partition(":")
     if kind == "digits":
         return digits(rest)
     if kind == "torchvision":
         name, _, split = rest.partition(":")
         return TorchvisionImages(name, os.environ.get("UNDERSTUDY_DATA", "data"), split or "train")
+    if kind == "list":
+        return _listed(Path(rest).expanduser(), listings)
     path = Path(spec).expanduser()
     if any(mark in spec for mark in "*?[") and not path.exists():
         files = sorted(Path(found) for found in glob.glob(str(path), recursive=True))
-        if not files or any(file.suffix != ".parquet" for file in files):
+        endings = sorted({file.suffix for file in files})
+        if len(endings) != 1 or endings[0] not in HOLDERS:
             found = f"{files[0]} and {len(files) - 1} more" if files else "nothing"
-            raise DataError(f"The pattern {spec} must match parquet files only; it matches {found}.")
-        return ParquetImages(files)
+            raise DataError(
+                f"The pattern {spec} must match files of one kind, {', '.join(HOLDERS)}; it matches {found}."
+            )
+        return _held(files, endings[0], listings)
     if path.is_dir():
-        return _folder(path)
+        return _folder(path, listings)
     if not path.exists():
-        raise DataError(
-            f"The data {spec} does not exist. Give a folder of images, *.parquet, *.npy, torchvision:NAME, or digits."
-        )
-    if path.suffix == ".parquet":
-        return ParquetImages([path])
+        hint = " Write a range of shards as a pattern (shard-*.tar): braces mean nothing here." if "{" in spec else ""
+        raise DataError(f"The data {spec} does not exist. Give {KINDS}.{hint}")
+    if path.suffix in HOLDERS:
+        return _held([path], path.suffix, listings)
+    if path.suffix in LISTS:
+        return _listed(path, listings)
     if path.suffix == ".npy":
         return ArrayImages(path)
+    if path.suffix in (".tgz", ".gz", ".bz2", ".xz", ".zst"):
+        return ShardImages([path])  # whose sentence names the compression
     raise DataError(
-        f"{spec} is not a kind of data this version reads ('{path.suffix}'). Give a folder of images, *.parquet, "
-        "*.npy, torchvision:NAME, or digits; unpack an archive into a folder first."
+        f"{spec} is not a kind of data this version reads ('{path.suffix}'). Give {KINDS}; unpack an archive into a "
+        "folder first."
     )
 
 
-def _folder(root: Path) -> Images:
-    """A folder of images, or of parquet files when it holds those and no images."""
-    names, sizes, times, parquet, others = scan(root)
-    if names:
-        return FolderImages(root, names, sizes, times)
-    splits = {split_of(name) for name in parquet}
-    if len(splits) > 1:
-        counts = ", ".join(
-            f"{split or 'other'}: {sum(split_of(p) == split for p in parquet)}" for split in sorted(splits)
-        )
+HOLDERS = {".parquet": "parquet files", ".tar": "tar shards", ".arrow": "Arrow files"}
+"""Endings of files that hold many images each."""
+
+
+def _held(files: list[Path], ending: str, listings: Path | None) -> Images:
+    """Files of one kind that hold many images each."""
+    if ending == ".tar":
+        return ShardImages(files, listings)
+    return ParquetImages(files) if ending == ".parquet" else ArrowImages(files)
+
+
+def _listed(file: Path, listings: Path | None) -> Images:
+    """The images, or files of images, that a list names."""
+    if not file.is_file():
+        raise DataError(f"The list {file} does not exist. Give a text file with one path a line.")
+    if file.suffix not in (".csv", ".tsv"):
+        ending = _ending_of(file)
+        if ending in HOLDERS:
+            files = [file.parent / os.fsdecode(line) for line in lines(file).to_pylist()]
+            missing = [str(name) for name in files if not name.is_file() or name.suffix != ending]
+            if missing:
+                raise DataError(
+                    f"{file} names {len(files)} files, and {len(missing)} of them are no {HOLDERS[ending]} that are "
+                    f"there, e.g. {missing[0]}. Paths are relative to the list's own folder."
+                )
+            return _held(files, ending, listings)
+    return ListedImages(file)
+
+
+def _ending_of(file: Path) -> str:
+    """The ending of the first path in a list."""
+    with open(file, "rb") as content:
+        first = next((line for line in content if line.strip()), b"")
+    return os.path.splitext(os.fsdecode(first.strip()))[1]
+
+
+def _folder(root: Path, listings: Path | None) -> Images:
+    """A folder of images, or of files that hold many when it has those and no images."""
+    found = scan(root)
+    if len(found.names):
+        return FolderImages(root, found.names, found.sizes, found.times)
+    kinds = [ending for ending, names in found.containers.items() if names]
+    if len(kinds) > 1:
+        counts = " and ".join(f"{len(found.containers[ending])} {HOLDERS[ending]}" for ending in kinds)
+        raise DataError(f"{root} holds {counts}. Name the ones to use, e.g. {root / ('*' + kinds[0])}.")
+    if not kinds:
         raise DataError(
-            f"{root} holds parquet files of several splits ({counts}). Name the one to use, e.g. {root / parquet[0]}."
+            f"There are no images in {root}: {found.others} other files, none ending in "
+            f"{', '.join(sorted(EXTENSIONS)[:6])}, ... or {', '.join(HOLDERS)}. Check the path."
         )
-    if parquet:
-        return ParquetImages([root / name for name in parquet])
-    raise DataError(
-        f"There are no images in {root}: {others} other files, none ending in {', '.join(sorted(EXTENSIONS)[:6])}, ... "
-        "or .parquet. Check the path."
-    )
+    names = found.containers[kinds[0]]
+    of_split = Counter(map(split_of, names))
+    if len(of_split) > 1:
+        counts = ", ".join(f"{split or 'other'}: {of_split[split]}" for split in sorted(of_split))
+        raise DataError(
+            f"{root} holds {HOLDERS[kinds[0]]} of several splits ({counts}). Name the one to use, e.g. "
+            f"{root / names[0]}."
+        )
+    files = saved_files(root, names) if kinds[0] == ".arrow" else [root / name for name in names]
+    return _held(files, kinds[0], listings)
 
 
-def open_evaluation(spec: str | os.PathLike[str]) -> tuple[Source, Source]:
+def open_evaluation(
+    spec: str | os.PathLike[str], *, listings: str | os.PathLike[str] | None = None
+) -> tuple[Source, Source]:
     """Open labelled images to evaluate on.
 
     Args:
-        spec: a root with `train` and one of `val`, `valid`, `validation`, `test` (folders of class folders, or parquet
-            files named so); `digits`; `torchvision:NAME`; or two specs separated by a comma.
+        spec: a root with `train` and one of `val`, `valid`, `validation`, `test` (folders of class folders, or parquet,
+            tar or Arrow files named so); `digits`; `torchvision:NAME`; or two specs separated by a comma.
+        listings: as for `open_source`.
 
     Returns:
         The training and the test half, their class numbers meaning the same: those of the training half.
@@ -217,11 +286,11 @@ def open_evaluation(spec: str | os.PathLike[str]) -> tuple[Source, Source]:
     elif spec == "digits" or (spec.startswith("torchvision:") and spec.count(":") == 1):
         first, second = f"{spec}:train", f"{spec}:test"
     else:
-        return _agreeing(*_halves(spec), spec)
-    return _agreeing(open_source(first), open_source(second), spec)
+        return _agreeing(*_halves(spec, None if listings is None else Path(listings)), spec)
+    return _agreeing(open_source(first, listings=listings), open_source(second, listings=listings), spec)
 
 
-def _halves(spec: str) -> tuple[Source, Source]:
+def _halves(spec: str, listings: Path | None) -> tuple[Source, Source]:
     root = Path(spec).expanduser()
     if not root.is_dir():
         raise DataError(
@@ -230,19 +299,20 @@ def _halves(spec: str) -> tuple[Source, Source]:
         )
     held_out = next((name for name in EVALUATION_SPLITS if (root / name).is_dir()), None)
     if (root / "train").is_dir() and held_out is not None:
-        return open_source(root / "train"), open_source(root / held_out)
-    parquet = scan(root)[3]
-    by_split: dict[str, list[Path]] = {}
-    for name in parquet:
-        by_split.setdefault(split_of(name), []).append(root / name)
-    held_out = next((name for name in EVALUATION_SPLITS if name in by_split), None)
-    if "train" in by_split and held_out is not None:
-        first, second = (ParquetImages(by_split[name]) for name in ("train", held_out))
-        return Source(f"{spec}/train", first), Source(f"{spec}/{held_out}", second)
+        return open_source(root / "train", listings=listings), open_source(root / held_out, listings=listings)
+    for ending, names in scan(root).containers.items():
+        by_split: dict[str, list[Path]] = {}
+        for name in names:
+            by_split.setdefault(split_of(name), []).append(root / name)
+        held_out = next((name for name in EVALUATION_SPLITS if name in by_split), None)
+        if "train" in by_split and held_out is not None:
+            first, second = (_held(by_split[name], ending, listings) for name in ("train", held_out))
+            return Source(f"{spec}/train", first), Source(f"{spec}/{held_out}", second)
     inside = ", ".join(sorted(os.listdir(root))[:8]) or "nothing"
     raise DataError(
         f"{spec} is not a labelled root: it needs train and one of {', '.join(EVALUATION_SPLITS)} (folders of class "
-        f"folders, or parquet files so named), and holds {inside}. Give such a root, or two specs separated by a comma."
+        f"folders, or parquet, tar or Arrow files so named), and holds {inside}. Give such a root, or two specs "
+        "separated by a comma."
     )
 
 
@@ -252,7 +322,8 @@ def _agreeing(train: Source, test: Source, spec: str) -> tuple[Source, Source]:
         if half.labels is None:
             raise DataError(
                 f"The {title} half {half.spec} of the evaluation data {spec} has no labels. Classes come from folders "
-                "(CLASS/IMAGE), from a parquet column called label, or from the data set itself."
+                "(CLASS/IMAGE), from a column called label, from .cls or .json members of tar shards, or from the "
+                "data set itself."
             )
     known, names = train.class_names, test.class_names
     assert known is not None

@@ -33,7 +33,9 @@ class OptimiserSettings:
 class TrainSettings:
     """One training run."""
 
-    data: str = setting(help="Training images: a folder, *.parquet, *.npy, torchvision:NAME, or digits.")
+    data: str = setting(
+        help="Training images: a folder, *.parquet, *.tar, *.arrow, *.npy, list:FILE, torchvision:NAME, digits."
+    )
     student: str = setting(help="Student spec, e.g. timm:resnet18 or small:resnet8 (add @FILE to start from weights).")
     teacher: str | None = setting(None, "Teacher spec with weights, e.g. timm:NAME, onnx:FILE, run:FOLDER.")
     eval_data: str | None = setting(
