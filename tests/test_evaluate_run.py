@@ -1,6 +1,9 @@
 """A finished run to evaluation.json: what is written and kept, how often encoders run, what a fault leaves."""
 
+import dataclasses
 import json
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,11 +18,14 @@ from torch import Tensor, nn
 
 from understudy.artifacts import Run, write_json
 from understudy.data.sources import Source, open_evaluation, open_source
-from understudy.errors import ConfigError, ModelError, StoreError
+from understudy.data.targets import split_target
+from understudy.errors import ConfigError, DataError, ModelError, StoreError
 from understudy.evaluate import EVALUATIONS
+from understudy.evaluate.bench import numbered_as
 from understudy.evaluate.knn import knn
+from understudy.evaluate.protocols import TAKES, Takes
 from understudy.evaluate.run import evaluate_model, evaluate_run
-from understudy.evaluate.settings import PROTOCOLS, EvaluationSettings
+from understudy.evaluate.settings import HOW, OWN, PROTOCOLS, EvaluationSettings
 from understudy.evaluate.subject import Subject
 from understudy.models.contract import Contract
 from understudy.models.student import Student, build_student, load_student, save_student
@@ -362,3 +368,107 @@ def test_settings() -> None:
 def test_settings_do_not_import_torch() -> None:
     code = "import sys, understudy.evaluate.settings; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Images that pass each encoder from now on."""
+    counts = {"student": 0, "teacher": 0}
+    for cls, name in ((Student, "student"), (Teacher, "teacher")):
+        original = cls.features
+
+        def features(self: Any, x: Tensor, original: Any = original, name: str = name) -> Tensor:
+            counts[name] += len(x)
+            return original(self, x)
+
+        monkeypatch.setattr(cls, "features", features)
+    return counts
+
+
+def test_further_sets_pass_each_encoder_once_and_are_filed_by_name(
+    finished: Callable[..., Run], digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Main images, a labelled root (the same images under another name) and test images alone."""
+    run, counts = finished(), counted(monkeypatch)
+    monkeypatch.setitem(TAKES, "linear", Takes(kinds=frozenset({"labelled", "shift"})))
+    shutil.copytree(digits / "test", tmp_path / "alone")
+    [broken] = [path for path in (tmp_path / "alone").rglob("*.png") if path.read_bytes() == b"not an image"]
+    broken.unlink()
+    on = (f"again={digits}", f"alone={tmp_path / 'alone'}", f"nowhere={tmp_path / 'nothing'}")
+    chosen = settings(digits, on=on, protocols=("knn", "linear", "fidelity"))
+    told: list[str] = []
+    result = evaluate_run(run, chosen, store_root=tmp_path, workers=0, tell=told.append)
+    assert counts["student"] == 149 + 59 + 59  # `again` is known by its content
+    assert list(result["student"]) == [
+        "knn", "knn@again", "knn@nowhere", "linear", "linear@again", "linear@alone", "linear@nowhere", "fidelity"
+    ]  # fmt: skip
+    assert result["student"]["knn@again"] == result["student"]["knn"]
+    assert result["student"]["linear@alone"] == result["student"]["linear"]
+    assert "neither a published set nor a path" in result["teacher"]["knn@nowhere"]["error"]
+    assert result["about"]["on"]["alone"] == {"test": 59, "skipped": 0}
+    assert [line.split(":")[0] for line in told] == ["teacher", "student"]
+    assert re.search(r"student: main images 210 x 1, again 210 x 1, alone 59 x 1; [\d.]+ ms an image", told[1])
+
+    before = dict(counts)
+    (tmp_path / "nothing").symlink_to(digits)
+    result = evaluate_run(run, chosen, store_root=tmp_path, workers=0)  # only what failed is tried again
+    assert result["student"]["knn@nowhere"] == result["student"]["knn"]
+    assert counts == before
+
+
+def test_a_killed_evaluation_goes_on(
+    finished: Callable[..., Run], digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = finished()
+    with monkeypatch.context() as patch:
+        patch.setitem(EVALUATIONS, "fidelity", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_run(run, settings(digits), store_root=tmp_path, workers=0)
+    assert not run.evaluation_path.exists()  # a file that exists is whole
+    with monkeypatch.context() as patch:
+        counts = counted(patch)
+        patch.setitem(EVALUATIONS, "knn", lambda *_: pytest.fail("kNN was finished"))
+        result = evaluate_run(run, settings(digits), store_root=tmp_path, workers=0)
+    assert counts == {"student": 0, "teacher": 0}
+    assert {"knn", "fidelity"} == set(result["student"])
+    assert not list(run.path.glob("*.partial*"))
+
+
+def test_test_images_alone_take_the_class_numbers_of_the_main_images(digits: Path, tmp_path: Path) -> None:
+    names = tuple(f"digit {i}" for i in range(10))
+    source = open_source(digits / "test")
+    odd = source.subset(np.flatnonzero(np.isin(source.labels, [3, 7])))
+    assert set(numbered_as(odd, names, None)) == {3, 7}
+    assert (numbered_as(odd, names[::-1], None) == 9 - odd.labels).all()
+    for number in (0, 2, 10):
+        (tmp_path / "v2" / str(number)).mkdir(parents=True)
+        source.read(0).save(tmp_path / "v2" / str(number) / "a.png")
+    eleven = tuple(f"n{i:08d}" for i in range(11))
+    found = open_source(tmp_path / "v2")  # its own class numbers are those of sorted strings: 0, 10, 2
+    assert numbered_as(found, eleven, None).tolist() == [0, 10, 2]
+    with pytest.raises(DataError, match="1 of 3 classes .* e.g. '10'"):
+        numbered_as(found, eleven[:10], None)
+    with pytest.raises(DataError, match="2 of 2 classes of .* e.g. 'digit 3'"):
+        numbered_as(odd, eleven, None)
+
+
+def test_sets_that_cannot_be_asked_for(finished: Callable[..., Run], digits: Path, tmp_path: Path) -> None:
+    twice = settings(digits, on=(f"a={digits}", f"a={digits}"))
+    with pytest.raises(ConfigError, match="Two sets of --on are called 'a'"):
+        evaluate_run(finished(), twice, store_root=tmp_path, workers=0)
+    lone = EvaluationSettings(on=(f"a={digits}", f"b={digits / 'test'}"), protocols=("knn",))
+    alone = evaluate_model(SPEC, lone, store_root=tmp_path, workers=0)
+    assert set(alone["teacher"]) == {"knn@a"}  # a labelled set stands in for main images; test images alone cannot
+    assert alone["teacher"]["knn@a"]["top1@10"] > 70
+    for text, name in (("a=/x", "a"), ("/x/my set/", "my-set"), ("torchvision:CIFAR10", "torchvision-CIFAR10")):
+        assert split_target(text)[0] == name
+    with pytest.raises(ConfigError, match="is not a set to be judged on"):
+        split_target("")
+
+
+def test_settings_of_one_protocol_leave_the_others_figures_alone() -> None:
+    known = {field.name for field in dataclasses.fields(EvaluationSettings)}
+    assert known == HOW | {name for names in OWN.values() for name in names} | {"seed"}
+    assert OWN.keys() <= PROTOCOLS.keys() == TAKES.keys()
+    other = EvaluationSettings(sgd_epochs=3)
+    assert other.binding("knn") == EvaluationSettings().binding("knn") == {"seed": 0}
+    assert other.binding("linear_sgd") != EvaluationSettings().binding("linear_sgd")

@@ -271,7 +271,7 @@ def _data(use: str, spec: str) -> list[tuple[str, str]]:
 
 
 def _protocols(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
-    used = {name for figures in evaluation.values() if isinstance(figures, Mapping) for name in figures}
+    used = {name.split("@")[0] for figures in evaluation.values() if isinstance(figures, Mapping) for name in figures}
     return [(f"evaluation {name}", PAPERS[key]) for name, keys in PROTOCOLS.items() if name in used for key in keys]
 
 

@@ -294,12 +294,12 @@ def evaluate(options: argparse.Namespace) -> int:
     from understudy.evaluate.run import evaluate_model, evaluate_run
     from understudy.evaluate.settings import EvaluationSettings
     from understudy.train.distributed import choose_device
-    from understudy.train.log import StageProgress
+    from understudy.train.log import StageProgress, say
 
     settings = layered(EvaluationSettings, options)
     device = choose_device(options.device)
     folder = options.model.removeprefix("run:")
-    common = {"device": device, "store_root": options.store, "workers": options.workers}
+    common = {"device": device, "store_root": options.store, "workers": options.workers, "tell": say}
     with StageProgress("evaluate") as progress:
         if Run(folder).trained:
             result = evaluate_run(Run(folder), settings, progress=progress, **common)
@@ -421,7 +421,23 @@ def print_figures(figures: Sequence[tuple[str, dict[str, Any]]]) -> None:
             value = protocols.get(protocol, {}).get(figure)
             cells.append(f"{value:.2f}" if isinstance(value, int | float) else "")
         table.add_row(name if not run or name == "teacher" else f"{run}: {name}", *cells)
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(table)
+    for protocol in dict.fromkeys(name for _, _, protocols in models for name in protocols):
+        names = dict.fromkeys(
+            figure for _, _, protocols in models for figure, value in protocols.get(protocol, {}).items()
+            if isinstance(value, int | float)
+        )  # fmt: skip
+        if not names or any((protocol, figure) in columns for figure in names):
+            continue
+        table = Table("figure", title=protocol, title_justify="left", show_edge=False)
+        measured = [model for model in models if protocol in model[2]]
+        for run, name, _ in measured:
+            table.add_column(f"{run}: {name}".removeprefix(": "), justify="right")
+        for figure in names:
+            values = [protocols[protocol].get(figure, "") for _, _, protocols in measured]
+            table.add_row(figure, *(value if isinstance(value, str) else f"{value:,.4g}" for value in values))
+        console.print(table)
     for run, found in figures:
         for name, protocols in found.items():
             for protocol, values in protocols.items() if name != "about" else ():

@@ -165,7 +165,7 @@ def evaluate_stage(folder: Run, settings: RunSettings, *, quiet: bool = False) -
     """The finished student and its teacher to evaluation.json."""
     from understudy.evaluate.run import evaluate_run
     from understudy.train.distributed import join
-    from understudy.train.log import StageProgress
+    from understudy.train.log import StageProgress, say
 
     processes = join(settings.device)
     if not processes.main:
@@ -175,7 +175,7 @@ def evaluate_stage(folder: Run, settings: RunSettings, *, quiet: bool = False) -
     with StageProgress("evaluate", quiet) as progress:
         return evaluate_run(
             folder, evaluation, device=processes.device, store_root=settings.store, workers=settings.workers,
-            held_out=held_out, progress=progress,
+            held_out=held_out, progress=progress, tell=None if quiet else say,
         )  # fmt: skip
 
 

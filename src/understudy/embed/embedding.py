@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,13 +21,32 @@ from understudy.errors import ConfigError, DataError, ModelError, StoreError
 
 if TYPE_CHECKING:
     from understudy.models.contract import Contract
-    from understudy.models.teacher import Teacher
 
 Progress = Callable[[int, int, str], None]
 
 SAVE_SECONDS = 10.0  # at most so much work is lost to a kill
 SAMPLE = 256  # images spread over the source that a teacher must pass before the long way begins
 DTYPES = ("float16", "float32")
+
+
+@runtime_checkable
+class Frozen(Protocol):
+    """What can be embedded with: a teacher, or a student that evaluation dresses as one."""
+
+    spec: str
+    width: int
+    weights: str
+    fingerprint: str
+    contract: Contract
+
+    def to(self, device: torch.device) -> Any:
+        """The same on another device."""
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) as the contract wants them -> (B, D)."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1], of any size -> (B, D)."""
 
 
 def extract(
@@ -80,11 +99,12 @@ def extract(
 
 
 def embed(
-    teacher: Teacher,
+    teacher: Frozen,
     source: Source,
     root: str | os.PathLike[str],
     *,
     dtype: str = "float16",
+    judge: bool = True,
     device: str | torch.device = "cpu",
     batch_size: int = 128,
     workers: int | None = None,
@@ -100,6 +120,8 @@ def embed(
         source: N images; unreadable ones are skipped and listed in the manifest.
         root: folder of stores (the store is `root/<fingerprint>`), or one store, which must be this one.
         dtype: "float16" or "float32", as stored.
+        judge: refuse an encoder that is no teacher. False stores whatever comes: a student that diverged is reported
+            by the evaluation, protocol by protocol.
         device: where the teacher runs.
         batch_size: images per forward pass.
         workers: processes that read images; None chooses.
@@ -117,21 +139,16 @@ def embed(
     """
     if dtype not in DTYPES:
         raise ConfigError(f"Embeddings are stored as {' or '.join(DTYPES)}; got {dtype!r}.")
-    key = StoreKey(
-        teacher={"fingerprint": teacher.fingerprint, "spec": teacher.spec},
-        preprocessing=teacher.contract.table(),
-        data={"fingerprint": source.fingerprint, "spec": source.spec, "images": len(source)},
-        dtype=dtype,
-    )
+    key = store_key(teacher, source, dtype)
     store = Store.at(root, key)
     if store.complete:
         return store
     with lock(store.folder):
         if store.manifest_path.exists():  # another process has just finished it
             return store
-        teacher = teacher.to(device)
+        teacher = teacher.to(torch.device(device))
         partial = _Partial(store, teacher.width, np.dtype(dtype), len(source))
-        if not partial.progress_path.exists():
+        if judge and not partial.progress_path.exists():
             _refuse_bad_teacher(teacher, source, device, batch_size, workers)
         with partial:
             batches = _batches(source, teacher.contract, batch_size, workers, partial.done, progress)
@@ -140,7 +157,8 @@ def embed(
                 if len(positions):
                     with torch.inference_mode():
                         rows = teacher(_unit_range(pixels, device)).float().cpu().numpy()
-                partial.append(_storable(rows, dtype, source, positions), positions, unreadable, done)
+                stored = _storable(rows, dtype, source, positions) if judge else rows.astype(dtype)
+                partial.append(stored, positions, unreadable, done)
             skipped = [(name, reason) for _, name, reason in partial.skipped]
             if partial.rows == 0:
                 raise _nothing_readable(source, skipped)
@@ -161,6 +179,16 @@ def embed(
         )
         partial.forget()
     return store
+
+
+def store_key(encoder: Frozen, source: Source, dtype: str) -> StoreKey:
+    """What the store of an encoder's features of a source is known by."""
+    return StoreKey(
+        teacher={"fingerprint": encoder.fingerprint, "spec": encoder.spec},
+        preprocessing=encoder.contract.table(),
+        data={"fingerprint": source.fingerprint, "spec": source.spec, "images": len(source)},
+        dtype=dtype,
+    )
 
 
 def open_rows(store: Store, source: Source) -> Source:
@@ -338,7 +366,7 @@ def _storable(rows: np.ndarray, dtype: str, source: Source, positions: np.ndarra
 
 
 def _refuse_bad_teacher(
-    teacher: Teacher, source: Source, device: str | torch.device, batch_size: int, workers: int | None
+    teacher: Frozen, source: Source, device: str | torch.device, batch_size: int, workers: int | None
 ) -> None:
     """Embed a sample spread over the whole source (a folder begins with one class) and refuse what is no teacher.
 

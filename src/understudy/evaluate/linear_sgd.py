@@ -74,7 +74,7 @@ def linear_sgd(subject: Subject, settings: EvaluationSettings) -> Figures:
     classifier.to(device)
     optimiser = torch.optim.SGD(classifier.parameters(), lr=settings.sgd_lr, momentum=0.9)
     labels = torch.as_tensor(data.train_labels)
-    test = torch.as_tensor(np.asarray(data.test, dtype=np.float32))
+    test = torch.from_numpy(np.array(data.test, dtype=np.float32))
     test_labels = torch.as_tensor(data.test_labels)
 
     best, last, best_epoch, epoch = (-1.0, -1.0), (-1.0, -1.0), 0, 0

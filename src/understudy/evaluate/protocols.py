@@ -1,8 +1,9 @@
-"""The protocols by name. Each is one file; a new one is one more file and one more line here."""
+"""The protocols by name, and what each of them takes. Each is one file; a new one is one more file and a line here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from understudy.evaluate.fidelity import fidelity
 from understudy.evaluate.knn import knn
@@ -19,8 +20,34 @@ EVALUATIONS: dict[str, Callable[[Subject, EvaluationSettings], Figures]] = {
 }
 """Protocol name -> function of a subject and the settings. `settings.PROTOCOLS` says in words what each does."""
 
-LABEL_FREE = frozenset({"fidelity"})
-"""What can be measured on images without labels."""
 
-COMPARES = frozenset({"fidelity"})
-"""What compares a subject with its reference, and so does not apply to the teacher itself."""
+@dataclass(frozen=True)
+class Takes:
+    """What a protocol is applied to.
+
+    Args:
+        main: the main evaluation images.
+        kinds: kinds of `--on` sets.
+        images: whether it looks at images at all.
+        labels: whether the main images need labels.
+        reference: whether it compares with the teacher, and so does not apply to the teacher itself.
+        head: whether it applies to the student's embedding too, beside the backbone's features.
+        passes: image passes it needs beside the shared features, (settings, training images, test images) -> number.
+    """
+
+    main: bool = True
+    kinds: frozenset[str] = frozenset()
+    images: bool = True
+    labels: bool = True
+    reference: bool = False
+    head: bool = True
+    passes: Callable[[EvaluationSettings, int, int], float] = lambda *_: 0.0
+
+
+TAKES: dict[str, Takes] = {
+    "knn": Takes(kinds=frozenset({"labelled"})),
+    "linear": Takes(),
+    "linear_sgd": Takes(passes=lambda settings, train, _: settings.sgd_epochs * train),
+    "fidelity": Takes(labels=False, reference=True),
+}
+"""Protocol name -> what it is applied to. Where there are no main images, labelled `--on` sets stand in for them."""

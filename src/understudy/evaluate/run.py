@@ -1,48 +1,47 @@
 """From a finished run, or any encoder, to evaluation.json: encode each image set once, then apply every protocol.
 
-    {"teacher": {"knn": {"top1@10": 71.2, ...}, ...}, "student": {...}, "student_embed": {...}, "about": {...}}
+    {"teacher": {"knn": {"top1@10": 71.2, ...}, "transfer@cifar10": {...}, ...}, "student": {...}, "about": {...}}
 
-"student" is the backbone's pooled feature, "student_embed" the same after the head, in the teacher's space. A protocol
-that cannot be applied for a reason of the user's (no labels, one class, features that are not finite) says so as
-{"error": sentence} in its place, and the others still run.
+"student" is the backbone's pooled feature, "student_embed" the same after the head, in the teacher's space. Figures of
+the main evaluation images are filed under the protocol's name, those of an `--on` set under PROTOCOL@SET. A protocol
+that cannot be applied for a reason of the user's (no labels, one class, a missing file) says so as {"error": sentence}
+in its place, and the others still run; it is tried again the next time. Figures are kept as they are finished: an
+evaluation that was killed goes on where it was.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from understudy import __version__
 from understudy.artifacts import Run, Store, fingerprint, read_json, write_json
 from understudy.config import as_table
 from understudy.data.sources import Source, open_evaluation, open_source
-from understudy.embed.embedding import embed, extract, open_rows
+from understudy.data.targets import Target, kind_of, open_target, split_target
 from understudy.errors import ConfigError, ModelError, StoreError, UnderstudyError
-from understudy.evaluate.protocols import COMPARES, EVALUATIONS, LABEL_FREE
+from understudy.evaluate.bench import Bench
+from understudy.evaluate.protocols import TAKES, Takes
 from understudy.evaluate.sample import write_sample
-from understudy.evaluate.settings import EvaluationSettings
-from understudy.evaluate.subject import Encoder, Figures, Progress, Subject
+from understudy.evaluate.settings import HOW, EvaluationSettings
+from understudy.evaluate.subject import Figures, Progress, Subject
 from understudy.models.contract import Contract
-from understudy.models.student import Student, load_student
+from understudy.models.student import load_student
 from understudy.models.teacher import Teacher, build_teacher
 
-FORMAT = 1
+FORMAT = 2
 UNLABELLED = 2000
 """Training images looked at when there are neither evaluation images nor held-out ones."""
 
-HOW = frozenset({"eval_data", "protocols", "batch_size", "memory_mb"})
-"""Settings that do not change a figure: the images count by their fingerprint, protocols are kept one by one."""
+Tell = Callable[[str], None]
+"""Called with one sentence for the user."""
 
 
 def evaluate_run(
@@ -54,19 +53,21 @@ def evaluate_run(
     workers: int | None = None,
     held_out: Source | None = None,
     progress: Progress | None = None,
+    tell: Tell | None = None,
 ) -> dict[str, Any]:
     """Evaluate a finished run's student, and its teacher, and write evaluation.json and sample.npz into the run folder.
 
-    Figures of the same weights, images and settings that are already there are kept; only missing protocols run.
+    Figures of the same weights, images and settings that are already there are kept; only missing ones are computed.
 
     Args:
-        run: the run folder.
-        settings: protocols and evaluation images.
+        run: the run folder. The student's features are kept in it, in `features/`.
+        settings: protocols, evaluation images and further sets.
         device: where encoders and protocols compute.
         store_root: where teacher embeddings are kept, shared with training and with other runs.
         workers: processes that read images; None lets the loader choose.
         held_out: images kept out of training, for label-free protocols when `settings.eval_data` is None.
         progress: called as progress(done, total, note) within each stage.
+        tell: called with the plan, a sentence for each encoder, before anything is computed.
 
     Returns:
         What evaluation.json holds.
@@ -79,28 +80,27 @@ def evaluate_run(
     if not run.trained:
         raise StoreError(f"{run.path} holds no finished student. Run `understudy train` on it again: it resumes.")
     facts = run.student
-    images = _images(settings, held_out, facts)
     origin = facts.get("teacher")
-    key = _key(settings, images, facts["weights"], origin and origin["fingerprint"])
-    old = _kept(run, key)
-    missing = _missing(settings, old, images)
-    if old and not missing and (run.sample_path.is_file() or old["about"]["sample"]):
-        return old
+    images = _images(settings, held_out, facts)
+    record = Record(run.evaluation_path, (facts["weights"], origin and origin["fingerprint"]), settings)
+    agenda = Agenda.of(settings, images, record)
+    sampled = record.about.get("sample_of") == record.sample_key(agenda)
+    sampled = sampled and (run.sample_path.is_file() or bool(record.about["sample"]))
+    if record.whole and sampled and not agenda.missing:
+        return record.whole
 
     student = load_student(run.path).to(device)
     teacher = None if origin is None else _teacher_of(origin).to(device)
-    bench = _Bench(settings, device, store_root, workers, progress)
-    test, train = bench.encode(images.test, teacher, student), None
-    if images.train is not None:
-        train = bench.encode(images.train, teacher, student)
-    subjects = bench.subjects(train, test, teacher, student)
-    results = bench.apply(missing, subjects)
-    about = bench.about(key, images, train, test)
-    with bench.stage("sample"):
-        about["sample"] = _sample(run, subjects, test.source, settings)
-    evaluation = _merged(old, results, about)
-    write_json(run.evaluation_path, evaluation)
-    return evaluation
+    bench = Bench(
+        settings, teacher, student, device, store_root, run.path / "features", workers=workers, progress=progress
+    )
+
+    def draw(subjects: Mapping[str, Subject], source: Source) -> None:
+        with bench.stage("sample"):
+            record.sample = {"sample": _sample(run, subjects, source, settings), "sample_of": record.sample_key(agenda)}
+
+    _work(bench, agenda, record, tell, None if sampled else draw)
+    return record.finish(bench, agenda)
 
 
 def evaluate_model(
@@ -111,16 +111,18 @@ def evaluate_model(
     store_root: str | os.PathLike[str] = "store",
     workers: int | None = None,
     progress: Progress | None = None,
+    tell: Tell | None = None,
 ) -> dict[str, Any]:
     """Evaluate any encoder with weights.
 
     Args:
         spec: a model spec. A run of ours, `run:FOLDER`, is evaluated by `evaluate_run`, beside its teacher.
-        settings: as in `evaluate_run`; `eval_data` is needed.
+        settings: as in `evaluate_run`; `eval_data` or `on` is needed by every protocol that looks at images.
         device: as in `evaluate_run`.
-        store_root: as in `evaluate_run`; the features are kept there, so a second call computes protocols only.
+        store_root: as in `evaluate_run`; features and figures are kept there; a second call adds what is missing.
         workers: as in `evaluate_run`.
         progress: as in `evaluate_run`.
+        tell: as in `evaluate_run`.
 
     Returns:
         `{"teacher": {...}, "about": {...}}`; of a run, what `evaluate_run` returns.
@@ -130,47 +132,45 @@ def evaluate_model(
         ModelError: the spec is unknown or has no weights.
         DataError: the evaluation images cannot be opened.
     """
+    common: dict[str, Any] = {"device": device, "store_root": store_root, "workers": workers, "progress": progress}
     if spec.startswith("run:") and Run(spec.removeprefix("run:")).trained:
-        return evaluate_run(
-            Run(spec.removeprefix("run:")),
-            settings,
-            device=device,
-            store_root=store_root,
-            workers=workers,
-            progress=progress,
-        )
-    if settings.eval_data is None:
-        raise ConfigError(f"Evaluating {spec} needs labelled images. Give --eval-data.")
-    images = _images(settings, None, {})
+        return evaluate_run(Run(spec.removeprefix("run:")), settings, **common, tell=tell)
+    if settings.eval_data is None and not settings.on and any(TAKES[name].images for name in settings.protocols):
+        raise ConfigError(f"Evaluating {spec} needs labelled images. Give --eval-data, or sets of their own with --on.")
+    images = None if settings.eval_data is None else _images(settings, None, {})
     teacher = build_teacher(spec).to(device)
-    bench = _Bench(settings, device, store_root, workers, progress)
-    test, train = bench.encode(images.test, teacher, None), None
-    if images.train is not None:
-        train = bench.encode(images.train, teacher, None)
-    results = bench.apply(settings.protocols, bench.subjects(train, test, teacher, None))
-    key = _key(settings, images, teacher.fingerprint, None)
-    return {**results, "about": bench.about(key, images, train, test)}
+    root = Path(store_root).parent if Store(store_root).complete else Path(store_root)
+    key = fingerprint(FORMAT, teacher.fingerprint, None if images is None else images.test.fingerprint)
+    record = Record(root / "evaluations" / f"{key}.json", (teacher.fingerprint, None), settings)
+    agenda = Agenda.of(settings, images, record)
+    bench = Bench(settings, teacher, None, device, store_root, workers=workers, progress=progress)
+    if record.whole and not agenda.missing:
+        return record.whole
+    _work(bench, agenda, record, tell, None)
+    return record.finish(bench, agenda)
 
 
 @dataclass(frozen=True)
-class _Images:
+class Main:
+    """The main evaluation images."""
+
     train: Source | None
     test: Source
     spec: str
     caveats: tuple[str, ...] = ()
 
 
-def _images(settings: EvaluationSettings, held_out: Source | None, facts: Mapping[str, Any]) -> _Images:
+def _images(settings: EvaluationSettings, held_out: Source | None, facts: Mapping[str, Any]) -> Main:
     if settings.eval_data is not None:
         train, test = open_evaluation(settings.eval_data)
-        return _Images(train, test, settings.eval_data)
+        return Main(train, test, settings.eval_data)
     unlabelled = "No evaluation images were given, so nothing was measured with labels."
     if held_out is not None:
         caveat = f"{unlabelled} Fidelity was measured on {len(held_out)} images held out of training."
-        return _Images(None, held_out, held_out.spec, (caveat,))
+        return Main(None, held_out, held_out.spec, (caveat,))
     source = open_source(facts["data"]["spec"], limit=UNLABELLED)
     caveat = f"{unlabelled} Fidelity was measured on {len(source)} of the training images: it flatters the student."
-    return _Images(None, source, source.spec, (caveat,))
+    return Main(None, source, source.spec, (caveat,))
 
 
 def _teacher_of(origin: Mapping[str, Any]) -> Teacher:
@@ -185,39 +185,260 @@ def _teacher_of(origin: Mapping[str, Any]) -> Teacher:
     return teacher
 
 
-def _key(settings: EvaluationSettings, images: _Images, weights: str, teacher: str | None) -> str:
-    """Changes with whatever changes a figure; not with the list of protocols, which are kept one by one."""
-    train = None if images.train is None else images.train.fingerprint
-    return fingerprint(FORMAT, weights, teacher, train, images.test.fingerprint, _binding(settings))
+@dataclass(frozen=True)
+class Job:
+    """One protocol on one image set.
+
+    Args:
+        protocol: its name.
+        target: name of the `--on` set, "" for the main evaluation images.
+        settings: fingerprint of the encoders and of the settings that decide the figures.
+        images: fingerprint of the image sets.
+        fault: the sentence that says why it cannot be done at all; "" where it can.
+    """
+
+    protocol: str
+    target: str
+    settings: str = ""
+    images: str = ""
+    fault: str = ""
+
+    @property
+    def name(self) -> str:
+        """What the figures are filed under."""
+        return f"{self.protocol}@{self.target}" if self.target else self.protocol
 
 
-def _binding(settings: EvaluationSettings) -> dict[str, Any]:
-    """The settings that decide the figures."""
-    return {name: value for name, value in as_table(settings).items() if name not in HOW}
+@dataclass(frozen=True)
+class Agenda:
+    """Which protocols are asked for on which image sets, and which of them are still to be done.
+
+    Args:
+        main: the main evaluation images.
+        targets: the `--on` sets that could be opened, by name.
+        jobs: all that was asked.
+        missing: those without figures yet.
+        before: what earlier figures say of themselves.
+    """
+
+    main: Main | None
+    targets: Mapping[str, Target]
+    jobs: tuple[Job, ...]
+    missing: tuple[Job, ...]
+    before: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, settings: EvaluationSettings, main: Main | None, record: Record) -> Agenda:
+        """Open the sets and match them with the protocols.
+
+        Raises:
+            ConfigError: two sets of one name.
+        """
+        targets: dict[str, Target] = {}
+        faults: dict[str, str] = {}
+        kinds: dict[str, str] = {}
+        for text in settings.on:
+            name = split_target(text)[0]
+            if name in kinds:
+                raise ConfigError(f"Two sets of --on are called '{name}'. Give one another name: NAME=PATH.")
+            kinds[name] = kind_of(text)
+            try:
+                targets[name] = open_target(text)
+                kinds[name] = targets[name].kind
+            except UnderstudyError as error:
+                faults[name] = str(error)
+        jobs = []
+        for protocol in settings.protocols:
+            takes = TAKES[protocol]
+            served = [name for name, kind in kinds.items() if kind in takes.kinds]
+            if not takes.images or (takes.main and main is not None and (main.train or not takes.labels)):
+                served.insert(0, "")
+            elif takes.main and main is None:
+                served = [name for name, kind in kinds.items() if kind in takes.kinds | {"labelled"}]
+            decided = fingerprint(FORMAT, protocol, *record.encoders, settings.binding(protocol))
+            for name in served:
+                seen = _seen(takes, main, targets.get(name), kinds.get(name), faults.get(name))
+                jobs.append(Job(protocol, name, decided, seen, faults.get(name, "")))
+            # Without evaluation images a protocol that needs labels is not an error: nobody asked for it on purpose.
+            if not served and not takes.main:
+                fault = f"'{protocol}' is measured on sets of its own. Give --on; the README lists what there is."
+                jobs.append(Job(protocol, "", decided, "", fault))
+        missing = tuple(job for job in jobs if not record.has(job))
+        return cls(main, targets, tuple(jobs), missing, record.about)
+
+    def sources(self, target: str) -> dict[str, Source]:
+        """The sources of an image set, by role."""
+        if target:
+            return self.targets[target].sources
+        if self.main is None:
+            return {}
+        return {"train": self.main.train, "test": self.main.test} if self.main.train else {"test": self.main.test}
 
 
-def _kept(run: Run, key: str) -> dict[str, Any]:
-    """The figures already in the run folder if they are of this key, else nothing."""
-    if not run.evaluation_path.is_file():
-        return {}
-    found = read_json(run.evaluation_path)
-    return found if found.get("about", {}).get("fingerprint") == key else {}
+def _seen(takes: Takes, main: Main | None, target: Target | None, kind: str | None, fault: str | None) -> str:
+    """Fingerprint of the images behind the figures of one job."""
+    parts: list[str | None] = [fault]
+    if main is not None and takes.images and kind in (None, "shift"):
+        parts += [main.train.fingerprint if main.train else None, main.test.fingerprint]
+    if target is not None:
+        parts += [target.kind, target.spec, *(one.fingerprint for one in target.sources.values())]
+    return fingerprint(parts)
 
 
-def _missing(settings: EvaluationSettings, old: Mapping[str, Any], images: _Images) -> tuple[str, ...]:
-    done = old.get("about", {}).get("protocols", ())
-    # Without evaluation images a protocol that needs labels is not an error: nobody asked for it on purpose.
-    possible = LABEL_FREE if images.train is None else EVALUATIONS.keys()
-    return tuple(name for name in settings.protocols if name in possible and name not in done)
+@dataclass
+class Record:
+    """The figures of one encoder on disk: evaluation.json when all that was asked is there, a partial file until then.
+
+    Args:
+        path: where evaluation.json is, or will be.
+        encoders: fingerprints of the encoders; another one's figures do not count.
+        settings: of the evaluation.
+    """
+
+    path: Path
+    encoders: tuple[str | None, ...]
+    settings: EvaluationSettings
+    whole: dict[str, Any] = field(default_factory=dict)
+    sample: dict[str, str] = field(default_factory=dict)
+    done: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        found = read_json(self.path) if self.path.is_file() else {}
+        if found.get("about", {}).get("format") == FORMAT:
+            self.whole = found
+        if self.partial.is_file():
+            self.done = read_json(self.partial)
+
+    @property
+    def partial(self) -> Path:
+        """Figures finished so far, `{job: {"settings": ..., "images": ..., "figures": {subject: {...}}}}`."""
+        return self.path.with_suffix(".partial.json")
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the whole file says of itself."""
+        about: dict[str, Any] = self.whole.get("about", {})
+        return about
+
+    def sample_key(self, agenda: Agenda) -> str:
+        """What a sample drawn now would be drawn from."""
+        images = None if agenda.main is None else agenda.main.test.fingerprint
+        return fingerprint(FORMAT, *self.encoders, images, self.settings.seed)
+
+    def has(self, job: Job) -> bool:
+        """Whether the whole file holds the figures of this job, without an error."""
+        kept = self.about.get("jobs", {}).get(job.name, {})
+        found = [figures[job.name] for name, figures in self.whole.items() if name != "about" and job.name in figures]
+        same = (kept.get("settings"), kept.get("images")) == (job.settings, job.images)
+        return same and not any("error" in figures for figures in found)
+
+    def begun(self, job: Job) -> dict[str, Figures]:
+        """Figures of this job that a killed evaluation left, by subject."""
+        found = self.done.get(job.name, {})
+        if (found.get("settings"), found.get("images")) != (job.settings, job.images):
+            return {}
+        figures: dict[str, Figures] = found["figures"]
+        return {name: one for name, one in figures.items() if "error" not in one}
+
+    def add(self, job: Job, subject: str, figures: Figures) -> None:
+        """Keep figures as they are finished."""
+        entry = self.done.get(job.name)
+        if entry is None or (entry["settings"], entry["images"]) != (job.settings, job.images):
+            entry = self.done[job.name] = {"settings": job.settings, "images": job.images, "figures": {}}
+        entry["figures"][subject] = figures
+        write_json(self.partial, self.done)
+
+    def finish(self, bench: Bench, agenda: Agenda) -> dict[str, Any]:
+        """Write the whole file: figures kept, figures new, and where they come from."""
+        jobs = {name: facts for name, facts in self.about.get("jobs", {}).items() if self._stays(name, facts, agenda)}
+        evaluation: dict[str, Any] = {}
+        for subject in bench.names:
+            old = self.whole.get(subject, {})
+            evaluation[subject] = {name: old[name] for name in jobs if name in old}
+            for job in agenda.missing:
+                figures = self.done.get(job.name, {}).get("figures", {})
+                if subject in figures:
+                    evaluation[subject][job.name] = figures[subject]
+        jobs |= {job.name: {"settings": job.settings, "images": job.images} for job in agenda.missing}
+        evaluation["about"] = {
+            **describe(bench, agenda),
+            "protocols": list(jobs),
+            "jobs": jobs,
+            "seconds": {**self.about.get("seconds", {}), **bench.seconds},
+            **{name: value for name, value in self.about.items() if name.startswith("sample")},
+            **self.sample,
+        }
+        write_json(self.path, evaluation)
+        self.partial.unlink(missing_ok=True)
+        return evaluation
+
+    def _stays(self, name: str, facts: Mapping[str, str], agenda: Agenda) -> bool:
+        """Whether figures of an earlier call belong beside those of this one: same encoders, settings and images."""
+        protocol, _, target = name.partition("@")
+        asked = next((job for job in agenda.jobs if job.name == name), None)
+        if asked is not None:
+            return asked not in agenda.missing
+        if protocol not in TAKES:
+            return False
+        if facts["settings"] != fingerprint(FORMAT, protocol, *self.encoders, self.settings.binding(protocol)):
+            return False
+        # A set that is not named this time cannot be compared.
+        return bool(target) or facts["images"] == _seen(TAKES[protocol], agenda.main, None, None, None)
 
 
-def _merged(old: Mapping[str, Any], new: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
-    """New figures beside kept ones; what is said of them adds up."""
-    before = old.get("about", {})
-    evaluation: dict[str, Any] = {name: {**old.get(name, {}), **figures} for name, figures in new.items()}
-    about["protocols"] = [*before.get("protocols", ()), *about["protocols"]]
-    about["seconds"] = {**before.get("seconds", {}), **about["seconds"]}
-    return {**evaluation, "about": about}
+def _work(
+    bench: Bench,
+    agenda: Agenda,
+    record: Record,
+    tell: Tell | None,
+    draw: Callable[[Mapping[str, Subject], Source], None] | None,
+) -> None:
+    """Encode the image sets that missing jobs look at, one after another, and do the jobs."""
+    wanted: dict[str, list[Job]] = {}
+    for job in agenda.missing:
+        wanted.setdefault(job.target, []).append(job)
+    lone = any(name in agenda.targets and agenda.targets[name].kind == "shift" for name in wanted)
+    images = lone or draw is not None  # of the main set, whatever its own jobs look at
+    if images:
+        wanted.setdefault("", [])
+    order = sorted(wanted, key=bool)  # the main images first: others are based on them
+
+    def sources(name: str) -> dict[str, Source]:
+        looked_at = name or images or any(TAKES[job.protocol].images and not job.fault for job in wanted[name])
+        return agenda.sources(name) if looked_at else {}
+
+    if tell is not None and order:
+        known = {name: list(sources(name).values()) for name in order if not name or name in agenda.targets}
+        for sentence in bench.plan(known, {name: [job.protocol for job in wanted[name]] for name in order}):
+            tell(sentence)
+    base: dict[str, Subject] = {}
+    for name in order:
+        faults = {job.name: job.fault for job in wanted[name] if job.fault}
+        subjects: dict[str, Subject] = {}
+        if len(faults) < len(wanted[name]) or not name:
+            try:
+                encoded = {role: bench.encode(source) for role, source in sources(name).items()}
+                main = None if agenda.main is None else Target("", "main", agenda.main.spec)
+                subjects = bench.subjects(agenda.targets[name] if name else main, encoded, base)
+            except UnderstudyError as error:
+                if not name:
+                    raise
+                faults = {job.name: str(error) for job in wanted[name]}
+            else:
+                bench.note_images(name, encoded)
+                if not name:
+                    base = subjects
+                    if draw is not None:
+                        draw(subjects, encoded["test"].source)
+        for job in wanted[name]:
+            if job.name in faults:
+                done: Iterable[tuple[str, Figures]] = (
+                    (subject, {"error": faults[job.name]}) for subject in bench.names
+                )
+            else:
+                done = bench.apply(job.name, job.protocol, subjects, record.begun(job))
+            for subject, figures in done:
+                record.add(job, subject, figures)
 
 
 def _sample(run: Run, subjects: Mapping[str, Subject], source: Source, settings: EvaluationSettings) -> str:
@@ -237,170 +458,34 @@ def _sample(run: Run, subjects: Mapping[str, Subject], source: Source, settings:
     return ""
 
 
-@dataclass(frozen=True)
-class _Embedding:
-    """A student seen as an encoder into the teacher's space."""
-
-    student: Student
-
-    @property
-    def contract(self) -> Contract:
-        return self.student.contract
-
-    def features(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B D"]:
-        return self.student.embed(images)
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    """One image set seen by every encoder, rows in the same order everywhere.
-
-    Args:
-        source: the images that could be read.
-        rows: features by subject name.
-        skipped: images that could not be read.
-    """
-
-    source: Source
-    rows: Mapping[str, np.ndarray]
-    skipped: int
-
-
-@dataclass
-class _Bench:
-    """What every stage needs, and how long each took."""
-
-    settings: EvaluationSettings
-    device: str | torch.device
-    store_root: str | os.PathLike[str]
-    workers: int | None
-    progress: Progress | None
-    seconds: dict[str, float] = field(default_factory=dict)
-    applied: tuple[str, ...] = ()
-
-    @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 3)
-
-    def encode(self, source: Source, teacher: Teacher | None, student: Student | None) -> _Encoded:
-        """One forward pass of each encoder; the head works on the backbone's features."""
-        images, rows = source, {}
-        common: dict[str, Any] = {
-            "device": self.device,
-            "batch_size": self.settings.batch_size,
-            "workers": self.workers,
-        }
-        if teacher is not None:
-            with self.stage("teacher"):
-                root = Path(self.store_root)
-                # The user may have named one particular store, of the training images; these go beside it.
-                root = root.parent if Store(root).complete else root
-                store = embed(teacher, source, root, **common, progress=self._note("teacher"))
-                images = open_rows(store, source)
-                rows["teacher"] = np.asarray(store.embeddings())
-        if student is not None:
-            with self.stage("student"):
-                features, kept, _ = extract(
-                    student.features, student.contract, images, **common, progress=self._note("student")
-                )
-                if len(kept) < len(images):
-                    images, rows = images.subset(kept), {name: found[kept] for name, found in rows.items()}
-                rows["student"] = features
-                identical = isinstance(student.head, torch.nn.Identity)
-                rows["student_embed"] = features if identical else self._through(student.head, features)
-        return _Encoded(images, rows, len(source) - len(images))
-
-    @torch.no_grad()
-    def _through(self, head: torch.nn.Module, features: np.ndarray) -> np.ndarray:
-        parts = torch.from_numpy(features).split(4096)
-        return torch.cat([head(part.to(self.device)).float().cpu() for part in parts]).numpy()
-
-    def _note(self, what: str) -> Progress | None:
-        if self.progress is None:
-            return None
-        report = self.progress
-        return lambda done, total, note: report(done, total, f"{what}: {note}" if note else what)
-
-    def subjects(
-        self, train: _Encoded | None, test: _Encoded, teacher: Teacher | None, student: Student | None
-    ) -> dict[str, Subject]:
-        """The encoded images as subjects, by name."""
-        encoders: dict[str, Encoder] = {}
-        if teacher is not None:
-            encoders["teacher"] = teacher
-        if student is not None:
-            encoders |= {"student": student, "student_embed": _Embedding(student)}
-        lands = student is not None and isinstance(student.head, torch.nn.Identity)
-        found: dict[str, Subject] = {}
-        for name, encoder in encoders.items():
-            found[name] = Subject(
-                name=name,
-                test=test.rows[name],
-                train=None if train is None else train.rows[name],
-                test_labels=None if train is None else test.source.labels,
-                train_labels=None if train is None else train.source.labels,
-                class_names=() if train is None else tuple(train.source.class_names or ()),
-                reference=None if name == "teacher" else found.get("teacher"),
-                aligned="teacher" in found and (name == "student_embed" or (name == "student" and lands)),
-                encoder=encoder,
-                train_source=None if train is None else train.source,
-                test_source=test.source,
-                device=self.device,
-                workers=self.workers,
-                progress=self._note(name),
-            )
-        return found
-
-    def apply(self, protocols: tuple[str, ...], subjects: Mapping[str, Subject]) -> dict[str, dict[str, Figures]]:
-        """Every protocol to every subject it applies to; a user's fault stops that protocol only."""
-        results: dict[str, dict[str, Figures]] = {name: {} for name in subjects}
-        for name, subject in subjects.items():
-            if name == "student_embed" and subject.test is subjects["student"].test:
-                results[name] = results["student"]  # no head: the same rows, the same figures
-                continue
-            for protocol in protocols:
-                if protocol in COMPARES and subject.reference is None:
-                    continue
-                with self.stage(protocol):
-                    try:
-                        results[name][protocol] = EVALUATIONS[protocol](subject, self.settings)
-                    except UnderstudyError as error:
-                        results[name][protocol] = {"error": str(error)}
-        self.applied = protocols
-        return results
-
-    def about(self, key: str, images: _Images, train: _Encoded | None, test: _Encoded) -> dict[str, Any]:
-        """Where the figures come from."""
-        names = None if train is None else train.source.class_names
-        device = torch.device(self.device)
-        return {
-            "format": FORMAT,
-            "fingerprint": key,
-            "protocols": list(self.applied),
-            "eval_data": images.spec,
-            "train_images": 0 if train is None else len(train.source),
-            "test_images": len(test.source),
-            "classes": None if names is None else len(names),
-            "skipped": test.skipped + (0 if train is None else train.skipped),
-            "train_fingerprint": None if images.train is None else images.train.fingerprint,
-            "test_fingerprint": images.test.fingerprint,
-            "caveats": list(images.caveats),
-            "settings": _binding(self.settings),
-            "seconds": self.seconds,
-            "hardware": {
-                "device": str(device),
-                "name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-                "cpus": os.cpu_count(),
-                "threads": torch.get_num_threads(),
-            },
-            "versions": {
-                "understudy": __version__,
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "numpy": np.__version__,
-            },
-        }
+def describe(bench: Bench, agenda: Agenda) -> dict[str, Any]:
+    """Where the figures come from: images, settings, machine, versions."""
+    device, main = torch.device(bench.device), agenda.main
+    names = main.train.class_names if main is not None and main.train is not None else None
+    counts = bench.images.get("", {})
+    before = agenda.before
+    return {
+        "format": FORMAT,
+        "eval_data": None if main is None else main.spec,
+        "train_images": counts.get("train", before.get("train_images", 0)),
+        "test_images": counts.get("test", before.get("test_images", 0)),
+        "classes": None if names is None else len(names),
+        "skipped": counts.get("skipped", before.get("skipped", 0)),
+        "train_fingerprint": None if main is None or main.train is None else main.train.fingerprint,
+        "test_fingerprint": None if main is None else main.test.fingerprint,
+        "on": {**before.get("on", {}), **{name: found for name, found in bench.images.items() if name}},
+        "caveats": [] if main is None else list(main.caveats),
+        "settings": {name: value for name, value in as_table(bench.settings).items() if name not in HOW},
+        "hardware": {
+            "device": str(device),
+            "name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+            "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
+        "versions": {
+            "understudy": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+    }

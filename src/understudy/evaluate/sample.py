@@ -75,7 +75,7 @@ def write_sample(
         teacher = embed.reference.test
         arrays["teacher"] = half(teacher[rows])
         arrays["teacher_neighbours"] = neighbours(teacher[rows], memory_mb)
-        pair = (torch.as_tensor(np.asarray(part, dtype=np.float32)) for part in (embed.test, teacher))
+        pair = (torch.from_numpy(np.array(part, dtype=np.float32)) for part in (embed.test, teacher))
         arrays["column_cosine"] = column_cosine(*pair).numpy()
     with atomic(run.sample_path) as temporary, open(temporary, "wb") as file:
         np.savez(file, allow_pickle=False, **arrays)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from understudy.config import nearest, setting
+from understudy.config import as_table, nearest, setting
 from understudy.errors import ConfigError
 
 PROTOCOLS = {
@@ -14,6 +15,12 @@ PROTOCOLS = {
     "fidelity": "how far the student's neighbourhoods and space are the teacher's",
 }
 """The known protocols, one line each; `understudy.evaluate.EVALUATIONS` holds the functions (and torch)."""
+
+HOW = frozenset({"eval_data", "on", "protocols", "batch_size", "memory_mb"})
+"""Settings that change no figure: images count by their fingerprints, and figures are kept protocol by protocol."""
+
+OWN = {"linear_sgd": ("sgd_epochs", "sgd_lr")}
+"""Settings that change the figures of one protocol only. All others change every figure."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,9 @@ class EvaluationSettings:
 
     eval_data: str | None = setting(
         None, "labelled images: a root with train and val (or test), or two specs separated by a comma"
+    )
+    on: tuple[str, ...] = setting(
+        (), "further sets, comma-separated: NAME=PATH or NAME of a published set, or a data spec (README, Sets)"
     )
     protocols: tuple[str, ...] = setting(("knn", "linear", "fidelity"), f"comma-separated, of {', '.join(PROTOCOLS)}")
     batch_size: int = setting(128, "images per forward pass", minimum=1)
@@ -41,3 +51,8 @@ class EvaluationSettings:
         if not self.protocols or len(set(self.protocols)) < len(self.protocols):
             listed = ", ".join(self.protocols) or "none"
             raise ConfigError(f"'protocols' needs at least one name, each once; got {listed}.")
+
+    def binding(self, protocol: str) -> dict[str, Any]:
+        """The settings that decide a protocol's figures."""
+        others = {name for owner, names in OWN.items() if owner != protocol for name in names}
+        return {name: value for name, value in as_table(self).items() if name not in HOW | others}

@@ -16,6 +16,7 @@ from understudy.neighbours.search import search
 
 if TYPE_CHECKING:
     from understudy.data.sources import Source
+    from understudy.data.targets import Target
     from understudy.models.contract import Contract
 
 Figures = dict[str, float | str]
@@ -60,7 +61,7 @@ class Subject:
 
     Args:
         name: "teacher", "student" or "student_embed", for messages.
-        test: (M, F) features of the test images.
+        test: (M, F) features of the test images, perhaps a memory map; (0, 0) where a target has none.
         train: (N, F) features of the training images; None where no evaluation data was given.
         test_labels: (M,) class ids, None without labels.
         train_labels: (N,) class ids, None without labels.
@@ -69,6 +70,9 @@ class Subject:
         aligned: whether rows are meant to be the reference's rows up to one factor, so that cosines have a meaning.
         encoder: the network, for protocols that need pixels.
         train_source, test_source: the images behind the rows, in row order, for protocols that need pixels.
+        target: the `--on` set it is judged on; None for the main evaluation images.
+        queries: (Q, F) features of the target's queries.
+        base: the same encoder on the main evaluation images, of a subject on test images alone.
         device: where protocols compute.
         workers: processes that read images, for protocols that need pixels; None lets the loader choose.
         progress: called by long protocols.
@@ -86,6 +90,9 @@ class Subject:
     encoder: Encoder | None = None
     train_source: Source | None = None
     test_source: Source | None = None
+    target: Target | None = None
+    queries: Float[np.ndarray, "_ _"] | None = None
+    base: Subject | None = None
     device: str | torch.device = "cpu"
     workers: int | None = None
     progress: Progress | None = None

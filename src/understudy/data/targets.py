@@ -1,0 +1,125 @@
+"""Sets that an encoder is judged on beside the main evaluation images: `--on NAME=PATH`, each in its official layout.
+
+A known name says how the files lie and what convention asks of the figures; any other name is a label for a data spec.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from understudy.config import nearest
+from understudy.data.parquet import split_of
+from understudy.data.sources import EVALUATION_SPLITS, Source, open_evaluation, open_source
+from understudy.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """One set of images to be judged on.
+
+    Args:
+        name: what the figures call it: a protocol's are filed under "PROTOCOL@NAME".
+        kind: what protocols ask for: "labelled" (training and test images), "shift" (test images only, of classes that
+            the main evaluation images have), "landmarks" (queries and a database), or a layout whose protocols read
+            the files themselves.
+        spec: where it is.
+        train: labelled images to learn from; features are computed once.
+        test: images to be judged on, or a database to search; features are computed once.
+        queries: images to search with; features are computed once.
+        facts: what else the layout says, for the protocols of this kind. Arrays are indexed by the images' ids
+            (`Source.ids`), which survive the loss of images that cannot be read.
+    """
+
+    name: str
+    kind: str
+    spec: str
+    train: Source | None = None
+    test: Source | None = None
+    queries: Source | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """The image sets whose features protocols want, by role."""
+        roles = {"train": self.train, "test": self.test, "queries": self.queries}
+        return {role: source for role, source in roles.items() if source is not None}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a published set lies on disk.
+
+    Args:
+        kind: of the target it makes.
+        open: (name, folder) -> the target; a missing file is named, with the place the set is officially had.
+    """
+
+    kind: str
+    open: Callable[[str, str], Target]
+
+
+LAYOUTS: dict[str, Layout] = {}
+"""Published sets by name; without a path they are looked for below the folder in UNDERSTUDY_DATA (`data` if unset)."""
+
+
+def split_target(text: str) -> tuple[str, str]:
+    """`NAME=PATH`, `NAME` of a published set, or a spec alone, as (name, path or spec).
+
+    Raises:
+        ConfigError: nothing is written.
+    """
+    name, equals, spec = text.partition("=")
+    if equals and re.fullmatch(r"[\w.-]+", name) and spec:
+        return name, spec
+    if not text or equals == text:
+        raise ConfigError(f"'{text}' is not a set to be judged on. {nearest(text, LAYOUTS)} Or NAME=PATH, or a path.")
+    if text in LAYOUTS:
+        return text, os.environ.get("UNDERSTUDY_DATA", "data")
+    return re.sub(r"[^\w.-]+", "-", Path(text).name or text).strip("-"), text
+
+
+def kind_of(text: str) -> str:
+    """The kind of a set, as far as its name says it; "labelled" for a label of the user's."""
+    layout = LAYOUTS.get(split_target(text)[0])
+    return "labelled" if layout is None else layout.kind
+
+
+def open_target(text: str) -> Target:
+    """Open one set of `--on`.
+
+    Args:
+        text: `NAME=PATH`; `NAME` alone for a published set below UNDERSTUDY_DATA; or a spec: a labelled root (train and
+            val or test), `torchvision:NAME`, or class folders without halves, which are test images of the main
+            evaluation's classes.
+
+    Raises:
+        DataError: a file is missing or the layout is another; the sentence says what was expected and where.
+    """
+    name, spec = split_target(text)
+    if name in LAYOUTS:
+        return LAYOUTS[name].open(name, spec)
+    if not Path(spec).expanduser().exists() and ":" not in spec and spec != "digits" and "," not in spec:
+        raise DataError(f"'{text}' is neither a published set nor a path that exists. {nearest(name, LAYOUTS)}")
+    if Path(spec).expanduser().is_dir() and not has_halves(spec):
+        test = open_source(spec)
+        if test.labels is None:
+            raise DataError(
+                f"{spec} has neither train and test halves nor class folders (CLASS/IMAGE), so it has no labels. Give "
+                f"a labelled root, or the name of its layout as NAME={spec}. {nearest(name, LAYOUTS)}"
+            )
+        return Target(name, "shift", spec, test=test)
+    train, test = open_evaluation(spec)
+    return Target(name, "labelled", spec, train=train, test=test)
+
+
+def has_halves(spec: str) -> bool:
+    """Whether a folder is a labelled root: train beside val or test, as folders or as parquet files."""
+    root = Path(spec).expanduser()
+    folders = {name for name in ("train", *EVALUATION_SPLITS) if (root / name).is_dir()}
+    files = {split_of(path.name) for pattern in ("*.parquet", "*/*.parquet") for path in root.glob(pattern)}
+    return any("train" in found and bool(found & set(EVALUATION_SPLITS)) for found in (folders, files))

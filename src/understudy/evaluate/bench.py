@@ -1,0 +1,373 @@
+"""The bench: encoders, the features of each image set (one pass each, kept on disk), and protocols applied to them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from understudy.artifacts import Store, atomic
+from understudy.data.sources import Source
+from understudy.data.targets import Target
+from understudy.embed.embedding import Frozen, embed, open_rows, store_key
+from understudy.errors import DataError, UnderstudyError
+from understudy.evaluate.protocols import EVALUATIONS, TAKES
+from understudy.evaluate.settings import EvaluationSettings
+from understudy.evaluate.subject import Encoder, Figures, Progress, Subject
+from understudy.models.checkpoints import fingerprint_weights
+from understudy.models.contract import Contract
+from understudy.models.student import Student
+from understudy.models.teacher import Teacher
+
+MEASURED = 16
+"""Blank images behind the seconds an image that the plan names."""
+
+
+class StudentBackbone:
+    """A student's backbone as something that can be embedded with and kept in a store.
+
+    Args:
+        student: in eval mode.
+    """
+
+    def __init__(self, student: Student) -> None:
+        self.student = student
+        self.spec, self.width, self.contract = student.spec, student.width, student.contract
+        self.fingerprint = fingerprint_weights(student)
+        self.weights = student.weights
+
+    def to(self, device: torch.device) -> StudentBackbone:
+        """See `Frozen`."""
+        self.student.to(device)
+        return self
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """See `Frozen`."""
+        return self.features(self.contract.prepare(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """See `Frozen`."""
+        return self.student.features(images)
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """A student seen as an encoder into the teacher's space."""
+
+    student: Student
+
+    @property
+    def contract(self) -> Contract:
+        """Its input contract."""
+        return self.student.contract
+
+    def features(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B D"]:
+        """Prepared images to embeddings."""
+        return self.student.embed(images)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One image set seen by every encoder, rows in the same order everywhere.
+
+    Args:
+        source: the images that could be read.
+        rows: features by subject name, memory-mapped.
+        skipped: images that could not be read.
+    """
+
+    source: Source
+    rows: Mapping[str, np.ndarray]
+    skipped: int
+
+
+@dataclass
+class Bench:
+    """Encoders under evaluation, what every stage needs, and how long each took.
+
+    Args:
+        settings: of the evaluation.
+        teacher, student: at least one of them.
+        device: where encoders and protocols compute.
+        store_root: where the teacher's features are kept.
+        student_root: where the student's are: they are of use to this run alone.
+        workers: processes that read images.
+        progress: called as progress(done, total, note).
+    """
+
+    settings: EvaluationSettings
+    teacher: Teacher | None
+    student: Student | None
+    device: str | torch.device
+    store_root: str | os.PathLike[str]
+    student_root: str | os.PathLike[str] = ""
+    workers: int | None = None
+    progress: Progress | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    images: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the seconds of the block to those of a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 3)
+
+    @property
+    def names(self) -> list[str]:
+        """The subjects, in order."""
+        return [*(["teacher"] if self.teacher else []), *(["student", "student_embed"] if self.student else [])]
+
+    @property
+    def roots(self) -> dict[str, tuple[Frozen, Path, str]]:
+        """Encoder, root of stores and stored precision, by subject name."""
+        found: dict[str, tuple[Frozen, Path, str]] = {}
+        if self.teacher is not None:
+            root = Path(self.store_root)
+            # The user may have named one particular store, of the training images; these go beside it.
+            found["teacher"] = self.teacher, root.parent if Store(root).complete else root, "float16"
+        if self.student is not None:
+            found["student"] = StudentBackbone(self.student), Path(self.student_root), "float32"
+        return found
+
+    def encode(self, source: Source) -> Encoded:
+        """One forward pass of each encoder, none where its features are kept; the head works on the backbone's.
+
+        Raises:
+            UnderstudyError: as `embed` says.
+        """
+        images = source
+        rows: dict[str, np.ndarray] = {}
+        for name, (encoder, root, dtype) in self.roots.items():
+            with self.stage(name):
+                store = embed(
+                    encoder,
+                    images,
+                    root,
+                    dtype=dtype,
+                    judge=name == "teacher",
+                    device=self.device,
+                    batch_size=self.settings.batch_size,
+                    workers=self.workers,
+                    progress=self.note(name),
+                )
+                kept = open_rows(store, images)
+                if len(kept) < len(images):
+                    rows = {other: found[np.isin(images.ids, kept.ids)] for other, found in rows.items()}
+                images = kept
+                rows[name] = np.asarray(store.embeddings())
+                if name == "student":
+                    assert self.student is not None
+                    identical = isinstance(self.student.head, torch.nn.Identity)
+                    rows["student_embed"] = rows[name] if identical else self._through_head(store, rows[name])
+        return Encoded(images, rows, len(source) - len(images))
+
+    @torch.no_grad()
+    def _through_head(self, store: Store, features: np.ndarray) -> np.ndarray:
+        """The student's embeddings beside its features: the key of the store covers the head's weights too."""
+        path = store.folder / "head.npy"
+        if not path.is_file():
+            assert self.student is not None
+            head, width = self.student.head, self.student.embed_dim
+            with atomic(path) as temporary, open(temporary, "wb") as file:
+                header = {"descr": "<f4", "fortran_order": False, "shape": (len(features), width)}
+                np.lib.format.write_array_header_1_0(file, header)
+                for start in range(0, len(features), 4096):
+                    part = torch.from_numpy(np.array(features[start : start + 4096])).to(self.device)
+                    file.write(head(part).float().cpu().numpy().astype("<f4").tobytes())
+        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+
+    def note(self, what: str) -> Progress | None:
+        """`progress` with a word before its note."""
+        if self.progress is None:
+            return None
+        report = self.progress
+        return lambda done, total, note: report(done, total, f"{what}: {note}" if note else what)
+
+    def subjects(
+        self, target: Target | None, encoded: Mapping[str, Encoded], base: Mapping[str, Subject] | None = None
+    ) -> dict[str, Subject]:
+        """One image set as subjects, by name.
+
+        Args:
+            target: the set; its kind is "main" for the main evaluation images, None for no images at all.
+            encoded: its sources, by role.
+            base: the subjects on the main evaluation images.
+
+        Raises:
+            DataError: test images alone, of classes that the main evaluation images lack, or there are none of those.
+        """
+        test, train = encoded.get("test"), encoded.get("train")
+        lone = target is not None and target.kind == "shift"
+        if lone and not (base and next(iter(base.values())).train is not None):
+            assert target is not None
+            raise DataError(
+                f"{target.name} has test images only: what is known of its classes is learned from the main "
+                "evaluation images, and there are none. Give --eval-data."
+            )
+        encoders: dict[str, Encoder] = {}
+        if self.teacher is not None:
+            encoders["teacher"] = self.teacher
+        if self.student is not None:
+            encoders |= {"student": self.student, "student_embed": Embedding(self.student)}
+        lands = self.student is not None and isinstance(self.student.head, torch.nn.Identity)
+        found: dict[str, Subject] = {}
+        for name, encoder in encoders.items():
+            main = base[name] if lone and base else None
+            facts: dict[str, Any] = {}
+            if main is not None:
+                assert test is not None
+                names, source = main.class_names, main.train_source
+                facts = {"train": main.train, "train_labels": main.train_labels, "train_source": source, "base": main}
+                facts |= {"class_names": names, "test_labels": numbered_as(test.source, names, target)}
+            elif train is not None:
+                facts = {
+                    "train": train.rows[name],
+                    "train_labels": train.source.labels,
+                    "train_source": train.source,
+                    "class_names": tuple(train.source.class_names or ()),
+                    "test_labels": None if test is None else test.source.labels,
+                }
+            found[name] = Subject(
+                name=name,
+                test=np.empty((0, 0), np.float32) if test is None else test.rows[name],
+                reference=None if name == "teacher" else found.get("teacher"),
+                aligned="teacher" in found and (name == "student_embed" or (name == "student" and lands)),
+                encoder=encoder,
+                test_source=None if test is None else test.source,
+                target=None if target is None or target.kind == "main" else target,
+                queries=encoded["queries"].rows[name] if "queries" in encoded else None,
+                device=self.device,
+                workers=self.workers,
+                progress=self.note(name),
+                **facts,
+            )
+        return found
+
+    def apply(
+        self,
+        job: str,
+        protocol: str,
+        subjects: Mapping[str, Subject],
+        begun: Mapping[str, Figures],
+    ) -> Iterator[tuple[str, Figures]]:
+        """One protocol to every subject it applies to; a user's fault stops that subject only.
+
+        Args:
+            job: what the seconds are filed under.
+            protocol: its name.
+            subjects: by name.
+            begun: figures that are there already, by subject name.
+
+        Yields:
+            Subject name and figures, as each is done.
+        """
+        results: dict[str, Figures] = {}
+        for name, subject in subjects.items():
+            takes = TAKES[protocol]
+            if (takes.reference and subject.reference is None) or (name == "student_embed" and not takes.head):
+                continue
+            if name in begun:
+                results[name] = begun[name]
+            elif name == "student_embed" and subject.test is subjects["student"].test:
+                results[name] = results["student"]  # no head: the same rows, the same figures
+            else:
+                with self.stage(job):
+                    try:
+                        results[name] = EVALUATIONS[protocol](subject, self.settings)
+                    except UnderstudyError as error:
+                        results[name] = {"error": str(error)}
+            yield name, results[name]
+
+    def note_images(self, target: str, encoded: Mapping[str, Encoded]) -> None:
+        """Keep how many images of a set were seen, by role, and how many could not be read."""
+        if encoded:
+            self.images[target] = {role: len(one.source) for role, one in encoded.items()}
+            self.images[target]["skipped"] = sum(one.skipped for one in encoded.values())
+
+    def plan(self, sources: Mapping[str, list[Source]], protocols: Mapping[str, list[str]]) -> list[str]:
+        """What is about to be computed, in sentences: images, passes, and seconds an image as measured here.
+
+        Args:
+            sources: image sets by name of the target, "" for the main one.
+            protocols: protocols to apply to each.
+        """
+        lines = []
+        for name, (encoder, root, dtype) in self.roots.items():
+            each, total, parts = self._seconds_an_image(encoder), 0.0, []
+            for target, sets in sources.items():
+                fresh = [one for one in sets if not Store.at(root, store_key(encoder, one, dtype)).complete]
+                images = sum(len(one) for one in fresh)
+                counts = [len(one) for one in sets]
+                train, test = (counts[0], counts[-1]) if counts else (0, 0)
+                title = target or "main images"
+                if images:
+                    parts.append(f"{title} {images:,} x 1")
+                for protocol in protocols.get(target, ()):
+                    passes = TAKES[protocol].passes(self.settings, train, test)
+                    if passes:
+                        parts.append(f"{protocol} on {title} {train + test:,} x {passes / max(train + test, 1):.1f}")
+                    images += int(passes)
+                total += images * each
+            told = ", ".join(parts) or "no image passes, all features are kept"
+            lines.append(f"{name}: {told}; {1000 * each:.1f} ms an image on blank ones, about {_duration(total)}")
+        return lines
+
+    @torch.no_grad()
+    def _seconds_an_image(self, encoder: Frozen) -> float:
+        """Forward seconds of one image in a batch, the better of two tries. Reading and decoding are not in it."""
+        size = encoder.contract.size
+        module: Any = encoder.student.backbone if isinstance(encoder, StudentBackbone) else encoder.module  # type: ignore[attr-defined]
+        images = torch.zeros(min(MEASURED, self.settings.batch_size), 3, size, size, device=self.device)
+        seconds = []
+        for _ in range(2):
+            start = time.perf_counter()
+            module(images).float().cpu()
+            seconds.append(time.perf_counter() - start)
+        return min(seconds) / len(images)
+
+
+def numbered_as(source: Source, names: tuple[str, ...], target: Target | None) -> np.ndarray:
+    """The labels of test images alone, as class numbers of the main evaluation images.
+
+    Folders are matched by name (wnids, say); folders that are all numbers, as ImageNet-v2's, count the sorted classes.
+
+    Raises:
+        DataError: a class is not among the main evaluation images' classes.
+    """
+    labels, own = source.labels, source.class_names
+    title = target.name if target is not None else source.spec
+    if labels is None or own is None:
+        raise DataError(f"{title} has no labels: its images must lie at CLASS/IMAGE.")
+    known = {name: number for number, name in enumerate(names)}
+    used = [own[number] for number in np.unique(labels).tolist()]
+    unknown = [name for name in used if name not in known]
+    if unknown and all(name.isdecimal() for name in used):
+        known = {str(number): number for number in range(len(names))}
+        unknown = [name for name in used if str(int(name)) not in known]
+        own = [str(int(name)) for name in own]
+    if unknown:
+        raise DataError(
+            f"{len(unknown)} of {len(used)} classes of {title} are not among the {len(names)} of the main evaluation "
+            f"images, e.g. '{unknown[0]}'; those are {', '.join(names[:5])}, ... Class folders must be named alike."
+        )
+    table = np.array([known.get(name, -1) for name in own], dtype=np.int64)
+    found: np.ndarray = table[labels]
+    return found
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
