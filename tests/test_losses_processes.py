@@ -29,6 +29,7 @@ CASES = {
     "dist": ("dist", {}),
     "queue_kl": ("queue_kl", {"queue": 12}),
     "moco": ("moco", {"queue": 12}),
+    "attndistill": ("attndistill", {"weight": 0.5}),
     "per process": ("coss", {"scope": "process"}),
 }
 
@@ -48,12 +49,18 @@ def train(name, settings, data, rank, world):
     values = []
     for step in range(len(data["x"])):
         x = data["x"][step, :, mine]  # two views of the images, then the mixed ones
-        made = wrapped(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        tokens = data["tokens"][step, mine]  # of a class token and four patches
+        made = wrapped(torch.cat([x.flatten(0, 1), tokens.flatten(0, 1)]))
+        made, tokens = made.split([x.shape[1] * 3, len(tokens) * 5])
+        made, tokens = made.unflatten(0, x.shape[:2]), tokens.unflatten(0, (-1, 5))
         given = {"student": pick(made, loss.student_views)}
         if loss.needs_teacher: given["teacher"] = pick(data["teacher"][step, :, mine], loss.teacher_views)
         if loss.needs_key: given["key"] = pick(data["key"][step, :, mine], loss.key_views)
         if loss.needs_bags: given["bags"] = torch.arange(rows)[mine] // 2
         if loss.needs_passes: given["passes"] = float(step)
+        if loss.needs_attention:
+            given["student_attention"] = tokens.softmax(1).mT  # as many heads as dimensions
+            given["teacher_attention"] = data["teacher_tokens"][step, mine].softmax(1).mT
         if loss.needs_mixture: given.update(mixed=made[2], share=data["share"][step, mine])
         total = loss(**given).total
         optimiser.zero_grad(); total.backward(); optimiser.step()
@@ -86,6 +93,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, dict]:
         name: torch.randn(3, views, 8, width, generator=generator, dtype=torch.float64)
         for name, views, width in [("x", 3, 4), ("teacher", 2, 3), ("key", 2, 3)]
     }
+    for name, width in [("tokens", 4), ("teacher_tokens", 3)]:
+        data[name] = torch.randn(3, 8, 5, width, generator=generator, dtype=torch.float64)
     data["share"] = torch.rand(3, 8, generator=generator, dtype=torch.float64)
     torch.save(data, folder / "data.pt")
     with socket.socket() as free:

@@ -20,6 +20,8 @@ METHODS = [
 ]
 every_method = pytest.mark.parametrize(("name", "settings"), METHODS, ids=str)
 OPTIONAL = {"teacher", "key", "bags", "passes", "mixed", "share"}
+OPTIONAL |= {f"{who}_{what}" for who in ("student", "teacher") for what in ("tokens", "attention")}
+LEARNED = ("student", "mixed", "student_tokens", "student_attention")
 
 
 def small(name, settings):
@@ -49,7 +51,16 @@ def inputs(loss, step, rows=6, width=4, dtype=torch.float64, scale=1.0):
     if loss.needs_mixture:
         given["mixed"] = draw(rows, width)
         given["share"] = torch.rand(rows, generator=generator)
+    if loss.needs_attention:  # two heads over four patches
+        for who in ("student", "teacher"):
+            shares = draw(rows, 2, 5).detach().double().softmax(2)
+            given[f"{who}_attention"] = shares.to(dtype).requires_grad_()
     return given
+
+
+def images_axis(key, value):
+    """Where the images of a batch lie: several views stand before them, tokens and heads behind them."""
+    return 0 if value.ndim == 1 or "_" in key else -2
 
 
 def warm(loss, steps=3, **kwargs):
@@ -90,7 +101,7 @@ def test_gradient_reaches_the_student_only(name, settings):
     terms = loss(**given)
     terms.total.backward()
     for key, value in given.items():
-        if key in ("student", "mixed"):
+        if key in LEARNED:
             assert torch.isfinite(value.grad).all() and value.grad.abs().sum() > 0, key
         elif torch.is_tensor(value):
             assert value.grad is None, key
@@ -103,7 +114,7 @@ def test_the_gradient_is_that_of_the_value(name, settings):
         pytest.skip("its weights are held fixed by design: tests/test_losses_smd.py")
     loss = warm(small(name, settings), rows=4, width=3)
     given = inputs(loss, 3, rows=4, width=3)
-    learned = [key for key in ("student", "mixed") if key in given]
+    learned = [key for key in LEARNED if key in given]
 
     def total(*values):
         # A copy, because a call fills the queue.
@@ -154,9 +165,9 @@ def test_one_image_is_a_batch(name, settings):
 @pytest.mark.parametrize(
     "wrong",
     [
-        lambda x: torch.cat([x, x[..., :1]], dim=-1),  # D differs
-        lambda x: x[..., :-1, :] if x.ndim > 1 else x[:-1],  # B differs
-        lambda x: x[..., None, :] if x.ndim > 1 else x[None],  # a dimension too many
+        lambda x, _: torch.cat([x, x[..., :1]], dim=-1),  # D differs
+        lambda x, axis: x.narrow(axis, 0, x.shape[axis] - 1),  # B differs
+        lambda x, _: x[..., None, :] if x.ndim > 1 else x[None],  # a dimension too many
     ],
     ids=["width", "rows", "dimensions"],
 )
@@ -166,7 +177,7 @@ def test_shapes_that_do_not_fit_get_a_sentence(name, settings, wrong):
     for key, value in good.items():
         if torch.is_tensor(value):
             with pytest.raises(ShapeError, match=r"got|width"):
-                loss(**{**good, key: wrong(value)})
+                loss(**{**good, key: wrong(value, images_axis(key, value))})
     with pytest.raises(ShapeError, match="empty"):
         loss(**inputs(loss, 3, rows=0))
 

@@ -39,6 +39,11 @@ def test_the_papers_head() -> None:
     assert isinstance(build_head(64, 64)[0], nn.Identity)
     assert isinstance(build_head(64, 64, "mlp", 8)[0], nn.Sequential)
     assert isinstance(build_head(64, 10, "linear")[0], nn.Linear)
+    gelu, table = build_head(64, 10, "gelu")
+    assert [tuple(part.weight.shape) for part in gelu if hasattr(part, "weight")] == [
+        (128, 64), (64, 128), (128, 64), (10, 128), (10,)
+    ]  # fmt: skip
+    assert isinstance(build_head(**{**table, "hidden": 0})[0][-1], nn.LayerNorm)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import understudy
 from understudy.artifacts import Run
 from understudy.config import resolve
 from understudy.data.sources import open_source
-from understudy.errors import ConfigError, StoreError, TrainingError
+from understudy.errors import ConfigError, ModelError, StoreError, TrainingError
 from understudy.losses import LOSSES, settings_of
 from understudy.pipeline import RunSettings, refuse_other_images, train_stage
 
@@ -49,6 +49,19 @@ def no_norm():  # a student without BatchNorm: its batch statistics would differ
     return torch.nn.Sequential(
         torch.nn.Conv2d(3, 8, 4, 4), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten()
     )
+
+def transformer(width=24, heads=3):
+    from timm.models.vision_transformer import VisionTransformer
+    torch.manual_seed(0)
+    module = VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=width, depth=2, num_heads=heads, mlp_ratio=2, num_classes=0
+    )
+    module.norm.weight.data += torch.linspace(-0.5, 0.5, width)  # as a teacher: it did leave its initial values
+    module.contract = Thumbnail.contract
+    return module
+
+def smaller_transformer():
+    return transformer(16, 2)
 
 def poisonous():
     module = no_norm()
@@ -210,6 +223,17 @@ def test_a_loss_that_is_not_finite_stops_with_the_names_of_its_images(workplace)
     assert len(listed.split(",")) == 64
 
 
+def test_a_method_that_compares_attention_needs_transformers(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    monkeypatch.syspath_prepend(str(workplace))
+    given = {"data": "digits:train", "limit": 64, "holdout": 0, "method": "attndistill", "neighbours": {"k": 0}}
+    seeing, blind = "python:thumbnail:transformer", "python:thumbnail:Thumbnail"
+    with pytest.raises(ModelError, match="Thumbnail shows its embedding only .it is a Thumbnail"):
+        train_stage(resolve(RunSettings, {**given, "teacher": blind, "student": seeing}), quiet=True)
+    with pytest.raises(ModelError, match="small:resnet8 shows its embedding only .it is a"):
+        train_stage(resolve(RunSettings, {**given, "teacher": seeing, "student": "small:resnet8"}), quiet=True)
+
+
 def test_no_teacher_and_no_method_are_sentences(workplace, monkeypatch):
     monkeypatch.chdir(workplace)
     with pytest.raises(TypeError):
@@ -250,12 +274,15 @@ def test_every_method_goes_through_the_one_loop(workplace, monkeypatch, name):
     monkeypatch.syspath_prepend(str(workplace))
     method = {"name": name, **({"queue": 64} if "queue" in settings_of(name) else {})}
     needs_teacher = LOSSES[name].needs_teacher
+    teacher, student = "python:thumbnail:Thumbnail", "small:resnet8x0.25"
+    if LOSSES[name].needs_tokens or LOSSES[name].needs_attention:
+        teacher, student = "python:thumbnail:transformer", "python:thumbnail:smaller_transformer"
     settings = resolve(
         RunSettings,
         {
-            "data": "digits:train", "limit": 96, "student": "small:resnet8x0.25", "method": method, "passes": 2,
+            "data": "digits:train", "limit": 96, "student": student, "method": method, "passes": 2,
             "batch_size": 32, "workers": 0, "probes": 0, "holdout": 0, "head_hidden": 16, "device": "cpu",
-            "out": f"method-{name}", "teacher": "python:thumbnail:Thumbnail" if needs_teacher else None,
+            "out": f"method-{name}", "teacher": teacher if needs_teacher else None,
             **({"neighbours": {"k": 3, "n": 9}} if needs_teacher else {}),
         },
     )  # fmt: skip

@@ -35,6 +35,7 @@ METHOD_SETTINGS = {
     "dist": ("beta", "gamma"),
     "queue_kl": ("temperature", "queue"),
     "moco": ("temperature", "queue", "momentum"),
+    "attndistill": ("weight", "temperature"),
 }
 """Shown by `--help`, which must not wait for torch; a test holds it equal to the losses' own signatures."""
 

@@ -102,6 +102,7 @@ def train_stage(settings: RunSettings, *, quiet: bool = False) -> Run | None:
     """
     from understudy.losses import LOSSES, settings_of
     from understudy.models.teacher import build_teacher
+    from understudy.models.tokens import refuse_blind
     from understudy.train.distributed import join
     from understudy.train.log import say
     from understudy.train.loop import refuse_other_settings, train
@@ -121,6 +122,8 @@ def train_stage(settings: RunSettings, *, quiet: bool = False) -> Run | None:
     teacher = None
     if method.needs_teacher and settings.teacher is not None:
         teacher = build_teacher(settings.teacher, mean=settings.teacher_mean, std=settings.teacher_std)
+        if method.needs_tokens or method.needs_attention:  # said again by the loop, but here before any work
+            refuse_blind(teacher.module, teacher.spec, attention=method.needs_attention)
         teacher = teacher.to(processes.device)
         if not quiet:
             say(f"teacher: {teacher.spec}, D = {teacher.width}; {teacher.weights}")

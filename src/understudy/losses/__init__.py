@@ -12,6 +12,7 @@ from typing import Any
 
 from understudy.config import nearest
 from understudy.errors import ConfigError
+from understudy.losses.attndistill import AttnDistill
 from understudy.losses.bingo import BINGO
 from understudy.losses.compress import CompRess
 from understudy.losses.coss import CoSS
@@ -47,6 +48,7 @@ LOSSES: dict[str, type[Loss]] = {
     "dist": DIST,
     "queue_kl": QueueKL,
     "moco": MoCo,
+    "attndistill": AttnDistill,
 }
 
 

@@ -42,6 +42,10 @@ class Loss(nn.Module):
     - `mixed`, `share` if `needs_mixture`: the student's embeddings (B, D) of images into which a box of the next image
       of the same bag (`next_in_bag`) was pasted (CutMix, both in the student's view), and the share (B,) of each that
       is still its own.
+    - `student_tokens`, `teacher_tokens` if `needs_tokens`: (B, N, F) and (B, M, D) patch tokens of vision transformers
+      after their last block and norm, of the same views as the embeddings and stacked alike.
+    - `student_attention`, `teacher_attention` if `needs_attention`: (B, H, 1 + N) and (B, G, 1 + M), the share of the
+      class token's attention that each head of the last block gives to itself and to the patches.
 
     A need that depends on a setting is set on the instance; the class attribute is what the default setting needs.
     """
@@ -52,6 +56,8 @@ class Loss(nn.Module):
     needs_bags: ClassVar[bool] = False
     needs_passes: ClassVar[bool] = False
     needs_mixture: ClassVar[bool] = False
+    needs_tokens: bool = False
+    needs_attention: bool = False
     student_views: tuple[int, ...] = (0,)
     teacher_views: tuple[int, ...] = (0,)
     key_views: ClassVar[tuple[int, ...]] = (0,)

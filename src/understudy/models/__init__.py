@@ -2,5 +2,5 @@
 
 contract.py (the input a network was trained on), backbones.py (spec -> module, width, contract), checkpoints.py
 (published weight files), resnet.py (ResNets for 32 x 32), onnx_encoder.py (a frozen ONNX file), student.py, teacher.py,
-cost.py.
+tokens.py (patch tokens and attention of vision transformers), cost.py.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from understudy.models.backbones import Backbone, build_backbone
 from understudy.models.checkpoints import fingerprint_weights
 from understudy.models.contract import Contract
 from understudy.models.cost import parameters
+from understudy.models.tokens import Sight, look
 
-HEADS = ("auto", "mlp", "linear", "none")
+HEADS = ("auto", "mlp", "linear", "gelu", "none")
 
 
 def build_head(width: int, out: int, kind: str = "auto", hidden: int = 2048) -> tuple[nn.Module, dict[str, Any]]:
@@ -32,8 +34,9 @@ def build_head(width: int, out: int, kind: str = "auto", hidden: int = 2048) -> 
     Args:
         width: F.
         out: D.
-        kind: "mlp" Linear - ReLU - Linear with biases; "linear"; "none" (F must equal D); "auto" is the paper's choice:
-            none where the widths match, else mlp.
+        kind: "mlp" Linear - ReLU - Linear with biases; "linear"; "gelu" AttnDistill's, four Linear with GELU between
+            them, 2F, F and 2F wide, then LayerNorm; "none" (F must equal D); "auto" is the paper's choice: none where
+            the widths match, else mlp.
         hidden: width of the mlp's middle layer.
 
     Returns:
@@ -42,7 +45,8 @@ def build_head(width: int, out: int, kind: str = "auto", hidden: int = 2048) -> 
     Raises:
         ModelError: an unknown kind, or "none" between different widths.
 
-    Source: methods.md section 1; the authors' released code.
+    Source: methods.md section 1; the authors' released code. AttnDistill: github.com/wangkai930418/attndistill, whose
+    projector begins with the LayerNorm that a vision transformer's pooled feature has behind it already.
     """
     if kind not in HEADS:
         raise ModelError(f"Unknown head '{kind}'. {nearest(kind, HEADS)}")
@@ -57,6 +61,10 @@ def build_head(width: int, out: int, kind: str = "auto", hidden: int = 2048) -> 
         return nn.Identity(), table
     if kind == "linear":
         return nn.Linear(width, out), table
+    if kind == "gelu":
+        widths = [width, 2 * width, width, 2 * width]
+        layers = [layer for pair in pairwise(widths) for layer in (nn.Linear(*pair), nn.GELU())]
+        return nn.Sequential(*layers, nn.Linear(2 * width, out), nn.LayerNorm(out, eps=1e-6)), table
     return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, out)), table
 
 
@@ -91,9 +99,19 @@ class Student(nn.Module):
         embedding: Tensor = self.head(self.features(x))
         return embedding
 
-    def forward(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
-        """Same as `embed`: what is trained."""
-        return self.embed(x)
+    def look(self, x: Float[Tensor, "B 3 H W"], **wanted: Any) -> Sight:
+        """(B, 3, S, S) prepared -> embeddings in the teacher's space, and what lies under them.
+
+        Args:
+            x: as for `embed`.
+            **wanted: see `tokens.look`; of networks that `tokens.refuse_blind` lets pass.
+        """
+        sight = look(self.backbone, x, **wanted)
+        return Sight(self.head(sight.embedding), sight.tokens, sight.attention)
+
+    def forward(self, x: Float[Tensor, "B 3 H W"], **wanted: Any) -> Float[Tensor, "B D"] | Sight:
+        """What is trained: `embed`, or `look` where anything is wanted besides. DDP sees one call either way."""
+        return self.look(x, **wanted) if wanted else self.embed(x)
 
     @property
     def preprocess(self) -> Callable[[Image.Image], Tensor]:

@@ -15,6 +15,7 @@ from understudy.errors import ModelError
 from understudy.models.backbones import Backbone, build_backbone
 from understudy.models.cost import parameters
 from understudy.models.onnx_encoder import OnnxEncoder
+from understudy.models.tokens import Sight, look
 
 EDGE = 8.0
 """How far above the edge of randomness a weight matrix's largest singular value must lie; see `refuse_untrained`."""
@@ -65,6 +66,16 @@ class Teacher(nn.Module):
         """(B, 3, S, S) prepared -> (B, D) float32."""
         features: Tensor = self.module(x)
         return features.float()
+
+    @torch.no_grad()
+    def look(self, images: Tensor, *, attention: bool = False) -> Sight:
+        """Raw pixels -> embeddings, patch tokens and, if asked for, the attention of the class token.
+
+        Args:
+            images: as for `forward`.
+            attention: see `tokens.look`; of networks that `tokens.refuse_blind` lets pass.
+        """
+        return look(self.module, self.contract.prepare(images), attention=attention)
 
 
 def build_teacher(

@@ -32,6 +32,7 @@ from understudy.losses.terms import next_in_bag
 from understudy.models.cost import flops
 from understudy.models.student import Student, build_student, save_student
 from understudy.models.teacher import Teacher
+from understudy.models.tokens import Sight, refuse_blind
 from understudy.train.checkpoint import load_checkpoint, save_checkpoint
 from understudy.train.distributed import Processes
 from understudy.train.log import Log, hardware, say
@@ -94,6 +95,17 @@ def train(
     student = build_student(
         settings.student, embed_dim, head=settings.head, hidden=settings.head_hidden, image_size=settings.image_size
     ).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # Methods that compare what lies under the embedding: the networks must be able to show it.
+    looks = {"attention": loss.needs_attention} if loss.needs_tokens or loss.needs_attention else {}
+    if looks:
+        refuse_blind(student.backbone, student.spec, **looks)
+        if teacher is not None:
+            refuse_blind(teacher.module, teacher.spec, **looks)
+        if settings.views.teacher == "recorded":
+            raise ConfigError(
+                f"Method '{settings.method['name']}' compares tokens or attention, and recorded views hold embeddings "
+                "only. Use --views.teacher live."
+            )
     key_student = average_of(student) if loss.needs_key else None
 
     # Both networks see the same pixels: views are cut at the larger of the two inputs, the smaller one is scaled down.
@@ -196,12 +208,14 @@ def train(
             if loss.needs_teacher and teacher is not None:
                 looked_at = joined(images, loss.teacher_views)
                 with meter.in_teacher():
-                    if recorded is None:
-                        taught = steadily(teacher, looked_at, shown)
+                    if looks:
+                        sight = teacher.look(looked_at, **looks)
+                    elif recorded is None:
+                        sight = Sight(steadily(teacher, looked_at, shown))
                     else:
                         views = batch.view[list(loss.teacher_views)]
-                        taught = recorded(looked_at, batch.index.repeat(len(views)), views.flatten())
-                    inputs["teacher"] = stacked(taught, loss.teacher_views)
+                        sight = Sight(recorded(looked_at, batch.index.repeat(len(views)), views.flatten()))
+                    inputs |= named("teacher", sight, loss, loss.teacher_views)
             with torch.autocast(device.type, dtype, enabled=precision != "fp32"):
                 pixels = student.contract.prepare(joined(images, loss.student_views))
                 clean = len(pixels)
@@ -210,10 +224,11 @@ def train(
                     seen = images[loss.student_views[0]]
                     mixed, inputs["share"] = cutmix(seen, next_in_bag(batch.anchor).to(device), settings.seed, step)
                     pixels = torch.cat([pixels, student.contract.prepare(mixed)])
-                embedding = wrapped(pixels.contiguous(memory_format=torch.channels_last))
-                inputs["student"] = stacked(embedding[:clean], loss.student_views)
+                made = wrapped(pixels.contiguous(memory_format=torch.channels_last), **looks)
+                sight = made if looks else Sight(made)  # one call: DDP's hooks would take a second for the next step
+                inputs |= named("student", sight, loss, loss.student_views, clean)
                 if loss.needs_mixture:
-                    inputs["mixed"] = embedding[clean:]
+                    inputs["mixed"] = sight.embedding[clean:]
                 if key_student is not None:
                     with torch.no_grad():
                         key = key_student(student.contract.prepare(joined(images, loss.key_views)))
@@ -336,6 +351,16 @@ def kept(recorded: RecordedViews | None) -> Iterator[None]:
     finally:
         if recorded is not None:
             recorded.flush()
+
+
+def named(name: str, sight: Sight, loss: Loss, views: tuple[int, ...], count: int | None = None) -> dict[str, Tensor]:
+    """What a network shows of the first `count` images, under the keywords by which the loss asks for it."""
+    found = {
+        name: sight.embedding,
+        f"{name}_tokens": sight.tokens if loss.needs_tokens else None,
+        f"{name}_attention": sight.attention if loss.needs_attention else None,
+    }
+    return {key: stacked(value[:count], views) for key, value in found.items() if value is not None}
 
 
 def average_of(student: Student) -> Student:

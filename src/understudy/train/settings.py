@@ -68,8 +68,8 @@ class TrainSettings:
     teacher_std: tuple[float, ...] | None = setting(None, "Standard deviation the teacher expects, three numbers.")
     head: str = setting(
         "auto",
-        "Student head into the teacher's space; auto is none if the widths match, else mlp.",
-        choices=("auto", "mlp", "linear", "none"),
+        "Student head into the teacher's space; auto is none if the widths match, else mlp; gelu is AttnDistill's.",
+        choices=("auto", "mlp", "linear", "gelu", "none"),
     )
     head_hidden: int = setting(2048, "Width of the hidden layer of an mlp head.", minimum=1)
     workers: int | None = setting(

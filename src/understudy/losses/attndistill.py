@@ -1,0 +1,130 @@
+"""AttnDistill: regress the teacher's class token, and look where its class token looks."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from understudy.errors import ShapeError
+from understudy.losses.similarity import exact, exact_pair
+from understudy.losses.terms import Loss, Terms, check_pair, number
+
+LEAST, MOST = 1e-5, 0.996
+"""Shares of attention are held between these before the divergence, as in the authors' code."""
+
+
+class AttnDistill(Loss):
+    """Mean squared difference of embeddings, plus the divergence between the class tokens' attention in the last block.
+
+    Differs from MSE by the second term, KL(teacher || student) over the class token itself and the patches, summed over
+    heads, averaged over images. Where the networks differ:
+
+    - other grids: the teacher's shares of the patches are resized to the student's grid (bicubic), then scaled so that
+      the patches have as much together as before. What the resizing made negative counts as nothing; in the authors'
+      code it counts in the scale, which runs away where a coarse grid leaves out the patch that has most;
+    - other numbers of heads: each network's heads become one distribution, softmax(sum over heads of log share / T).
+
+    The embedding is the class token wherever a network pools by it, as DINO's, DINOv2's and most others do. The
+    student's head is the projector: the authors' has four linear layers (`head = "gelu"`), and is thrown away like
+    ours. The student lands on the teacher's embeddings themselves, norm included.
+
+    Scope: a mean over images, so the same on any number of processes.
+
+    Args:
+        weight: of the attention. 0.1 in the authors' commands.
+        temperature: T, used only where the numbers of heads differ. 10 in the authors' commands.
+
+    Source:
+        Wang, Yang, van de Weijer, "Attention Distillation: self-supervised vision transformer students need more
+        guidance", BMVC 2022, arXiv 2210.00944; details as in the authors' code,
+        github.com/wangkai930418/attndistill.
+    """
+
+    needs_attention = True
+    citation = """@inproceedings{wang2022attndistill,
+  title     = {Attention Distillation: self-supervised vision transformer students need more guidance},
+  author    = {Wang, Kai and Yang, Fei and van de Weijer, Joost},
+  booktitle = {British Machine Vision Conference (BMVC)},
+  year      = {2022},
+  eprint    = {2210.00944},
+  archivePrefix = {arXiv}
+}"""
+
+    def __init__(self, weight: float = 0.1, temperature: float = 10.0) -> None:
+        super().__init__()
+        self.weight = number("weight", weight, minimum=0)
+        self.temperature = number("temperature", temperature, above=0)
+
+    def forward(self, student: Tensor, teacher: Tensor, student_attention: Tensor, teacher_attention: Tensor) -> Terms:
+        """Loss of a batch.
+
+        Args:
+            student: (B, D) embeddings, raw; receives the gradient.
+            teacher: (B, D) embeddings, raw; detached.
+            student_attention: (B, H, 1 + N) shares, the class token's own first; receives the gradient.
+            teacher_attention: (B, G, 1 + M) shares, alike; detached.
+
+        Returns:
+            Terms with parts "mse", in squared units of the teacher's embedding, and "attention", in nats; 0 = perfect.
+
+        Raises:
+            ShapeError: shapes that do not fit; both are in the sentence.
+        """
+        check_pair(student, teacher)
+        _check_attention(student_attention, teacher_attention, len(student))
+        s, t = exact_pair(student, teacher)
+        mse = (s - t).square().mean()
+        a_s, a_t = exact_pair(student_attention, teacher_attention)
+        if a_s.shape[2] != a_t.shape[2]:
+            a_t = resized(a_t, a_s.shape[2] - 1)
+        if a_s.shape[1] != a_t.shape[1]:
+            a_s, a_t = (merged(shares, self.temperature) for shares in (a_s, a_t))
+        a_s, a_t = (_held(shares) for shares in (a_s, a_t))
+        attention = (a_t * (a_t.log() - a_s.log())).sum((1, 2)).mean()
+        return Terms(mse + self.weight * attention, {"mse": mse, "attention": attention})
+
+
+def resized(attention: Float[Tensor, "B H T"], patches: int) -> Float[Tensor, "B H U"]:
+    """Shares on another square grid; those of the class token, and of all patches together, stay.
+
+    Args:
+        attention: (B, H, 1 + M), the class token first, then a square grid of patches row by row.
+        patches: N, of the new grid.
+
+    Returns:
+        (B, H, 1 + N); no patch has less than `LEAST`, so the sum may exceed 1 a little.
+    """
+    own, rest = attention[:, :, :1], attention[:, :, 1:]
+    side, new = math.isqrt(rest.shape[2]), math.isqrt(patches)
+    grid = F.interpolate(rest.unflatten(2, (side, side)), size=(new, new), mode="bicubic", align_corners=False)
+    grid = grid.flatten(2).clamp_min(0)
+    together = grid.sum(2, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    return torch.cat([own, (grid * ((1 - own) / together)).clamp_min(LEAST)], 2)
+
+
+def merged(attention: Float[Tensor, "B H T"], temperature: float) -> Float[Tensor, "B 1 T"]:
+    """One distribution from all heads: their product, to the power of 1 / temperature, normalised."""
+    logs = exact(attention).clamp_min(torch.finfo(torch.float32).tiny).log()  # a share may round to 0
+    return (logs.sum(1, keepdim=True) / temperature).softmax(2)
+
+
+def _held(shares: Tensor) -> Tensor:
+    """Shares between the two bounds, summing to 1 again."""
+    shares = shares.clamp(LEAST, MOST)
+    return shares / shares.sum(2, keepdim=True)
+
+
+def _check_attention(student: Tensor, teacher: Tensor, images: int) -> None:
+    shapes = f"student {tuple(student.shape)}, teacher {tuple(teacher.shape)}"
+    if student.ndim != 3 or teacher.ndim != 3 or {len(student), len(teacher)} != {images}:
+        raise ShapeError(f"Attention must be (B, heads, 1 + patches) for {images} images, got {shapes}.")
+    for attention in (student, teacher):
+        patches = attention.shape[2] - 1
+        if math.isqrt(patches) ** 2 != patches and student.shape[2] != teacher.shape[2]:
+            raise ShapeError(
+                f"Attention over different grids is resized between squares, got {shapes}: {patches} patches are none."
+            )
