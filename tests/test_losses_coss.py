@@ -203,7 +203,7 @@ def test_settings_are_checked():
         build("cos")
     with pytest.raises(ConfigError, match="no setting 'wieght'. Did you mean 'weight'"):
         build("coss", wieght=1)
-    with pytest.raises(ConfigError, match="must be a number; got 'much'"):
+    with pytest.raises(ConfigError, match="must be a number or balanced; got 'much'"):
         build("coss", weight="much")
     with pytest.raises(ConfigError, match="at least 0; got -1"):
         build("coss", weight=-1)
@@ -279,3 +279,41 @@ def test_centring_by_a_word_of_the_command_line():
     )
     with pytest.raises(ConfigError, match="true or false; got 'yes'"):
         build("coss", centre="yes")
+
+
+# The balanced weight ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("centre", [False, True])
+@pytest.mark.parametrize(("rows", "width"), [(7, 5), (64, 9), (9, 64)])
+def test_balanced_gives_both_terms_gradients_of_one_norm(rows, width, centre):
+    student, teacher = pair(rows, width, seed=3)
+    student = (student.detach() * torch.linspace(0.1, 4, width) + 0.5).requires_grad_()
+    terms = coss(student, teacher, weight="balanced", centre=centre)
+    norms = [
+        torch.autograd.grad(terms.parts[name], student, retain_graph=True)[0].norm().item()
+        for name in ("feature", "space")
+    ]
+    assert norms[0] != pytest.approx(norms[1], rel=0.05)  # or there would be nothing to balance
+    assert terms.parts["weight"].item() == pytest.approx(norms[0] / norms[1], rel=1e-9)
+    assert not terms.parts["weight"].requires_grad
+    expected = coss(student, teacher, weight=norms[0] / norms[1], centre=centre)
+    torch.testing.assert_close(terms.total, expected.total)
+
+
+def test_the_balance_of_independent_entries_does_not_depend_on_the_shape():
+    # Derived: each cosine's gradient has norm sin / length, and there are sqrt(B) over B of sqrt(D), or the reverse.
+    for rows, width in [(256, 64), (64, 256), (256, 1024)]:
+        _, teacher = pair(rows, width, seed=1)
+        student = 0.6 * teacher + 0.8 * pair(rows, width, seed=2)[1]
+        assert coss(student, teacher, weight="balanced").parts["weight"].item() == pytest.approx(1, abs=0.05)
+
+
+def test_balanced_at_the_optimum_and_by_a_word_of_the_command_line():
+    _, teacher = pair()
+    loss = build("coss", weight="balanced")
+    terms = loss(teacher.clone().requires_grad_(), teacher)
+    assert terms.total.item() == pytest.approx(-1 - terms.parts["weight"].item()) and terms.total.isfinite()
+    assert 0.01 <= terms.parts["weight"].item() <= 100
+    with pytest.raises(ConfigError, match="a number or balanced"):
+        build("coss", weight="even")

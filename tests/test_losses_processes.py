@@ -14,6 +14,7 @@ from understudy.losses import LOSSES
 CASES = {
     "coss": ("coss", {"weight": 0.7}),
     "coss centred": ("coss", {"centre": True}),
+    "coss balanced": ("coss", {"weight": "balanced"}),
     "simreg": ("simreg", {}),
     "seed": ("seed", {"queue": 12, "tau_teacher": 0.1}),
     "compress 1q": ("compress", {"queue": 12, "queues": 1}),

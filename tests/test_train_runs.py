@@ -18,9 +18,15 @@ import understudy
 from understudy.artifacts import Run
 from understudy.config import resolve
 from understudy.data.sources import open_source
+from understudy.embed.embedding import extract
+from understudy.embed.settings import TRANSFORMS
+from understudy.embed.transform import fit
 from understudy.errors import ConfigError, ModelError, StoreError, TrainingError
 from understudy.losses import LOSSES, settings_of
+from understudy.models.student import build_student
+from understudy.models.teacher import build_teacher
 from understudy.pipeline import RunSettings, refuse_other_images, train_stage
+from understudy.train.loop import find_way_back
 
 TINY = [
     "--data", "digits:train", "--limit", "320", "--eval-data", "digits", "--student", "small:resnet8x0.25",
@@ -309,3 +315,37 @@ def test_recorded_views_train_the_weights_of_live_ones_and_need_the_teacher_once
 def test_two_views_a_batch_do_not_fit_into_a_pool_of_one(workplace):
     said = train(workplace, "small-pool", "--method", "disco", "--views.pool", "1", expect=1).stderr
     assert "sees 2 views of an image in a batch, and the pool has 1" in said
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS[1:])
+def test_a_student_of_a_transformed_space_lands_in_the_teachers_own(workplace, monkeypatch, transform):
+    monkeypatch.syspath_prepend(str(workplace))
+    source = open_source("digits:test").subset(np.arange(100))
+    teacher = build_teacher("python:thumbnail:Thumbnail")
+    rows = extract(teacher.features, teacher.contract, source)[0]
+    fitted = fit(rows, transform)
+    # A perfect student of the transformed space, but for the factor that cosines leave open.
+    student = build_student("python:thumbnail:Thumbnail", 24, head="linear", transform=transform)
+    with torch.no_grad():
+        student.head.weight.copy_(torch.from_numpy(3 * fitted.matrix.T))
+        student.head.bias.copy_(torch.from_numpy(-3 * fitted.mean @ fitted.matrix))
+    find_way_back(student, fitted, source, rows, torch.device("cpu"))
+    assert float(student.landing.scale) == pytest.approx(1 / 3, rel=1e-4)
+    images = torch.stack([student.preprocess(source.read(i)) for i in range(100)])
+    np.testing.assert_allclose(student.embed(images).detach().numpy(), rows, rtol=0, atol=2e-4 * np.abs(rows).max())
+    np.testing.assert_allclose(student(images).detach().numpy() / 3, fitted.apply(rows), rtol=0, atol=2e-3)
+
+
+def test_a_transformed_run_from_settings_to_figures(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    monkeypatch.syspath_prepend(str(workplace))
+    run = understudy.distill(
+        data="digits:train", teacher="python:thumbnail:Thumbnail", student="small:resnet8x0.25", eval_data="digits",
+        out="transformed", limit=320, passes=2, batch_size=64, workers=0, device="cpu", head_hidden=32, quiet=True,
+        transform="phi-s", probes=1,
+    )  # fmt: skip
+    student = understudy.load_student(run.path)
+    assert run.student["head"]["transform"] == "phi-s" and float(student.landing.scale) > 0
+    # The mean alone, put back, is a large part of what these embeddings share.
+    assert run.evaluation["student_embed"]["fidelity"]["row_cosine"] > 0.5
+    assert "row_cosine" in next(row for row in run.metrics() if row["kind"] == "signal")

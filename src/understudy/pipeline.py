@@ -100,6 +100,7 @@ def train_stage(settings: RunSettings, *, quiet: bool = False) -> Run | None:
 
     Missing embeddings and graph are made first, from the same store that any other run of this teacher uses.
     """
+    from understudy.embed.transform import transform_of
     from understudy.losses import LOSSES, settings_of
     from understudy.models.teacher import build_teacher
     from understudy.models.tokens import refuse_blind
@@ -128,16 +129,23 @@ def train_stage(settings: RunSettings, *, quiet: bool = False) -> Run | None:
         if not quiet:
             say(f"teacher: {teacher.spec}, D = {teacher.width}; {teacher.weights}")
     rows, graph, store = source, None, None
-    if teacher is not None and (settings.neighbours.k or settings.views.teacher == "recorded"):
+    transform = None
+    if teacher is not None and (
+        settings.neighbours.k or settings.views.teacher == "recorded" or settings.transform != "none"
+    ):
         made = on_main_first(processes, lambda: embed_stage(settings, teacher, source, processes, quiet=quiet))
         rows, store = open_rows_of(made, source), made
         if settings.neighbours.k:
             graph = on_main_first(processes, lambda: graph_stage(settings, made, processes, quiet=quiet))
+        if settings.transform != "none":
+            transform = on_main_first(processes, lambda: transform_of(made, settings.transform))
     rows = decoded_images(settings, rows, processes)
     probe = probe_of(settings, teacher, held_out, processes) if processes.main else None
+    if probe is not None and probe.teacher is not None and transform is not None:
+        probe.target = transform.apply(probe.teacher)
     done = train(
-        settings, folder, rows, teacher=teacher, graph=graph, store=store, processes=processes, probe=probe,
-        quiet=quiet, listing=source.fingerprint,
+        settings, folder, rows, teacher=teacher, graph=graph, store=store, transform=transform,
+        processes=processes, probe=probe, quiet=quiet, listing=source.fingerprint,
     )  # fmt: skip
     return folder if done else None
 
@@ -207,6 +215,8 @@ def settle(settings: RunSettings, *, needs_teacher: bool) -> RunSettings:
     else:
         if settings.neighbours.k:
             raise ConfigError(f"Method '{name}' has no teacher, so no neighbours: leave out --neighbours.k.")
+        if settings.transform != "none":
+            raise ConfigError(f"Method '{name}' has no teacher to transform: leave out --transform.")
         k = 0
     return dataclasses.replace(settings, neighbours=dataclasses.replace(settings.neighbours, k=k))
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from understudy.config import setting
 
+TRANSFORMS = ("none", "centre", "standardise", "whiten", "phi-s")
+"""What can be done to the teacher's space before the loss; `embed.transform.fit` says what each is."""
+
 
 @dataclass(frozen=True)
 class EmbedSettings:

@@ -85,11 +85,12 @@ def build(name: str, **settings: Any) -> Loss:
     for key, value in settings.items():
         if key not in known:
             raise ConfigError(f"Method '{name}' has no setting '{key}'. {nearest(key, known)}")
-        given[key] = _like(known[key], value, f"method.{key}")
+        words = LOSSES[name].words.get(key, ())
+        given[key] = value if value in words else _like(known[key], value, f"method.{key}", words)
     return LOSSES[name](**given)
 
 
-def _like(default: Any, value: Any, name: str) -> Any:
+def _like(default: Any, value: Any, name: str, words: tuple[str, ...]) -> Any:
     """The value in the type of the default: text from a command line becomes the number it stands for."""
     if not isinstance(value, str) or isinstance(default, str):
         return value
@@ -102,7 +103,8 @@ def _like(default: Any, value: Any, name: str) -> Any:
     try:
         number = float(value)
     except ValueError:
-        raise ConfigError(f"'{name}' must be a number; got {value!r}.") from None
+        instead = f" or {' or '.join(words)}" if words else ""
+        raise ConfigError(f"'{name}' must be a number{instead}; got {value!r}.") from None
     if isinstance(default, float):
         return number
     if not number.is_integer():

@@ -14,6 +14,7 @@ from torch import Tensor
 from understudy.config import nearest
 from understudy.errors import ConfigError
 from understudy.losses.similarity import (
+    EPS,
     column_correlation,
     cosine_from_sums,
     exact_pair,
@@ -24,12 +25,14 @@ from understudy.losses.terms import Loss, Terms, check_pair, number
 
 SCALES = {"unit": 1.0, "paper": 70.0, "code": 1 / (0.1 * 0.07)}
 SCOPES = ("global", "process")
+BOUND = 100.0
+"""The balanced weight lies between 1 / BOUND and BOUND."""
 
 
 def coss(
     student: Tensor,
     teacher: Tensor,
-    weight: float = 1.0,
+    weight: float | str = 1.0,
     *,
     scale: float = 1.0,
     scope: str = "global",
@@ -43,7 +46,8 @@ def coss(
     Args:
         student: (B, D) embeddings, raw (not normalised); receives the gradient.
         teacher: (B, D) embeddings, raw; detached.
-        weight: lambda, the weight of the space term.
+        weight: lambda, the weight of the space term. "balanced" (not the paper's) takes, in each batch, the weight at
+            which both terms pull on the student's embeddings with gradients of one norm.
         scale: constant factor on the total. The authors' code uses 1 / (0.1 * 0.07), their text 70; with SGD it acts
             as a factor on the learning rate.
         scope: "global" takes both terms over the batch of all processes, exactly; "process" over this process' rows
@@ -52,7 +56,7 @@ def coss(
             correlation in place of the cosine. Not the paper's; the control for what a common offset contributes.
 
     Returns:
-        Terms with parts "feature" = -(1/B) sum_i cos(s[i, :], t[i, :]) and "space" = -(1/D) sum_j
+        Terms with parts (and, if balanced, the "weight" taken) "feature" = -(1/B) sum_i cos(s[i, :], t[i, :]) and "space" = -(1/D) sum_j
         cos(s[:, j], t[:, j]), each in [-1, 1], -1 = perfect. A row or column that is all zero (centred: constant) in
         either matrix counts as cosine 0 and receives no gradient from that term. With B = 1 a column cosine is the
         product of two signs (centred: 0), so the space term is defined but has no gradient.
@@ -69,27 +73,69 @@ def coss(
 
 
 def _coss(
-    s: Float[Tensor, "B D"], t: Float[Tensor, "B D"], weight: float, scale: float, everywhere: bool, centre: bool
+    s: Float[Tensor, "B D"],
+    t: Float[Tensor, "B D"],
+    weight: float | str,
+    scale: float,
+    everywhere: bool,
+    centre: bool,
 ) -> Terms:
     rows, width = s.shape
     # All that other processes need to know of this one: 3 D + 2 numbers, in one message (centred: in three).
     columns = [] if centre else [(s * t).sum(0), s.square().sum(0), t.square().sum(0)]
-    sums = torch.cat([*columns, row_cosine(s, t).sum().reshape(1), s.new_full((1,), float(rows))])
+    by_row = row_cosine(s, t)
+    sums = torch.cat([*columns, by_row.sum().reshape(1), s.new_full((1,), float(rows))])
     if everywhere:
         sums = sum_over_processes(sums)
     feature = -sums[-2] / sums[-1]
     if centre:
-        space = -column_correlation(s, t, everywhere=everywhere).mean()
+        by_column = column_correlation(s, t, everywhere=everywhere)
     else:
-        space = -cosine_from_sums(*sums[:-2].reshape(3, width)).mean()
-    return Terms(scale * (feature + weight * space), {"feature": feature, "space": space})
+        by_column = cosine_from_sums(*sums[:-2].reshape(3, width))
+    space = -by_column.mean()
+    parts = {"feature": feature, "space": space}
+    if isinstance(weight, str):
+        weight = parts["weight"] = _balanced(s.detach(), by_row.detach(), by_column.detach(), everywhere, centre)
+    return Terms(scale * (feature + weight * space), parts)
+
+
+def _balanced(
+    s: Float[Tensor, "B D"],
+    by_row: Float[Tensor, " B"],
+    by_column: Float[Tensor, " D"],
+    everywhere: bool,
+    centre: bool,
+) -> Tensor:
+    """The norm of the feature term's gradient over that of the space term's, both with respect to s.
+
+    The gradient of a cosine c with respect to a vector of norm r has norm sqrt(1 - c^2) / r; those of different rows,
+    or of different columns, are orthogonal. For independent entries r is sqrt(D) and sqrt(B) times their size: the
+    ratio depends on the angles alone, and not on B / D.
+    """
+    own = torch.cat([s.sum(0), s.square().sum(0), pulls(by_row, s.square().sum(1)), s.new_full((1,), float(len(s)))])
+    if everywhere:
+        own = sum_over_processes(own)
+    total, square, feature, count = own.split([s.shape[1], s.shape[1], 1, 1])
+    if centre:
+        square = square - total.square() / count
+    space = pulls(by_column, square)
+    ratio = (feature.sqrt() / count) / (space.sqrt() / s.shape[1])
+    # Where one term is at its optimum the ratio is nought by nought; the bounds keep the other from running away.
+    return ratio.nan_to_num(1.0).clamp(1 / BOUND, BOUND).squeeze()
+
+
+def pulls(cosines: Float[Tensor, " n"], squares: Float[Tensor, " n"]) -> Float[Tensor, " 1"]:
+    """Sum of the squared gradient norms of n cosines, of vectors whose squared norms are given; dead ones have none."""
+    alive = squares > EPS**2
+    each = (1 - cosines.square()).clamp(min=0) / torch.where(alive, squares, torch.ones_like(squares))
+    return torch.where(alive, each, torch.zeros_like(each)).sum().reshape(1)
 
 
 class CoSS(Loss):
     """CoSS as a module; see `coss` for the mathematics.
 
     Args:
-        weight: lambda, the weight of the space term; 0 is cosine regression.
+        weight: lambda, the weight of the space term; 0 is cosine regression, "balanced" follows the gradients.
         scale: factor on the total, a number or one of "unit" (1), "paper" (70), "code" (142.86).
         scope: "global" (exact for any number of processes) or "process" (as the authors ran).
         centre: correlate the columns instead of taking their cosine; a control, not the paper's.
@@ -106,12 +152,15 @@ class CoSS(Loss):
   eprint    = {2409.13939},
   archivePrefix = {arXiv}
 }"""
+    words = {"weight": ("balanced",)}
 
     def __init__(
-        self, weight: float = 1.0, scale: str | float = "unit", scope: str = "global", centre: bool = False
+        self, weight: float | str = 1.0, scale: str | float = "unit", scope: str = "global", centre: bool = False
     ) -> None:
         super().__init__()
-        self.weight = number("weight", weight, minimum=0)
+        if isinstance(weight, str) and weight not in self.words["weight"]:
+            raise ConfigError(f"'method.weight' must be a number or balanced; got {weight!r}.")
+        self.weight = weight if isinstance(weight, str) else number("weight", weight, minimum=0)
         self.scale = _scale(scale)
         if scope not in SCOPES:
             raise ConfigError(f"'method.scope' must be one of {', '.join(SCOPES)}; got {scope!r}.")
@@ -120,7 +169,7 @@ class CoSS(Loss):
 
     def extra_repr(self) -> str:
         """The settings, for `print(loss)`."""
-        return f"weight={self.weight:g}, scale={self.scale:g}, scope={self.scope!r}, centre={self.centre}"
+        return f"weight={self.weight}, scale={self.scale:g}, scope={self.scope!r}, centre={self.centre}"
 
     def forward(self, student: Tensor, teacher: Tensor) -> Terms:
         """Args as in `coss`: student (B, D) with gradient, teacher (B, D)."""

@@ -63,6 +63,7 @@ class Loss(nn.Module):
     key_views: ClassVar[tuple[int, ...]] = (0,)
     embed_dim: ClassVar[int | None] = None
     """Width of the student's embedding; None means the teacher's."""
+    words: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # settings that are numbers and may also be one of these
     citation: ClassVar[str] = ""
     """BibTeX of the paper."""
 

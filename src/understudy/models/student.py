@@ -68,6 +68,28 @@ def build_head(width: int, out: int, kind: str = "auto", hidden: int = 2048) -> 
     return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, out)), table
 
 
+class Landing(nn.Module):
+    """From the transformed space that a student was trained in back to the teacher's own: x = scale * y @ matrix + mean.
+
+    Args:
+        width: D; the buffers are filled by `train` or by a state dict.
+    """
+
+    matrix: Tensor
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("matrix", torch.eye(width))
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, y: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """(B, D) -> (B, D)."""
+        return self.scale * (y @ self.matrix) + self.mean
+
+
 class Student(nn.Module):
     """A small encoder that can stand in for its teacher.
 
@@ -88,6 +110,7 @@ class Student(nn.Module):
         self.weights = backbone.weights
         self.width = backbone.width
         self.embed_dim = int(head_table["out"])
+        self.landing = Landing(self.embed_dim) if head_table.get("transform") else nn.Identity()
 
     def features(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B F"]:
         """(B, 3, S, S) prepared -> (B, F): the backbone's pooled feature, what downstream tasks use."""
@@ -96,7 +119,16 @@ class Student(nn.Module):
 
     def embed(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         """(B, 3, S, S) prepared -> (B, D): in the teacher's space."""
-        embedding: Tensor = self.head(self.features(x))
+        return self.land(self.features(x))
+
+    @property
+    def plain(self) -> bool:
+        """Whether there is nothing behind the backbone: its features are the embedding."""
+        return isinstance(self.head, nn.Identity) and isinstance(self.landing, nn.Identity)
+
+    def land(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B D"]:
+        """(B, F) backbone features -> (B, D) in the teacher's space: the second half of `embed`."""
+        embedding: Tensor = self.landing(self.head(features))
         return embedding
 
     def look(self, x: Float[Tensor, "B 3 H W"], **wanted: Any) -> Sight:
@@ -110,8 +142,14 @@ class Student(nn.Module):
         return Sight(self.head(sight.embedding), sight.tokens, sight.attention)
 
     def forward(self, x: Float[Tensor, "B 3 H W"], **wanted: Any) -> Float[Tensor, "B D"] | Sight:
-        """What is trained: `embed`, or `look` where anything is wanted besides. DDP sees one call either way."""
-        return self.look(x, **wanted) if wanted else self.embed(x)
+        """What is trained: `embed` but for the way back from a transformed space; `look` where more is wanted.
+
+        DDP sees one call either way.
+        """
+        if wanted:
+            return self.look(x, **wanted)
+        embedding: Tensor = self.head(self.features(x))
+        return embedding
 
     @property
     def preprocess(self) -> Callable[[Image.Image], Tensor]:
@@ -125,6 +163,7 @@ def build_student(
     *,
     head: str = "auto",
     hidden: int = 2048,
+    transform: str = "none",
     image_size: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -136,6 +175,8 @@ def build_student(
         embed_dim: D, the teacher's width.
         head: see `build_head`.
         hidden: see `build_head`.
+        transform: of the teacher's space, see `embed.transform`; the features themselves, never negative after a ReLU,
+            could not follow a centred one, so "auto" then has a head whatever the widths.
         image_size: input side in pixels; default the network's own.
         mean: three numbers on [0, 1]; default the network's own.
         std: three numbers on [0, 1]; default the network's own.
@@ -144,7 +185,10 @@ def build_student(
         ModelError: the spec or the head cannot be built.
     """
     backbone = build_backbone(spec, pretrained=False, image_size=image_size, mean=mean, std=std)
-    return Student(backbone, *build_head(backbone.width, embed_dim, head, hidden))
+    if transform != "none" and head == "auto":
+        head = "mlp"
+    built, table = build_head(backbone.width, embed_dim, head, hidden)
+    return Student(backbone, built, table if transform == "none" else {**table, "transform": transform})
 
 
 def save_student(student: Student, run: Run, facts: Mapping[str, Any]) -> None:
@@ -206,7 +250,7 @@ def load_student(path: str | os.PathLike[str]) -> Student:
         built_head = build_head(head["width"], head["out"], head["kind"], head["hidden"] or 0)
     backbone.contract = Contract.from_table(contract)
     backbone.spec = table["spec"]
-    student = Student(backbone, *built_head)
+    student = Student(backbone, built_head[0], head)
     try:
         student.load_state_dict(load_file(run.weights_path))
     except (SafetensorError, OSError, RuntimeError) as error:

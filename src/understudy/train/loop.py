@@ -25,12 +25,14 @@ from understudy.data.loader import ImageBatch, Loader
 from understudy.data.mixture import cutmix
 from understudy.data.sources import Source
 from understudy.data.views import photometry, recipe_for
+from understudy.embed.embedding import extract
 from understudy.embed.recorded import RecordedViews, steadily
+from understudy.embed.transform import Transform
 from understudy.errors import ConfigError, DataError, TrainingError
 from understudy.losses import Loss, build
 from understudy.losses.terms import next_in_bag
 from understudy.models.cost import flops
-from understudy.models.student import Student, build_student, save_student
+from understudy.models.student import Landing, Student, build_student, save_student
 from understudy.models.teacher import Teacher
 from understudy.models.tokens import Sight, refuse_blind
 from understudy.train.checkpoint import load_checkpoint, save_checkpoint
@@ -40,6 +42,7 @@ from understudy.train.schedule import build_optimiser, learning_rate
 from understudy.train.settings import TrainSettings
 from understudy.train.signals import Probe, verdict
 
+LANDING_IMAGES = 2048
 LOG_SECONDS = 10.0
 FLUSH_STEPS = {"cpu": 1, "cuda": 50, "mps": 50}
 """How many steps may pass before the losses are read back; reading one waits for the GPU."""
@@ -53,6 +56,7 @@ def train(
     teacher: Teacher | None,
     graph: np.ndarray | None,
     store: Store | None = None,
+    transform: Transform | None = None,
     processes: Processes,
     probe: Probe | None = None,
     quiet: bool = False,
@@ -68,7 +72,8 @@ def train(
         source: training images; row i of `graph` belongs to image i.
         teacher: on `processes.device`, or None for methods that need none.
         graph: (N, K) int32 neighbours, or None when `neighbours.k` is 0.
-        store: the teacher's embeddings of these images, beside which recorded views lie; None when they are live.
+        store: the teacher's embeddings of these images; None when nothing in the settings needs them.
+        transform: of the teacher's space, fitted on that store; None when the settings name none.
         processes: this process' place among all.
         probe: held-out images for the live signals.
         quiet: print nothing.
@@ -93,7 +98,8 @@ def train(
     embed_dim = loss.embed_dim or (teacher.width if teacher is not None else 0)
     torch.manual_seed(settings.seed)
     student = build_student(
-        settings.student, embed_dim, head=settings.head, hidden=settings.head_hidden, image_size=settings.image_size
+        settings.student, embed_dim, head=settings.head, hidden=settings.head_hidden, transform=settings.transform,
+        image_size=settings.image_size,
     ).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     # Methods that compare what lies under the embedding: the networks must be able to show it.
     looks = {"attention": loss.needs_attention} if loss.needs_tokens or loss.needs_attention else {}
@@ -123,6 +129,9 @@ def train(
         recorded = RecordedViews(
             store, teacher, recipe=recipe, size=view_size, seed=view_seed, batch_size=shown, dtype=settings.views.dtype
         )
+    moved = None
+    if transform is not None:
+        moved = [torch.from_numpy(part).float().to(device) for part in (transform.mean, transform.matrix)]
     steps = batches.steps_for(settings.passes)
     warmup_steps = batches.steps_for(settings.optimiser.warmup) if settings.optimiser.warmup else 0
 
@@ -215,6 +224,8 @@ def train(
                     else:
                         views = batch.view[list(loss.teacher_views)]
                         sight = Sight(recorded(looked_at, batch.index.repeat(len(views)), views.flatten()))
+                    if moved is not None:
+                        sight = dataclasses.replace(sight, embedding=(sight.embedding - moved[0]) @ moved[1])
                     inputs |= named("teacher", sight, loss, loss.teacher_views)
             with torch.autocast(device.type, dtype, enabled=precision != "fp32"):
                 pixels = student.contract.prepare(joined(images, loss.student_views))
@@ -286,8 +297,11 @@ def train(
     if processes.main:
         seconds = seconds_before + time.monotonic() - begun
         save_checkpoint(run, state())
+        student.eval()
+        if transform is not None and store is not None:
+            find_way_back(student, transform, source, store.embeddings(), device)
         save_student(
-            student.eval(), run, facts(settings, source, listing, teacher, student, steps, batches, seconds, skipped)
+            student, run, facts(settings, source, listing, teacher, student, steps, batches, seconds, skipped)
         )
         if log:
             log.write("end", step, seconds=seconds, **costs)
@@ -341,6 +355,25 @@ def joined(images: list[Tensor], views: tuple[int, ...]) -> Tensor:
 def stacked(embedding: Tensor, views: tuple[int, ...]) -> Tensor:
     """(len * B, D) as (len, B, D); (B, D) when there is one view."""
     return embedding if len(views) == 1 else embedding.unflatten(0, (len(views), -1))
+
+
+def find_way_back(
+    student: Student, transform: Transform, source: Source, rows: np.ndarray, device: torch.device
+) -> None:
+    """Fill the student's landing: the inverse of the transform, and the one factor that its loss may have left open.
+
+    A loss of cosines does not see the length of an embedding, but adding the mean back does: the factor is the least
+    squares one over `LANDING_IMAGES` training images.
+    """
+    landing = student.landing
+    assert isinstance(landing, Landing)
+    sample = np.unique(np.linspace(0, len(source) - 1, min(LANDING_IMAGES, len(source))).astype(np.int64))
+    found, kept_rows, _ = extract(student, student.contract, source.subset(sample), device=device, workers=0)
+    wanted = transform.apply(rows[sample[kept_rows]].astype(np.float64))
+    factor = float((found * wanted).sum() / max(float(np.square(found, dtype=np.float64).sum()), 1e-30))
+    landing.scale.fill_(factor if factor > 0 else 1.0)  # negative: nothing was learned that could be scaled
+    landing.matrix.copy_(torch.from_numpy(transform.inverse))
+    landing.mean.copy_(torch.from_numpy(transform.mean))
 
 
 @contextlib.contextmanager

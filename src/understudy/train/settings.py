@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from understudy.config import as_table, flatten, setting
 from understudy.data.settings import ViewSettings
+from understudy.embed.settings import TRANSFORMS
 from understudy.neighbours.settings import NeighbourSettings
 
 
@@ -66,9 +67,15 @@ class TrainSettings:
     )
     teacher_mean: tuple[float, ...] | None = setting(None, "Mean the teacher expects, three numbers on [0, 1] pixels.")
     teacher_std: tuple[float, ...] | None = setting(None, "Standard deviation the teacher expects, three numbers.")
+    transform: str = setting(
+        "none",
+        "What is done to the teacher's space before the loss, and undone in `embed`.",
+        choices=TRANSFORMS,
+    )
     head: str = setting(
         "auto",
-        "Student head into the teacher's space; auto is none if the widths match, else mlp; gelu is AttnDistill's.",
+        "Student head into the teacher's space; auto is none if the widths match and there is no transform, else mlp; "
+        "gelu is AttnDistill's.",
         choices=("auto", "mlp", "linear", "gelu", "none"),
     )
     head_hidden: int = setting(2048, "Width of the hidden layer of an mlp head.", minimum=1)

@@ -31,6 +31,7 @@ class Probe:
     Args:
         pixels: (M, 3, S, S) uint8, un-augmented held-out images.
         teacher: (M, D) teacher embeddings of them, or None in a run without teacher.
+        target: (M, D) the same in the transformed space that the student is trained in; `teacher` unless given.
         labels: (M,) class indices, or None.
         bank: (N, 3, S, S) uint8 labelled training images that vote, or None.
         bank_teacher: (N, D) teacher embeddings of the bank, or None.
@@ -43,6 +44,7 @@ class Probe:
     bank: Tensor | None = None
     bank_teacher: np.ndarray | None = None
     bank_labels: np.ndarray | None = None
+    target: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         self.teacher_neighbours = None
@@ -74,8 +76,9 @@ class Probe:
         count = len(unit)
         if count > 1:
             signals["spread"] = float(1 - (unit.sum(0).square().sum() - count) / (count * (count - 1)))
-        if self.teacher is not None and embeddings.shape[1] == self.teacher.shape[1]:
-            s, t = torch.from_numpy(embeddings), torch.from_numpy(self.teacher).float()
+        target = self.teacher if self.target is None else self.target
+        if target is not None and embeddings.shape[1] == target.shape[1]:
+            s, t = torch.from_numpy(embeddings), torch.from_numpy(target).float()
             signals["row_cosine"] = float(row_cosine(s, t).mean())
             signals["column_cosine"] = float(column_cosine(s, t).mean())
         if self.teacher_neighbours is not None:
@@ -116,5 +119,5 @@ def _forward(student: Student, pixels: Tensor, device: torch.device, batch_size:
         images = student.contract.prepare(chunk.to(device).float() / 255)
         feature = student.features(images.contiguous(memory_format=torch.channels_last))
         features.append(feature.float().cpu())
-        embeddings.append(student.head(feature).float().cpu())
+        embeddings.append(student.head(feature).float().cpu())  # as it is trained, before the way back
     return torch.cat(features).numpy(), torch.cat(embeddings).numpy()
