@@ -3,7 +3,8 @@
     python benchmarks/controls.py                       # 10,000 images, 10 passes, 3 seeds: the table in dev/RECORDS.md
     python benchmarks/controls.py --images 500 --passes 1 --seeds 1   # a quick look
 
-One teacher store serves all runs; finished runs are not repeated, so it can be interrupted. Prints a Markdown table of
+One teacher store serves all runs, and the teacher sees each view once: seeds differ in student and batches, not in views.
+Finished runs are not repeated, so it can be interrupted. Prints a Markdown table of
 mean and standard deviation over seeds.
 """
 
@@ -54,7 +55,8 @@ def main() -> None:
             given = {
                 "data": str(options.data / "train.parquet"), "limit": options.images, "eval_data": str(options.data),
                 "teacher": options.teacher, "student": options.student, "passes": options.passes, "seed": seed,
-                "probes": 0, "optimiser.lr": options.lr, "store": str(options.out / "store"),
+                "probes": 0, "optimiser.lr": options.lr, "views.teacher": "recorded", "views.pool": 0, "views.seed": 0,
+                "store": str(options.out / "store"),
                 "out": str(options.out / f"{name.replace(' ', '').replace(',', '-')}-{seed}"), **settings,
             }  # fmt: skip
             begun = time.monotonic()

@@ -1,8 +1,8 @@
-"""Teacher-side transforms: an invertible affine map of the teacher's space, fitted on its store, usable with any method.
+"""Teacher-side transforms: an invertible affine map of the teacher's space, fitted on its store, for any method.
 
 Pooled features after a ReLU are non-negative and share a large mean, so that cosines describe the mean more than the
-images; and a few dimensions may carry most of the variance. A transform takes either away before the loss, and is undone
-behind the student's head, so that `embed` still lands in the teacher's own space.
+images; and a few dimensions may carry most of the variance. A transform takes either away before the loss, and is
+undone behind the student's head, so that `embed` still lands in the teacher's own space.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from understudy.embed.settings import TRANSFORMS
 from understudy.errors import ConfigError, DataError
 
 FLOOR = 1e-6
-"""Variances below this share of the largest count as this much: the inverse must exist, and noise is not to be blown up."""
+"""Variances below this share of the largest count as this much: the inverse must exist, and noise stay small."""
 
 BLOCK = 65536
 
@@ -57,7 +57,7 @@ def fit(rows: Float[np.ndarray, "N D"], name: str) -> Transform:
         ConfigError: an unknown name, or "phi-s" at a D for which no Hadamard matrix is made here.
         DataError: fewer than two rows.
 
-    Source: PHI-S, Ranzinger et al. 2024, arXiv 2410.01680, section 3.4; ZCA, Kessy et al., The American Statistician 2018.
+    Source: PHI-S, Ranzinger et al. 2024, arXiv 2410.01680; ZCA, Kessy et al., The American Statistician 2018.
     """
     if name not in TRANSFORMS[1:]:
         raise ConfigError(f"Unknown transform '{name}'. Known: {', '.join(TRANSFORMS)}.")

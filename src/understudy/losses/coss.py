@@ -7,6 +7,9 @@ is connected, they pin the student to the teacher up to ONE positive number.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -56,8 +59,8 @@ def coss(
             correlation in place of the cosine. Not the paper's; the control for what a common offset contributes.
 
     Returns:
-        Terms with parts (and, if balanced, the "weight" taken) "feature" = -(1/B) sum_i cos(s[i, :], t[i, :]) and "space" = -(1/D) sum_j
-        cos(s[:, j], t[:, j]), each in [-1, 1], -1 = perfect. A row or column that is all zero (centred: constant) in
+        Terms with parts "feature" = -(1/B) sum_i cos(s[i, :], t[i, :]) and "space" = -(1/D) sum_j cos(s[:, j],
+        t[:, j]), each in [-1, 1], -1 = perfect; if balanced, also the "weight" that was taken. A row or column that is all zero (centred: constant) in
         either matrix counts as cosine 0 and receives no gradient from that term. With B = 1 a column cosine is the
         product of two signs (centred: 0), so the space term is defined but has no gradient.
 
@@ -152,7 +155,7 @@ class CoSS(Loss):
   eprint    = {2409.13939},
   archivePrefix = {arXiv}
 }"""
-    words = {"weight": ("balanced",)}
+    words: ClassVar[Mapping[str, tuple[str, ...]]] = {"weight": ("balanced",)}
 
     def __init__(
         self, weight: float | str = 1.0, scale: str | float = "unit", scope: str = "global", centre: bool = False

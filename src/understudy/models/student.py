@@ -69,7 +69,7 @@ def build_head(width: int, out: int, kind: str = "auto", hidden: int = 2048) -> 
 
 
 class Landing(nn.Module):
-    """From the transformed space that a student was trained in back to the teacher's own: x = scale * y @ matrix + mean.
+    """From the transformed space that a student was trained in to the teacher's own: x = scale * y @ matrix + mean.
 
     Args:
         width: D; the buffers are filled by `train` or by a state dict.

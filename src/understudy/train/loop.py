@@ -98,7 +98,11 @@ def train(
     embed_dim = loss.embed_dim or (teacher.width if teacher is not None else 0)
     torch.manual_seed(settings.seed)
     student = build_student(
-        settings.student, embed_dim, head=settings.head, hidden=settings.head_hidden, transform=settings.transform,
+        settings.student,
+        embed_dim,
+        head=settings.head,
+        hidden=settings.head_hidden,
+        transform=settings.transform,
         image_size=settings.image_size,
     ).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     # Methods that compare what lies under the embedding: the networks must be able to show it.
@@ -300,9 +304,7 @@ def train(
         student.eval()
         if transform is not None and store is not None:
             find_way_back(student, transform, source, store.embeddings(), device)
-        save_student(
-            student, run, facts(settings, source, listing, teacher, student, steps, batches, seconds, skipped)
-        )
+        save_student(student, run, facts(settings, source, listing, teacher, student, steps, batches, seconds, skipped))
         if log:
             log.write("end", step, seconds=seconds, **costs)
             log.close()
