@@ -3,8 +3,8 @@
     python benchmarks/controls.py                       # 10,000 images, 10 passes, 3 seeds: the table in dev/RECORDS.md
     python benchmarks/controls.py --images 500 --passes 1 --seeds 1   # a quick look
 
-One teacher store serves all runs, and the teacher sees each view once: seeds differ in student and batches, not in views.
-Finished runs are not repeated, so it can be interrupted. Prints a Markdown table of
+One teacher store serves all runs, and the teacher sees each view once: seeds differ in student and batches, not in
+views. Finished runs are not repeated, so it can be interrupted. Prints a Markdown table of
 mean and standard deviation over seeds.
 """
 

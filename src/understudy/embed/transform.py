@@ -41,7 +41,8 @@ class Transform:
 
     def apply(self, rows: Float[np.ndarray, "N D"]) -> Float64[np.ndarray, "N D"]:
         """(N, D) embeddings -> the space that the student is trained in."""
-        return (rows - self.mean) @ self.matrix
+        moved: np.ndarray = (rows - self.mean) @ self.matrix
+        return moved
 
 
 def fit(rows: Float[np.ndarray, "N D"], name: str) -> Transform:

@@ -60,9 +60,9 @@ def coss(
 
     Returns:
         Terms with parts "feature" = -(1/B) sum_i cos(s[i, :], t[i, :]) and "space" = -(1/D) sum_j cos(s[:, j],
-        t[:, j]), each in [-1, 1], -1 = perfect; if balanced, also the "weight" that was taken. A row or column that is all zero (centred: constant) in
-        either matrix counts as cosine 0 and receives no gradient from that term. With B = 1 a column cosine is the
-        product of two signs (centred: 0), so the space term is defined but has no gradient.
+        t[:, j]), each in [-1, 1], -1 = perfect; if balanced, also the "weight" taken. A row or column that is all zero
+        (centred: constant) in either matrix counts as cosine 0 and receives no gradient from that term. With B = 1 a
+        column cosine is the product of two signs (centred: 0), so the space term is defined but has no gradient.
 
     Raises:
         ShapeError: shapes that do not fit; both are in the sentence.
@@ -98,7 +98,8 @@ def _coss(
     space = -by_column.mean()
     parts = {"feature": feature, "space": space}
     if isinstance(weight, str):
-        weight = parts["weight"] = _balanced(s.detach(), by_row.detach(), by_column.detach(), everywhere, centre)
+        parts["weight"] = _balanced(s.detach(), by_row.detach(), by_column.detach(), everywhere, centre)
+        return Terms(scale * (feature + parts["weight"] * space), parts)
     return Terms(scale * (feature + weight * space), parts)
 
 
@@ -122,7 +123,7 @@ def _balanced(
     if centre:
         square = square - total.square() / count
     space = pulls(by_column, square)
-    ratio = (feature.sqrt() / count) / (space.sqrt() / s.shape[1])
+    ratio: Tensor = (feature.sqrt() / count) / (space.sqrt() / s.shape[1])
     # Where one term is at its optimum the ratio is nought by nought; the bounds keep the other from running away.
     return ratio.nan_to_num(1.0).clamp(1 / BOUND, BOUND).squeeze()
 
