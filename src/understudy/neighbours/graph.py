@@ -30,7 +30,7 @@ def build_graph(
     Args:
         store: a complete store.
         settings: `n` neighbours, the kind of index, the memory budget.
-        device: "cpu" or "cuda"; faiss indices run on the CPU.
+        device: "cpu" or "cuda"; approximate search runs on the CPU.
         progress: called with (images done, N, note).
 
     Returns:

@@ -217,7 +217,7 @@ def refine(
         near.copy_(torch.from_numpy(database.array[found.cpu().numpy()]))
         products = torch.bmm(near, queries.raw(some)[:, :, None])[:, :, 0]
         cosines = products * database.inverse[found] * queries.inverse[torch.from_numpy(some).to(found.device), None]
-        keys = _keys(cosines.clamp(-1.0, 1.0).float(), found).masked_fill_(empty, LOWEST_KEY)
+        keys = keys_of(cosines.clamp(-1.0, 1.0).float(), found).masked_fill_(empty, LOWEST_KEY)
         best = torch.topk(keys, k, dim=1).values
         missing = best == LOWEST_KEY
         indices[low : low + step] = keys_indices(best).masked_fill_(missing, -1).cpu().numpy()
@@ -250,10 +250,10 @@ def _scan(queries: Tensor, database: Rows, count: int, exclude: np.ndarray | Non
                 here = ((own >= 0) & (own < len(rows))).nonzero()[:, 0]
                 similarity[here, own[here]] = -torch.inf
             if exact:
-                top = torch.topk(_keys(similarity.float(), columns), min(count, len(rows)), dim=1).values
+                top = torch.topk(keys_of(similarity.float(), columns), min(count, len(rows)), dim=1).values
             else:
                 values, places = _largest(similarity, count, keys_values(best[tile, -1:]))
-                top = _keys(values, places + low)
+                top = keys_of(values, places + low)
             best[tile] = torch.topk(torch.cat([best[tile], top], dim=1), count, dim=1).values
     return best
 
@@ -280,7 +280,7 @@ def _largest(similarity: Tensor, count: int, rim: Tensor) -> tuple[Tensor, Tenso
     return values, places
 
 
-def _keys(similarities: Tensor, indices: Tensor) -> Tensor:
+def keys_of(similarities: Tensor, indices: Tensor) -> Tensor:
     """One int64 for (similarity, index) that sorts by similarity, equal ones by lower index: every key is unique."""
     import torch
 
