@@ -188,7 +188,7 @@ class _Lists:
     @property
     def bytes_of_effort(self) -> int:
         """See `_Index`."""
-        return self.effort * (2 * self.rows.count + 20 * SLAB)
+        return int(self.effort * (2 * self.rows.count + 20 * SLAB))
 
     def nearest(self, which: np.ndarray, lists: int) -> Int64[np.ndarray, "n lists"]:
         """The lists with the nearest centroids, nearest first."""
