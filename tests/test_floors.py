@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "understudy"
 
-# Design section 1. `errors` is the basement under the rest of floor 0; `demo` is one story told with `pipeline`.
+# Design section 1. `errors` is the basement under the rest of floor 0; `demo` and `compare` are told with `pipeline`.
 FLOORS = (
     {"errors"},
     {"config", "artifacts"},
@@ -20,7 +20,7 @@ FLOORS = (
     {"embed"},
     {"train", "evaluate", "report"},
     {"pipeline", "doctor", "citation"},
-    {"demo"},
+    {"demo", "compare"},
     {"cli", "__init__"},
     {"__main__"},
 )
@@ -30,7 +30,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 TORCH_FREE = [
     name
     for name in (".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in SOURCES)
-    if name in {"cli", "config", "errors", "artifacts", "doctor", "citation", "pipeline", "demo"}
+    if name in {"cli", "config", "errors", "artifacts", "doctor", "citation", "pipeline", "demo", "compare"}
     or name in {"data.sources", "data.decode", "neighbours.search", "neighbours.graph"}
     or name.split(".")[0] in {"cli", "report"}
     or name.endswith("settings")

@@ -316,6 +316,84 @@ def evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _compare_flags(parser: argparse.ArgumentParser) -> None:
+    _comparison_flags(parser, skip=("method",))
+    parser.add_argument(
+        "--methods", required=True, metavar="NAME,NAME",
+        help="Methods, each NAME or NAME:KEY=VALUE:KEY=VALUE with its own settings; a KEY with a dot is any setting.",
+    )  # fmt: skip
+
+
+def _comparison_flags(parser: argparse.ArgumentParser, skip: Sequence[str] = ()) -> None:
+    from understudy.compare import ComparisonSettings
+
+    _config_flag(parser)
+    add_settings(parser, ComparisonSettings, skip=("evaluation.eval_data", *skip))
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Several methods x seeds over one teacher, each at its best learning rate of a few, as one table.
+
+    Same images, views, first weights of a seed, head, optimiser and image passes (or minutes) for all. The rates are
+    judged without labels, on training images held out of every run. What is finished is not done again.
+    """
+    from understudy.compare import variants_of
+
+    return _compared(options, variants_of(options.methods.split(",")), "compare")
+
+
+def _ablate_flags(parser: argparse.ArgumentParser) -> None:
+    _comparison_flags(parser)
+    parser.add_argument(
+        "--vary", action="append", default=[], metavar="KEY=V1,V2",
+        help="Any setting and its values, e.g. method.weight=0,0.5,1; several --vary make a grid.",
+    )  # fmt: skip
+
+
+def ablate(options: argparse.Namespace) -> int:
+    """A grid over any settings, each point at its best learning rate of a few, as one table.
+
+    Otherwise as `compare`.
+    """
+    from understudy.compare import variants_of_grid
+
+    return _compared(options, variants_of_grid(options.vary), "ablate")
+
+
+def _compared(options: argparse.Namespace, variants: Sequence[Any], kind: str) -> int:
+    from understudy import pipeline
+    from understudy.compare import ComparisonSettings
+    from understudy.compare import compare as run_comparison
+
+    settings = layered(ComparisonSettings, options)
+    try:
+        found = run_comparison(settings, variants, kind=kind)
+    except pipeline.Stopped:
+        print(f"Stopped; the same command goes on from here: {settings.out}", file=sys.stderr)
+        return 143
+    print_comparison(found)
+    print(f"report: {Path(settings.out) / 'report.html'}")
+    return int(any(row["failure"] or any(cell["failure"] for cell in row["cells"]) for row in found["variants"]))
+
+
+def print_comparison(comparison: dict[str, Any]) -> None:
+    """The table of a comparison, its footnotes and the sentence of every run that failed."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from understudy.report.comparison import footnotes, table_of
+
+    headings, rows = table_of(comparison)
+    table = Table(show_edge=False)
+    for position, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if position else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    for sentence in footnotes(comparison):
+        print(sentence)
+
+
 def _report_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="Run folders; the first is the main one, the others controls."
@@ -404,7 +482,8 @@ def print_figures(figures: Sequence[tuple[str, dict[str, Any]]]) -> None:
 
     columns = {
         ("knn", "top1@10"): "10-NN", ("knn", "top1@20"): "20-NN", ("linear", "top1"): "linear",
-        ("linear_sgd", "top1"): "linear SGD", ("fidelity", "overlap@11"): "overlap@11", ("fidelity", "cka"): "CKA",
+        ("linear_sgd", "top1"): "linear SGD", ("asymmetric_knn", "top1@10"): "asym. 10-NN",
+        ("fidelity", "overlap@11"): "overlap@11", ("fidelity", "cka"): "CKA",
         ("fidelity", "row_cosine"): "row cos", ("fidelity", "column_cosine"): "col cos",
     }  # fmt: skip
     models = [(run, name, protocols) for run, found in figures for name, protocols in found.items() if name != "about"]
@@ -463,6 +542,8 @@ VERBS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[argp
     "train": (_run_flags, train),
     "run": (_run_flags, run),
     "evaluate": (_evaluate_flags, evaluate),
+    "compare": (_compare_flags, compare),
+    "ablate": (_ablate_flags, ablate),
     "report": (_report_flags, report),
     "cite": (_cite_flags, cite),
     "doctor": (_doctor_flags, doctor),

@@ -175,6 +175,7 @@ def graph_stage(settings: TrainSettings, store: Store, processes: Processes, *, 
 def evaluate_stage(folder: Run, settings: RunSettings, *, quiet: bool = False) -> dict[str, Any]:
     """The finished student and its teacher to evaluation.json."""
     from understudy.evaluate.run import evaluate_run
+    from understudy.models.teacher import build_teacher
     from understudy.train.distributed import join
     from understudy.train.log import StageProgress, say
 
@@ -183,10 +184,13 @@ def evaluate_stage(folder: Run, settings: RunSettings, *, quiet: bool = False) -
         return {}
     held_out = training_images(settings)[1] if settings.eval_data is None else None
     evaluation = dataclasses.replace(settings.evaluation, eval_data=settings.eval_data)
+    control = None
+    if settings.teacher is not None and folder.student.get("teacher") is None:
+        control = build_teacher(settings.teacher, mean=settings.teacher_mean, std=settings.teacher_std)
     with StageProgress("evaluate", quiet) as progress:
         return evaluate_run(
             folder, evaluation, device=processes.device, store_root=settings.store, workers=settings.workers,
-            held_out=held_out, progress=progress, tell=None if quiet else say,
+            held_out=held_out, control=control, progress=progress, tell=None if quiet else say,
         )  # fmt: skip
 
 
@@ -237,7 +241,8 @@ def training_images(settings: TrainSettings) -> tuple[Source, Source | None]:
     count = min(settings.holdout, len(source) // 10)
     if settings.eval_data is not None or count == 0:
         return source, None
-    order = np.random.Generator(np.random.Philox(key=[settings.seed, 0x0DD])).permutation(len(source))
+    # The same images whatever the seed, so that runs of several seeds share one store and one graph.
+    order = np.random.Generator(np.random.Philox(key=[0, 0x0DD])).permutation(len(source))
     return source.subset(np.sort(order[count:])), source.subset(np.sort(order[:count]))
 
 

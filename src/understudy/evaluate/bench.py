@@ -102,6 +102,7 @@ class Bench:
         student_root: where the student's are: they are of use to this run alone.
         workers: processes that read images.
         progress: called as progress(done, total, note).
+        lands: whether a perfect student would lie in the teacher's space; elsewhere cosines between the two say nothing.
     """
 
     settings: EvaluationSettings
@@ -112,6 +113,7 @@ class Bench:
     student_root: str | os.PathLike[str] = ""
     workers: int | None = None
     progress: Progress | None = None
+    lands: bool = True
     seconds: dict[str, float] = field(default_factory=dict)
     images: dict[str, dict[str, int]] = field(default_factory=dict)
 
@@ -220,7 +222,7 @@ class Bench:
             encoders["teacher"] = self.teacher
         if self.student is not None:
             encoders |= {"student": self.student, "student_embed": Embedding(self.student)}
-        lands = self.student is not None and self.student.plain
+        headless = self.student is not None and self.student.plain
         found: dict[str, Subject] = {}
         for name, encoder in encoders.items():
             main = base[name] if lone and base else None
@@ -242,7 +244,7 @@ class Bench:
                 name=name,
                 test=np.empty((0, 0), np.float32) if test is None else test.rows[name],
                 reference=None if name == "teacher" else found.get("teacher"),
-                aligned="teacher" in found and (name == "student_embed" or (name == "student" and lands)),
+                aligned=self.lands and "teacher" in found and (name == "student_embed" or headless),
                 encoder=encoder,
                 test_source=None if test is None else test.source,
                 target=None if target is None or target.kind == "main" else target,
@@ -276,6 +278,8 @@ class Bench:
         for name, subject in subjects.items():
             takes = TAKES[protocol]
             if (takes.reference and subject.reference is None) or (name == "student_embed" and not takes.head):
+                continue
+            if takes.space and name == "student" and subject.test is not subjects["student_embed"].test:
                 continue
             if name in begun:
                 results[name] = begun[name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from understudy.evaluate.asymmetric_knn import asymmetric_knn
 from understudy.evaluate.fidelity import fidelity
 from understudy.evaluate.knn import knn
 from understudy.evaluate.linear import linear
@@ -16,6 +17,7 @@ EVALUATIONS: dict[str, Callable[[Subject, EvaluationSettings], Figures]] = {
     "knn": knn,
     "linear": linear,
     "linear_sgd": linear_sgd,
+    "asymmetric_knn": asymmetric_knn,
     "fidelity": fidelity,
 }
 """Protocol name -> function of a subject and the settings. `settings.PROTOCOLS` says in words what each does."""
@@ -32,6 +34,7 @@ class Takes:
         labels: whether the main images need labels.
         reference: whether it compares with the teacher, and so does not apply to the teacher itself.
         head: whether it applies to the student's embedding too, beside the backbone's features.
+        space: whether it needs rows in the teacher's space, so of the student's embedding and not of its backbone.
         passes: image passes it needs beside the shared features, (settings, training images, test images) -> number.
     """
 
@@ -41,6 +44,7 @@ class Takes:
     labels: bool = True
     reference: bool = False
     head: bool = True
+    space: bool = False
     passes: Callable[[EvaluationSettings, int, int], float] = lambda *_: 0.0
 
 
@@ -48,6 +52,7 @@ TAKES: dict[str, Takes] = {
     "knn": Takes(kinds=frozenset({"labelled"})),
     "linear": Takes(),
     "linear_sgd": Takes(passes=lambda settings, train, _: settings.sgd_epochs * train),
+    "asymmetric_knn": Takes(kinds=frozenset({"labelled"}), reference=True, space=True),
     "fidelity": Takes(labels=False, reference=True),
 }
 """Protocol name -> what it is applied to. Where there are no main images, labelled `--on` sets stand in for them."""

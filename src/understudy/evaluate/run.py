@@ -52,6 +52,7 @@ def evaluate_run(
     store_root: str | os.PathLike[str] = "store",
     workers: int | None = None,
     held_out: Source | None = None,
+    control: Teacher | None = None,
     progress: Progress | None = None,
     tell: Tell | None = None,
 ) -> dict[str, Any]:
@@ -66,6 +67,7 @@ def evaluate_run(
         store_root: where teacher embeddings are kept, shared with training and with other runs.
         workers: processes that read images; None lets the loader choose.
         held_out: images kept out of training, for label-free protocols when `settings.eval_data` is None.
+        control: the teacher of other runs, to set a run beside that was trained without one; else not looked at.
         progress: called as progress(done, total, note) within each stage.
         tell: called with the plan, a sentence for each encoder, before anything is computed.
 
@@ -82,7 +84,8 @@ def evaluate_run(
     facts = run.student
     origin = facts.get("teacher")
     images = _images(settings, held_out, facts)
-    record = Record(run.evaluation_path, (facts["weights"], origin and origin["fingerprint"]), settings)
+    known = origin["fingerprint"] if origin else control.fingerprint if control else None
+    record = Record(run.evaluation_path, (facts["weights"], known), settings)
     agenda = Agenda.of(settings, images, record)
     sampled = record.about.get("sample_of") == record.sample_key(agenda)
     sampled = sampled and (run.sample_path.is_file() or bool(record.about["sample"]))
@@ -90,10 +93,11 @@ def evaluate_run(
         return record.whole
 
     student = load_student(run.path).to(device)
-    teacher = None if origin is None else _teacher_of(origin).to(device)
+    teacher = _teacher_of(origin) if origin else control
     bench = Bench(
-        settings, teacher, student, device, store_root, run.path / "features", workers=workers, progress=progress
-    )
+        settings, teacher.to(device) if teacher else None, student, device, store_root, run.path / "features",
+        workers=workers, progress=progress, lands=bool(origin) and bool(facts.get("lands", True)),
+    )  # fmt: skip
 
     def draw(subjects: Mapping[str, Subject], source: Source) -> None:
         with bench.stage("sample"):
@@ -137,8 +141,40 @@ def evaluate_model(
         return evaluate_run(Run(spec.removeprefix("run:")), settings, **common, tell=tell)
     if settings.eval_data is None and not settings.on and any(TAKES[name].images for name in settings.protocols):
         raise ConfigError(f"Evaluating {spec} needs labelled images. Give --eval-data, or sets of their own with --on.")
-    images = None if settings.eval_data is None else _images(settings, None, {})
-    teacher = build_teacher(spec).to(device)
+    return evaluate_teacher(build_teacher(spec), settings, **common, tell=tell)
+
+
+def evaluate_teacher(
+    teacher: Teacher,
+    settings: EvaluationSettings,
+    *,
+    device: str | torch.device = "cpu",
+    store_root: str | os.PathLike[str] = "store",
+    workers: int | None = None,
+    held_out: Source | None = None,
+    progress: Progress | None = None,
+    tell: Tell | None = None,
+) -> dict[str, Any]:
+    """Evaluate a teacher that is built already.
+
+    Args:
+        teacher: the frozen encoder.
+        settings: as in `evaluate_run`.
+        device: as in `evaluate_run`.
+        store_root: as in `evaluate_run`.
+        workers: as in `evaluate_run`.
+        held_out: images without labels. Nothing can be measured of a teacher alone, but it is embedded for its students.
+        progress: as in `evaluate_run`.
+        tell: as in `evaluate_run`.
+
+    Returns:
+        `{"teacher": {...}, "about": {...}}`.
+
+    Raises:
+        DataError: the evaluation images cannot be opened.
+    """
+    teacher = teacher.to(device)
+    images = None if settings.eval_data is None and held_out is None else _images(settings, held_out, {})
     root = Path(store_root).parent if Store(store_root).complete else Path(store_root)
     key = fingerprint(FORMAT, teacher.fingerprint, None if images is None else images.test.fingerprint)
     record = Record(root / "evaluations" / f"{key}.json", (teacher.fingerprint, None), settings)
@@ -431,14 +467,31 @@ def _work(
                     if draw is not None:
                         draw(subjects, encoded["test"].source)
         for job in wanted[name]:
+            shared = _shared_path(bench, job)
+            begun = record.begun(job)
+            if shared is not None and shared.is_file():
+                begun["teacher"] = read_json(shared)
             if job.name in faults:
                 done: Iterable[tuple[str, Figures]] = (
                     (subject, {"error": faults[job.name]}) for subject in bench.names
                 )
             else:
-                done = bench.apply(job.name, job.protocol, subjects, record.begun(job))
+                done = bench.apply(job.name, job.protocol, subjects, begun)
             for subject, figures in done:
                 record.add(job, subject, figures)
+                if subject == "teacher" and shared is not None and "error" not in figures and subject not in begun:
+                    write_json(shared, figures)
+
+
+def _shared_path(bench: Bench, job: Job) -> Path | None:
+    """Where the teacher's figures of a job are kept for all of its students, beside its stores."""
+    if bench.teacher is None:
+        return None
+    key = fingerprint(
+        FORMAT, __version__, job.protocol, bench.teacher.fingerprint, bench.teacher.contract.table(), job.images,
+        bench.settings.binding(job.protocol),
+    )  # fmt: skip
+    return bench.roots["teacher"][1] / "evaluations" / f"{job.protocol}-{key}.json"
 
 
 def _sample(run: Run, subjects: Mapping[str, Subject], source: Source, settings: EvaluationSettings) -> str:

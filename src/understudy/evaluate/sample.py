@@ -36,7 +36,8 @@ def write_sample(
     Arrays of n images: "student" (n, D) float16, the embedding; "features" (n, F) float16, the backbone's; "labels"
     (n,) int64, -1 without labels; "class_names" (C,); "names" (n,); "thumbnails" (n, 64, 64, 3) uint8, centre crops;
     "student_neighbours" (n, 10) int32, nearest first by cosine of embeddings within the sample, -1 where it is smaller.
-    With a teacher also "teacher" (n, D), "teacher_neighbours" (n, 10), and "column_cosine" (D,) over ALL test images.
+    With a teacher also "teacher" (n, D), "teacher_neighbours" (n, 10), and, where the student is meant to land in its
+    space, "column_cosine" (D,) over ALL test images.
 
     Args:
         run: the run folder.
@@ -75,7 +76,8 @@ def write_sample(
         teacher = embed.reference.test
         arrays["teacher"] = half(teacher[rows])
         arrays["teacher_neighbours"] = neighbours(teacher[rows], memory_mb)
-        pair = (torch.from_numpy(np.array(part, dtype=np.float32)) for part in (embed.test, teacher))
+    if embed.reference is not None and embed.aligned:
+        pair = (torch.from_numpy(np.array(part, dtype=np.float32)) for part in (embed.test, embed.reference.test))
         arrays["column_cosine"] = column_cosine(*pair).numpy()
     with atomic(run.sample_path) as temporary, open(temporary, "wb") as file:
         np.savez(file, allow_pickle=False, **arrays)

@@ -12,6 +12,7 @@ PROTOCOLS = {
     "knn": "weighted k-nearest-neighbour vote on frozen features",
     "linear": "multinomial logistic regression on frozen features, l2 chosen on a validation split",
     "linear_sgd": "the paper's linear classifier by SGD with augmentation; one forward pass per epoch",
+    "asymmetric_knn": "kNN vote of the teacher's training images, asked with the student's embeddings",
     "fidelity": "how far the student's neighbourhoods and space are the teacher's",
 }
 """The known protocols, one line each; `understudy.evaluate.EVALUATIONS` holds the functions (and torch)."""

@@ -36,6 +36,7 @@ class CompRess(Loss):
     """
 
     needs_key = True
+    lands = False
     citation = """@inproceedings{koohpayegani2020compress,
   title     = {{CompRess}: Self-Supervised Learning by Compressing Representations},
   author    = {Koohpayegani, Soroush Abbasi and Tejankar, Ajinkya and Pirsiavash, Hamed},
@@ -52,6 +53,7 @@ class CompRess(Loss):
         if queues not in (1, 2):
             raise ConfigError(f"'method.queues' must be 1 or 2; got {queues}.")
         self.needs_key = queues == 2
+        self.lands = queues == 1
         self.temperature = number("temperature", temperature, above=0)
         self.key_momentum = number("momentum", momentum, minimum=0, maximum=1)
         self.teacher_queue = Queue(queue)

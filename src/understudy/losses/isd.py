@@ -37,6 +37,7 @@ class ISD(Loss):
     needs_key = True
     student_views = (0,)
     key_views = (1,)
+    lands = False
     embed_dim = 512
     """The width of the authors' ResNet-18, which has no head: a student as wide has none here either."""
     citation = """@inproceedings{tejankar2021isd,

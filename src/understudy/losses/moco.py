@@ -36,6 +36,7 @@ class MoCo(Loss):
     needs_key = True
     student_views = (0,)
     key_views = (1,)
+    lands = False
     embed_dim = 128
     citation = """@article{chen2020mocov2,
   title   = {Improved Baselines with Momentum Contrastive Learning},

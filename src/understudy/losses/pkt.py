@@ -31,6 +31,7 @@ class PKT(Loss):
         1803.10837, equations 3 to 6; details as in the authors' code, github.com/passalis/probabilistic_kt.
     """
 
+    lands = False
     citation = """@inproceedings{passalis2018pkt,
   title     = {Learning Deep Representations with Probabilistic Knowledge Transfer},
   author    = {Passalis, Nikolaos and Tefas, Anastasios},

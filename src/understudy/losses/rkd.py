@@ -40,6 +40,7 @@ class RKD(Loss):
         as in the authors' code, github.com/lenscloth/RKD.
     """
 
+    lands = False
     citation = """@inproceedings{park2019rkd,
   title     = {Relational Knowledge Distillation},
   author    = {Park, Wonpyo and Kim, Dongju and Lu, Yan and Cho, Minsu},

@@ -26,6 +26,7 @@ class SP(Loss):
         the normalisation as in the implementation its author checked, github.com/HobbitLong/RepDistiller.
     """
 
+    lands = False
     citation = """@inproceedings{tung2019sp,
   title     = {Similarity-Preserving Knowledge Distillation},
   author    = {Tung, Frederick and Mori, Greg},

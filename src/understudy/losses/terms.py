@@ -64,6 +64,9 @@ class Loss(nn.Module):
     embed_dim: ClassVar[int | None] = None
     """Width of the student's embedding; None means the teacher's."""
     words: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # settings that are numbers and may also be one of these
+    lands: bool = True
+    """Whether a perfect student's embeddings can be searched against the teacher's. False where only similarities are
+    asked for (a rotated student is as good) or there is no teacher."""
     citation: ClassVar[str] = ""
     """BibTeX of the paper."""
 

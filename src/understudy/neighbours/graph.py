@@ -49,9 +49,16 @@ def build_graph(
     if kind == "auto":
         place = "cuda" if str(device).startswith("cuda") else "cpu"
         kind = "exact" if rows <= EXACT_UP_TO[place] else "ivf"
-    with lock(store.folder):
+
+    def fits() -> bool:
         made = store.manifest.get("graph")
-        if made and made["index"] in (kind, "exact" if settings.index == "auto" else kind) and made["K"] >= settings.n:
+        wanted = (kind, "exact" if settings.index == "auto" else kind)
+        return bool(made and made["index"] in wanted and made["K"] >= settings.n)
+
+    if fits():  # asked before the lock: several runs may begin at the same moment
+        return check_graph(store.graph(), rows)
+    with lock(store.folder):
+        if fits():
             return check_graph(store.graph(), rows)
         start = time.perf_counter()
         embeddings = store.embeddings()

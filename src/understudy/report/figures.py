@@ -80,7 +80,8 @@ def plot(figure: Figure, description: str, kind: str = "", **attributes: str) ->
     return tag("div", script, class_=f"plot {kind}".strip(), role="img", aria_label=description, **attributes)
 
 
-def _figure(data: Sequence[Any], **layout: Any) -> Figure:
+def chart(data: Sequence[Any], **layout: Any) -> Figure:
+    """A plotly figure in the look of the page, without the buttons and the zoom that a page to read does not need."""
     import plotly.graph_objects as go
 
     axis = {
@@ -131,7 +132,7 @@ def curve(name: str, lines: Sequence[Line]) -> Markup:
         )  # fmt: skip
         finite = y[np.isfinite(y)]
         words.append(f"{line.name} from {finite[0]:.3g} to {finite[-1]:.3g}")
-    figure = _figure(
+    figure = chart(
         traces,
         hovermode="x unified",
         xaxis={"title": {"text": "image passes"}, "hoverformat": ".2f"},
@@ -190,7 +191,7 @@ def accuracies(measure: Measure, rows: Sequence[Model], n: int | None) -> Markup
     runs = list(dict.fromkeys(row.name for row in rows if not row.is_teacher))  # in the order of the curves' colours
     paint = ["var(--muted)" if row.is_teacher else colour(runs.index(row.name)) for row, _ in shown]
     shapes = ["diamond" if row.is_teacher else "circle" for row, _ in shown]
-    figure = _figure(
+    figure = chart(
         [
             go.Scatter(
                 x=values,
@@ -250,7 +251,7 @@ def column_cosines(accounts: Sequence[Account]) -> Markup:
         look = {"x": middle, "y": shares(constant), "name": "constant answer", "hovertemplate": "%{y:.1f} %"}
         line = {"shape": "hvh", "color": "var(--muted)", "dash": "dash"}
         traces.append(go.Scatter(look, mode="lines", line=line))
-    figure = _figure(
+    figure = chart(
         traces, bargap=0.05, hovermode="x unified",
         xaxis={"title": {"text": "cosine of one dimension, student with teacher"}, "hoverformat": ".2f"},
         yaxis={"title": {"text": "% of dimensions"}, "rangemode": "tozero"},
@@ -293,7 +294,7 @@ def space_map(points: np.ndarray, groups: Groups, texts: Sequence[str], descript
         "ticks": "",
         "fixedrange": False,
     }
-    figure = _figure(
+    figure = chart(
         traces, hovermode="closest", dragmode="zoom", margin={"l": 4, "r": 4, "t": 4, "b": 4},
         xaxis={**bare, "scaleanchor": "y"}, yaxis=bare,
     )  # fmt: skip

@@ -59,19 +59,20 @@ def write_report(runs: Sequence[Run], out: Path) -> Path:
     rows = models(accounts)
     story = [
         _opening(accounts, rows),
-        _section("done", "What was done", *_done(accounts)),
-        _section("result", "Result", *_result(accounts[0], rows)),
-        _section("curves", "Training curves", *_curves(accounts)),
-        _section("neighbours", "Nearest neighbours", *_neighbours(accounts[0])),
-        _section("map", "The two spaces", *_maps(accounts[0])),
-        _section("dimensions", "Dimension by dimension", *_dimensions(accounts)),
-        _section("caveats", "Before quoting a number", *_caveats(accounts, rows)),
+        section("done", "What was done", *_done(accounts)),
+        section("result", "Result", *_result(accounts[0], rows)),
+        section("curves", "Training curves", *_curves(accounts)),
+        section("neighbours", "Nearest neighbours", *_neighbours(accounts[0])),
+        section("map", "The two spaces", *_maps(accounts[0])),
+        section("dimensions", "Dimension by dimension", *_dimensions(accounts)),
+        section("caveats", "Before quoting a number", *_caveats(accounts, rows)),
     ]
-    write_text(out, "<!doctype html>\n" + _document(_title(accounts[0]), join(*story)) + "\n")
+    write_text(out, "<!doctype html>\n" + document(_title(accounts[0]), join(*story)) + "\n")
     return Path(out)
 
 
-def _document(title: str, story: Markup) -> Markup:
+def document(title: str, story: Markup) -> Markup:
+    """A whole page with everything in it: styles, scripts, content."""
     from plotly.offline import get_plotlyjs
 
     files = importlib.resources.files("understudy.report")
@@ -90,7 +91,8 @@ def _document(title: str, story: Markup) -> Markup:
     return tag("html", head, tag("body", tag("main", missing, story), *scripts), lang="en")
 
 
-def _section(name: str, title: str, *content: Child) -> Markup:
+def section(name: str, title: str, *content: Child) -> Markup:
+    """One section of the page."""
     return tag("section", tag("h2", title), *content, id=name, aria_label=title)
 
 
@@ -162,14 +164,14 @@ def _done(accounts: Sequence[Account]) -> list[Child]:
         if a.config_text
     ]
     if not accounts[0].config_text:
-        configurations.append(_notice("The run folder has no config.toml: training has not started in it."))
+        configurations.append(notice("The run folder has no config.toml: training has not started in it."))
     again = "`understudy train --config config.toml --out FOLDER` trains a run again from its configuration."
     return [tables.what_was_done(accounts[0]), *configurations, tag("p", prose(again), class_="note")]
 
 
 def _result(main: Account, rows: Sequence[Model]) -> list[Child]:
     if not any(row.scores for row in rows):
-        return [_notice("Nothing has been measured yet: `understudy evaluate` does, then make this page again.")]
+        return [notice("Nothing has been measured yet: `understudy evaluate` does, then make this page again.")]
     n, found = images_tested(main), headline(rows)
     content: list[Child] = [tables.result_table(rows, n)]
     if found is not None and found[0].accuracy:
@@ -193,10 +195,10 @@ def _curves(accounts: Sequence[Account]) -> list[Child]:
         charts = figures.lines_of(accounts, kind)
         if charts:
             content += [tag("h3", heading), tag("p", note, class_="note") if note else None]
-            cells = (_figure(figures.title(name), figures.curve(name, lines)) for name, lines in charts.items())
+            cells = (captioned(figures.title(name), figures.curve(name, lines)) for name, lines in charts.items())
             content.append(tag("div", *cells, class_="charts"))
     if not content:
-        return [_notice("metrics.jsonl has no steps yet: training has not got that far.")]
+        return [notice("metrics.jsonl has no steps yet: training has not got that far.")]
     if any(len(account.steps) > figures.POINTS for account in accounts):
         content.append(tag("p", f"Long curves are drawn as the means of {figures.POINTS} equal parts.", class_="note"))
     keys = [_series_key(i, account) for i, account in enumerate(accounts)]
@@ -205,7 +207,8 @@ def _curves(accounts: Sequence[Account]) -> list[Child]:
     return [tag("ul", *keys, class_="legend") if len(keys) > 1 else None, *content]
 
 
-def _figure(caption: str, content: Markup) -> Markup:
+def captioned(caption: str, content: Markup) -> Markup:
+    """A chart under its heading."""
     return tag("figure", tag("figcaption", caption), content)
 
 
@@ -224,14 +227,14 @@ def _key(colour: str, name: str, dash: str) -> Markup:
 def _lacks(main: Account, *arrays: str) -> Markup | None:
     """The sentence that stands in for a section whose arrays are missing."""
     if not main.sample:
-        return _notice("There is no sample of evaluation images (sample.npz). `understudy evaluate` writes one.")
+        return notice("There is no sample of evaluation images (sample.npz). `understudy evaluate` writes one.")
     missing = [name for name in arrays if name not in main.sample]
     if missing and "teacher" not in main.sample:
-        return _notice("This run has no teacher, so there are no two spaces to compare here.")
+        return notice("This run has no teacher, so there are no two spaces to compare here.")
     if missing:
-        return _notice(f"The sample of evaluation images (sample.npz) has no {' and no '.join(missing)} to show here.")
+        return notice(f"The sample of evaluation images (sample.npz) has no {' and no '.join(missing)} to show here.")
     if not len(main.sample[arrays[0]]):
-        return _notice("The sample of evaluation images (sample.npz) is empty.")
+        return notice("The sample of evaluation images (sample.npz) is empty.")
     return None
 
 
@@ -253,7 +256,7 @@ def _neighbours(main: Account) -> list[Child]:
             f"in the teacher's space and in the student's. On average {shared.mean():.1f} of {listed} are shared. The "
             "queries stand at even steps of agreement, from the worst to the best of the sample."),
         tag("ul", *legend, class_="legend"),
-        None if labelled else _notice("The images have no labels, so classes are not marked."),
+        None if labelled else notice("The images have no labels, so classes are not marked."),
         gallery.gallery(sample),
     ]  # fmt: skip
 
@@ -265,7 +268,7 @@ def _maps(main: Account) -> list[Child]:
     sample = main.sample
     flat = {who: spaces.flatten(sample[who]) for who in ("teacher", "student")}
     if flat["teacher"] is None:
-        return [_notice("The teacher's sample cannot be laid out: fewer than three images, or all in one point.")]
+        return [notice("The teacher's sample cannot be laid out: fewer than three images, or all in one point.")]
     groups = spaces.groups(sample)
     if flat["student"] is not None:
         flat["student"] = spaces.aligned(flat["student"], flat["teacher"])
@@ -282,10 +285,10 @@ def _maps(main: Account) -> list[Child]:
     cells = []
     for who, points in flat.items():
         words = f"{method} map of the {who}'s space, {n} images coloured by {by}"
-        chart = _notice(f"The {who}'s sample cannot be laid out: all images lie in one point.") if points is None else (
+        chart = notice(f"The {who}'s sample cannot be laid out: all images lie in one point.") if points is None else (
             figures.space_map(points, groups, texts, words)
         )  # fmt: skip
-        cells.append(_figure(who.capitalize(), chart))
+        cells.append(captioned(who.capitalize(), chart))
     rest = int((groups.member < 0).sum())
     glyphs = list(figures.SYMBOLS.values())
     buttons = [
@@ -345,5 +348,6 @@ def _caveats(accounts: Sequence[Account], rows: Sequence[Model]) -> list[Child]:
     return [tag("ul", *(tag("li", prose(sentence)) for sentence in found), class_="caveats")]
 
 
-def _notice(sentence: str) -> Markup:
+def notice(sentence: str) -> Markup:
+    """A sentence that stands where something else would."""
     return tag("p", prose(sentence), class_="notice")

@@ -37,7 +37,7 @@ def result_table(rows: Sequence[Model], n: int | None) -> Markup:
     counted = ""
     if n and any(measure.accuracy for measure in measures):
         counted = f" Accuracies on {n:,} test images, with Wilson's 95 % interval below each."
-    return _table(
+    return table(
         f"Teacher and students under the same protocols.{counted} ★ marks the best student of a column.", headings, body
     )
 
@@ -65,13 +65,14 @@ def full_table(rows: Sequence[Model]) -> Markup:
         values = (row.scores.get(protocol, {}).get(metric) for row in rows)
         cells = (tag("td", ABSENT if value is None else f"{value:.4g}") for value in values)
         body.append(tag("tr", tag("th", f"{protocol} {metric}", scope="row"), *cells))
-    return _table("Every measured figure, as in evaluation.json.", ["Figure", *(row.label for row in rows)], body)
+    return table("Every measured figure, as in evaluation.json.", ["Figure", *(row.label for row in rows)], body)
 
 
-def _table(caption: str, headings: Sequence[str], body: Sequence[Markup]) -> Markup:
+def table(caption: str, headings: Sequence[str], body: Sequence[Markup]) -> Markup:
+    """A table that scrolls by itself where the screen is narrower."""
     head = tag("thead", tag("tr", *(tag("th", heading, scope="col") for heading in headings)))
-    table = tag("table", tag("caption", tag("span", caption)), head, tag("tbody", *body))
-    return tag("div", table, class_="scroll", tabindex="0", role="region", aria_label=caption)
+    whole = tag("table", tag("caption", tag("span", caption)), head, tag("tbody", *body))
+    return tag("div", whole, class_="scroll", tabindex="0", role="region", aria_label=caption)
 
 
 def what_was_done(main: Account) -> Markup:

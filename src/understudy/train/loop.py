@@ -304,7 +304,8 @@ def train(
         student.eval()
         if transform is not None and store is not None:
             find_way_back(student, transform, source, store.embeddings(), device)
-        save_student(student, run, facts(settings, source, listing, teacher, student, steps, batches, seconds, skipped))
+        found = facts(settings, source, listing, teacher, student, loss, steps, batches, seconds, skipped)
+        save_student(student, run, found)
         if log:
             log.write("end", step, seconds=seconds, **costs)
             log.close()
@@ -444,8 +445,8 @@ def spent(images: int, loss: Loss) -> dict[str, int]:
 
 
 def facts(
-    settings: TrainSettings, source: Source, listing: str, teacher: Teacher | None, student: Student, steps: int,
-    batches: NeighbourBatches, seconds: float, skipped: dict[str, str],
+    settings: TrainSettings, source: Source, listing: str, teacher: Teacher | None, student: Student, loss: Loss,
+    steps: int, batches: NeighbourBatches, seconds: float, skipped: dict[str, str],
 ) -> dict[str, Any]:  # fmt: skip
     """Where a student comes from, for student.json."""
     origin = None
@@ -461,6 +462,7 @@ def facts(
         }
     return {
         "method": dict(settings.method),
+        "lands": loss.lands,
         "teacher": origin,
         "data": {
             "spec": source.spec,

@@ -1,0 +1,217 @@
+"""The page of a comparison, and what its runs allow one to say: means over seeds, paired differences to the best."""
+
+from __future__ import annotations
+
+import math
+import statistics as plain
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from understudy.report.numbers import count, duration
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One column of the table; larger is better in all of them.
+
+    Args:
+        key: in a cell's figures.
+        title: column heading.
+        phrase: how a sentence calls it.
+        digits: after the point.
+        space: needs a student in the teacher's space.
+    """
+
+    key: str
+    title: str
+    phrase: str
+    digits: int = 1
+    space: bool = False
+
+
+FIGURES = (
+    Figure("student.knn.top1@10", "10-NN, %", "10-NN accuracy of the backbone"),
+    Figure("student.linear.top1", "linear, %", "linear-probe accuracy of the backbone"),
+    Figure("student.linear_sgd.top1", "linear SGD, %", "linear-probe accuracy (SGD protocol) of the backbone"),
+    Figure("student.fidelity.overlap@11", "11-NN shared, %", "share of the teacher's 11 nearest test images"),
+    Figure("student_embed.asymmetric_knn.top1@10", "asym. 10-NN, %", "10-NN accuracy in the teacher's bank", 1, True),
+    Figure("student_embed.fidelity.overlap@11", "embed shared, %", "share of the 11 nearest, of the embedding"),
+    Figure("student_embed.fidelity.row_cosine", "row cos", "row cosine", 3, True),
+    Figure("student_embed.fidelity.column_cosine", "col cos", "column cosine", 3, True),
+)
+
+
+def quantile(probability: float, freedom: int) -> float:
+    """Quantile of Student's t distribution.
+
+    Args:
+        probability: in (0.5, 1).
+        freedom: degrees of freedom, 1 or more.
+
+    Source: the finite sums of Abramowitz and Stegun, 26.7.3 and 26.7.4, inverted by bisection.
+    """
+
+    def share(t: float) -> float:  # of the distribution between -t and t
+        angle = math.atan(t / math.sqrt(freedom))
+        cosine, sine = math.cos(angle), math.sin(angle)
+        total, term = 0.0, 1.0
+        if freedom % 2:
+            term = cosine
+            for i in range(1, freedom - 1, 2):
+                total += term
+                term *= (i + 1) / (i + 2) * cosine * cosine
+            return 2 / math.pi * (angle + sine * total)
+        for i in range(0, freedom - 1, 2):
+            total += term
+            term *= (i + 1) / (i + 2) * cosine * cosine
+        return sine * total
+
+    low, high = 0.0, 1.0
+    while share(high) < 2 * probability - 1:
+        high *= 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if share(middle) < 2 * probability - 1 else (low, middle)
+    return high
+
+
+def half_width(values: Sequence[float]) -> float | None:
+    """Half the 95 % confidence interval of a mean by Student's t; None for fewer than two values."""
+    n = len(values)
+    if n < 2:
+        return None
+    return quantile((1 + LEVEL) / 2, n - 1) * plain.stdev(values) / math.sqrt(n)
+
+
+def statistics(variants: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a comparison's cells say together.
+
+    Args:
+        variants: rows of comparison.json with their `cells`.
+
+    Returns:
+        "best": `{figure: label}`, the highest mean among the variants with most seeds; "summary": `{label: {figure:
+        {mean, std, n, half_width, difference}}}`, std with n - 1 (None for one seed). "difference" is to the best,
+        paired by seed: {mean, low, high, n}, low and high None for one pair; None for the best itself.
+    """
+    values: dict[str, dict[str, dict[int, float]]] = {}
+    for variant in variants:
+        for cell in variant["cells"]:
+            for figure in FIGURES:
+                if figure.key in cell["figures"] and (variant["lands"] or not figure.space):
+                    of = values.setdefault(figure.key, {}).setdefault(variant["label"], {})
+                    of[cell["seed"]] = cell["figures"][figure.key]
+    best: dict[str, str] = {}
+    summary: dict[str, dict[str, Any]] = {variant["label"]: {} for variant in variants}
+    for key, rows in values.items():
+        most = max(len(seeds) for seeds in rows.values())
+        whole = {label: plain.fmean(seeds.values()) for label, seeds in rows.items() if len(seeds) == most}
+        best[key] = max(whole, key=lambda label: whole[label])
+        for label, seeds in rows.items():
+            found = list(seeds.values())
+            summary[label][key] = {
+                "mean": plain.fmean(found),
+                "std": plain.stdev(found) if len(found) > 1 else None,
+                "n": len(found),
+                "half_width": half_width(found),
+                "difference": None if label == best[key] else paired(seeds, rows[best[key]]),
+            }
+    return {"best": best, "summary": summary}
+
+
+def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> dict[str, float | None] | None:
+    """The mean difference over the seeds that both have, with its interval; None where they share none."""
+    differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+    if not differences:
+        return None
+    mean, half = plain.fmean(differences), half_width(differences)
+    return {
+        "mean": mean,
+        "low": None if half is None else mean - half,
+        "high": None if half is None else mean + half,
+        "n": len(differences),
+    }
+
+
+def used(comparison: Mapping[str, Any]) -> list[Figure]:
+    """The figures that some run has."""
+    return [figure for figure in FIGURES if figure.key in comparison["best"]]
+
+
+def table_of(comparison: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of the table in plain text: the teacher, then each variant, mean and standard deviation."""
+    figures = used(comparison)
+    headings = ["", *(figure.title for figure in figures), "n", "lr", "seconds", "teacher / student forwards"]
+    rows = []
+    bound = of_teacher(comparison, figures)
+    if any(bound.values()):
+        rows.append(["teacher", *(bound[figure.key] for figure in figures), "", "", "", ""])
+    for variant in comparison["variants"]:
+        found = comparison["summary"][variant["label"]]
+        n = max((entry["n"] for entry in found.values()), default=0)
+        cost = [cost_of(variant, "seconds"), cost_of(variant, "teacher_forwards"), cost_of(variant, "student_forwards")]
+        seconds = "" if cost[0] is None else duration(cost[0])
+        forwards = "" if cost[1] is None or cost[2] is None else f"{count(cost[1])} / {count(cost[2])}"
+        cells = [written(figure, found.get(figure.key)) for figure in figures]
+        edge = {"low": " <", "high": " >", "": ""}[variant["edge"]]
+        rate = "" if variant["lr"] is None else f"{variant['lr']:.3g}{edge}"
+        rows.append([variant["label"], *cells, str(n), rate, seconds, forwards])
+    return headings, rows
+
+
+def written(figure: Figure, entry: Mapping[str, Any] | None) -> str:
+    """Mean and standard deviation of one cell of the table."""
+    if entry is None:
+        return ""
+    std = "" if entry["std"] is None else f" ± {entry['std']:.{figure.digits}f}"
+    return f"{entry['mean']:.{figure.digits}f}{std}"
+
+
+def of_teacher(comparison: Mapping[str, Any], figures: Sequence[Figure]) -> dict[str, str]:
+    """The teacher's own figures; asymmetric kNN is bounded by its kNN."""
+    found = {}
+    for figure in figures:
+        _, protocol, metric = figure.key.split(".", 2)
+        value = comparison["teacher"].get(protocol.removeprefix("asymmetric_"), {}).get(metric)
+        found[figure.key] = f"{value:.{figure.digits}f}" if isinstance(value, int | float) else ""
+    return found
+
+
+def cost_of(variant: Mapping[str, Any], name: str) -> float | None:
+    """Mean over the finished cells."""
+    known = [cell[name] for cell in variant["cells"] if cell.get(name) is not None]
+    return plain.fmean(known) if known else None
+
+
+def footnotes(comparison: Mapping[str, Any]) -> list[str]:
+    """What must be said under the table."""
+    about, notes = comparison["about"], []
+    low = [variant["label"] for variant in comparison["variants"] if variant["edge"] == "low"]
+    high = [variant["label"] for variant in comparison["variants"] if variant["edge"] == "high"]
+    for names, sign, word in ((low, "<", "smallest"), (high, ">", "largest")):
+        if names:
+            notes.append(
+                f"{sign} The best learning rate of {', '.join(names)} is the {word} of the {about['trials']} tried, so "
+                f"a better one may lie beyond. --trials {about['trials'] + 2} goes on from here."
+            )
+    astray = [variant["label"] for variant in comparison["variants"] if not variant["lands"]]
+    if astray:
+        notes.append(
+            f"{', '.join(astray)}: the embedding is not meant to lie in the teacher's space, so figures of that space "
+            "are left empty."
+        )
+    if about["teacherless"]:
+        notes.append(f"{', '.join(about['teacherless'])}: trained without the teacher and without neighbours.")
+    for variant in comparison["variants"]:
+        if variant["failure"]:
+            notes.append(f"{variant['label']}: {variant['failure']}")
+        notes += [f"{variant['label']}, learning rate {trial['lr']:.3g}: {trial['failure']}"
+                  for trial in variant["trials"] if trial["failure"]]  # fmt: skip
+        notes += [f"{variant['label']}, seed {cell['seed']}: {cell['failure']}"
+                  for cell in variant["cells"] if cell["failure"]]  # fmt: skip
+        for sentence in dict.fromkeys(note for cell in variant["cells"] for note in cell["notes"]):
+            notes.append(f"{variant['label']}: {sentence}")
+    return notes
