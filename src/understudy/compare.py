@@ -37,6 +37,7 @@ from typing import Any
 from understudy import __version__
 from understudy.artifacts import Run, fingerprint, lock, read_json, write_json, write_text
 from understudy.config import as_table, flatten, resolve, setting
+from understudy.data.settings import ViewSettings
 from understudy.errors import ConfigError, UnderstudyError
 from understudy.evaluate.settings import EvaluationSettings
 from understudy.pipeline import RunSettings, Stopped
@@ -61,6 +62,20 @@ class ComparedEvaluation(EvaluationSettings):
 
 
 @dataclass(frozen=True)
+class ComparedViews(ViewSettings):
+    """Views of every cell; the teacher sees each of them once for the whole comparison."""
+
+    seed: int | None = setting(
+        None, "Seed of the views of all runs, whatever their own; --seed unless given.", minimum=0
+    )
+    teacher: str = setting(
+        "recorded",
+        "recorded: the teacher runs once on each view, for all runs together; live: in every run on every view.",
+        choices=("live", "recorded"),
+    )
+
+
+@dataclass(frozen=True)
 class ComparisonSettings(RunSettings):
     """What all runs of a comparison share, and how they are compared."""
 
@@ -79,6 +94,7 @@ class ComparisonSettings(RunSettings):
         2000, "Training images, a tenth at most, that no run is trained on: the rates are judged by them.", minimum=0
     )
     probes: int = setting(0, "How often in a run the student is compared with the teacher.", minimum=0)
+    views: ComparedViews = setting(ComparedViews)
     evaluation: ComparedEvaluation = setting(ComparedEvaluation)
 
 
@@ -246,6 +262,8 @@ class Comparison:
         self.out = Path(self.settings.out)
         self.unit, self.amount = _budget(self.settings)
         self.base = {key: value for key, value in as_table(self.settings).items() if key not in OWN}
+        if self.settings.views.seed is None:
+            self.base["views"]["seed"] = self.settings.seed
         self.settings_of = {variant.label: self._run_settings(variant) for variant in self.variants}
         self.teacherless = [label for label, found in self.settings_of.items() if not _taught(found)]
         searched = any(self._searched(variant) for variant in self.variants)
@@ -329,12 +347,15 @@ class Comparison:
     def _time(self) -> None:
         """Minutes to image passes, once for each variant: the plan keeps them, so a continued comparison agrees."""
         missing = [variant for variant in self.variants if variant.folder not in self.passes]
-        cells = []
-        for variant in missing:
-            settings = self.settings_of[variant.label]
-            passes = TIMED_STEPS * settings.batch_size / self._images_trained(settings)
-            cells.append(self._cell(variant, "timing", "timing", passes=passes))
-        self._perform(cells, _Progress(sum(cell.settings.passes for cell in cells)))
+        cells: list[Cell] = []
+        # Twice: the first time records the teacher's views, which the runs will mostly find recorded.
+        for name in ("first", "timed"):
+            cells = []
+            for variant in missing:
+                settings = self.settings_of[variant.label]
+                passes = TIMED_STEPS * settings.batch_size / self._images_trained(settings)
+                cells.append(self._cell(variant, "timing", name, passes=passes))
+            self._perform(cells, _Progress(sum(cell.settings.passes for cell in cells)))
         for variant, cell in zip(missing, cells, strict=True):
             if not cell.done:
                 raise ConfigError(f"{variant.label} could not be timed: {cell.failure}")
@@ -441,7 +462,8 @@ class Comparison:
         for cell in cells:
             settings = dataclasses.replace(cell.settings, eval_data=None)
             parts = (settings.teacher, settings.teacher_mean, settings.teacher_std, settings.data, settings.limit,
-                     settings.holdout, settings.neighbours.n if settings.neighbours.k else 0, cell.settings.eval_data,
+                     settings.holdout, settings.views.teacher,
+                     settings.neighbours.n if settings.neighbours.k else 0, cell.settings.eval_data,
                      as_table(cell.settings.evaluation))  # fmt: skip
             key = fingerprint(*parts)
             if key in self.prepared:
@@ -454,10 +476,11 @@ class Comparison:
                 teacher = teacher.to(processes.device)
                 if not self.prepared:
                     say(f"teacher: {teacher.spec}, D = {teacher.width}; {teacher.weights}")
-                if settings.neighbours.k:
+                if settings.neighbours.k or settings.views.teacher == "recorded":
                     store = embed_stage(settings, teacher, source, processes)
                     rows = open_rows_of(store, source)
-                    graph_stage(settings, store, processes)
+                    if settings.neighbours.k:
+                        graph_stage(settings, store, processes)
                 evaluation = dataclasses.replace(settings.evaluation, eval_data=cell.settings.eval_data)
                 if evaluation.eval_data is not None or held_out is not None:
                     with StageProgress("evaluate the teacher") as progress:
@@ -494,6 +517,7 @@ class Comparison:
                 "optimiser": self.settings.optimiser.name,
                 "batch_size": self.settings.batch_size,
                 "head": self.settings.head,
+                "teacher_views": self.settings.views.teacher,
                 "teacherless": self.teacherless,
                 "understudy": __version__,
             },

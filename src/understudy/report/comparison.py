@@ -205,6 +205,8 @@ def footnotes(comparison: Mapping[str, Any]) -> list[str]:
         )
     if about["teacherless"]:
         notes.append(f"{', '.join(about['teacherless'])}: trained without the teacher and without neighbours.")
+    if about["teacher_views"] == "recorded":
+        notes.append("Teacher views are recorded and shared: its forwards are those that a run still had to make.")
     for variant in comparison["variants"]:
         if variant["failure"]:
             notes.append(f"{variant['label']}: {variant['failure']}")
