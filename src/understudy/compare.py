@@ -387,7 +387,7 @@ class Comparison:
             optimiser=given.optimiser if lr is None else dataclasses.replace(given.optimiser, lr=lr),
         )
         if role != "cell":
-            fidelity = dataclasses.replace(settings.evaluation, protocols=("fidelity",))
+            fidelity = dataclasses.replace(settings.evaluation, protocols=("fidelity",), on=())
             settings = dataclasses.replace(settings, eval_data=None, evaluation=fidelity)
         return Cell(variant, folder, settings, role)
 
@@ -667,7 +667,8 @@ def make(cell: Cell) -> None:
         evaluate_stage(finished, cell.settings, quiet=True)
     if cell.role != "cell":  # nobody goes on from a trial or looks at its pictures
         finished.sample_path.unlink(missing_ok=True)
-        shutil.rmtree(finished.checkpoint_path.parent, ignore_errors=True)
+        for leftover in (finished.checkpoint_path.parent, finished.path / "features"):
+            shutil.rmtree(leftover, ignore_errors=True)
     write_json(cell.done_path, cell.bound())
 
 

@@ -163,7 +163,7 @@ def evaluate_teacher(
         device: as in `evaluate_run`.
         store_root: as in `evaluate_run`.
         workers: as in `evaluate_run`.
-        held_out: images without labels. Nothing can be measured of a teacher alone, but it is embedded for its students.
+        held_out: images without labels. Nothing is measured of a teacher alone, but its embeddings are made.
         progress: as in `evaluate_run`.
         tell: as in `evaluate_run`.
 
