@@ -294,8 +294,11 @@ class Comparison:
         settings = resolve(RunSettings, self.base, changes)
         build(settings.method["name"], **{k: v for k, v in settings.method.items() if k != "name"})
         taught = _taught(settings)
-        if not taught and "neighbours.k" not in changes:  # shared by the others; without a teacher there are none
+        # What the others share of a teacher does not hold without one, unless it was asked of this very variant.
+        if not taught and "neighbours.k" not in changes:
             settings = dataclasses.replace(settings, neighbours=dataclasses.replace(settings.neighbours, k=None))
+        if not taught and "transform" not in changes:
+            settings = dataclasses.replace(settings, transform="none")
         return settle(settings, needs_teacher=taught)
 
     def _searched(self, variant: Variant) -> bool:
@@ -453,6 +456,7 @@ class Comparison:
 
     def _prepare(self, cells: Sequence[Cell]) -> None:
         """What several runs share, made once and before them: embeddings, graph, pixels, the teacher's figures."""
+        from understudy.embed.transform import transform_of
         from understudy.evaluate.run import evaluate_teacher
         from understudy.models.teacher import build_teacher
         from understudy.pipeline import decoded_images, embed_stage, graph_stage, open_rows_of, training_images
@@ -462,7 +466,7 @@ class Comparison:
         for cell in cells:
             settings = dataclasses.replace(cell.settings, eval_data=None)
             parts = (settings.teacher, settings.teacher_mean, settings.teacher_std, settings.data, settings.limit,
-                     settings.holdout, settings.views.teacher,
+                     settings.holdout, settings.views.teacher, settings.transform,
                      settings.neighbours.n if settings.neighbours.k else 0, cell.settings.eval_data,
                      as_table(cell.settings.evaluation))  # fmt: skip
             key = fingerprint(*parts)
@@ -476,11 +480,13 @@ class Comparison:
                 teacher = teacher.to(processes.device)
                 if not self.prepared:
                     say(f"teacher: {teacher.spec}, D = {teacher.width}; {teacher.weights}")
-                if settings.neighbours.k or settings.views.teacher == "recorded":
+                if settings.neighbours.k or settings.views.teacher == "recorded" or settings.transform != "none":
                     store = embed_stage(settings, teacher, source, processes)
                     rows = open_rows_of(store, source)
                     if settings.neighbours.k:
                         graph_stage(settings, store, processes)
+                    if settings.transform != "none":
+                        transform_of(store, settings.transform)
                 evaluation = dataclasses.replace(settings.evaluation, eval_data=cell.settings.eval_data)
                 if evaluation.eval_data is not None or held_out is not None:
                     with StageProgress("evaluate the teacher") as progress:
