@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper, save
 from torch import Tensor, nn
 
 from understudy.errors import ModelError
-from understudy.models.backbones import build_backbone
+from understudy.models.backbones import Backbone, build_backbone
 from understudy.models.contract import Contract
 from understudy.models.cost import flops
 from understudy.models.onnx_encoder import OnnxEncoder
@@ -335,3 +335,20 @@ def test_the_real_teacher_knows_its_classes(shared: Path) -> None:
     similarity, index = (features["test"] @ features["train"].T).topk(10)
     votes = torch.zeros(100, 10).scatter_add_(1, labels["train"][index], (similarity / 0.07).exp())
     assert (votes.argmax(1) == labels["test"]).float().mean() > 0.85
+
+
+def test_a_convolutional_teacher_is_laid_out_for_the_cpu_and_says_the_same():
+    """Channels last on a CPU: the layout of the weights changes, the embeddings do not but for rounding."""
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 6, 3, stride=2),
+        torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
+    ).double()  # fmt: skip
+    images = torch.rand(4, 3, 20, 20, dtype=torch.float64)
+    expected = module(images).float()
+    teacher = Teacher(Backbone(module, 6, Contract(20), "test", "test", "made", True, "x"))
+    assert teacher.convolves
+    torch.testing.assert_close(teacher.features(images), expected, rtol=1e-6, atol=1e-7)
+    assert module[2].weight.is_contiguous(memory_format=torch.channels_last)
+    lone = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 4, stride=4), torch.nn.Flatten())
+    assert not Teacher(Backbone(lone, 200, Contract(20), "test", "test", "made", True, "x")).convolves

@@ -1,0 +1,232 @@
+"""The whole training step at 224 pixels, live and recorded, against a plain PyTorch loop and against lightly-train.
+
+    python benchmarks/peers.py                                      # Imagenette, on this machine's cores
+    python benchmarks/peers.py --teacher mobilenetv1_100 --student mobilenetv3_small_100 --batch-size 64 --workers 1
+
+The same photographs, teacher, student, batch size, number of workers and threads for all; networks from timm with
+random weights, because only time is measured. Each side runs in a process of its own, in turn, several rounds; images/s
+count from its third step to its last, start-up left out.
+
+- plain: `ImageFolder`, torchvision's transforms of the MoCo-v2 recipe, `DataLoader`, teacher without gradients, student
+  with a linear head, cosines of rows and columns, AdamW. What one would write in an afternoon, and no more.
+- lightly: lightly-train's default distillation, run as its documentation says, in an environment of its own that is
+  made in a temporary folder (--lightly PYTHON uses one that is there). Its recipe is its own: lighter augmentation, no
+  blur to speak of, and in addition a loss over patches. Steps are timed by a hook on the teacher's first layer.
+- live, recorded: `train`, the loop of this package, with its default views; recorded after its pool is full.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+FIRST = 2
+"""Steps before the clock starts."""
+
+
+def rate(stamps: list[float], batch: int) -> float:
+    """Images/s from the beginnings of steps."""
+    return (len(stamps) - 1 - FIRST) * batch / (stamps[-1] - stamps[FIRST])
+
+
+def plain(options: argparse.Namespace, folder: Path) -> float:  # noqa: ARG001
+    """The loop one would write."""
+    import timm
+    import torch
+    from torch.nn import functional as F
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import v2
+
+    transform = v2.Compose(
+        [
+            v2.RandomResizedCrop(224, scale=(0.2, 1.0)),
+            v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8),
+            v2.RandomGrayscale(0.2),
+            v2.RandomApply([v2.GaussianBlur(23, (0.1, 2.0))], 0.5),
+            v2.RandomHorizontalFlip(),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    loader = torch.utils.data.DataLoader(
+        ImageFolder(options.data, transform), batch_size=options.batch_size, shuffle=True, drop_last=True,
+        num_workers=options.workers, persistent_workers=options.workers > 0,
+    )  # fmt: skip
+    teacher = timm.create_model(options.teacher, num_classes=0).eval()
+    backbone = timm.create_model(options.student, num_classes=0)
+    with torch.no_grad():
+        widths = [network(torch.zeros(2, 3, 224, 224)).shape[1] for network in (backbone, teacher)]
+    student = torch.nn.Sequential(backbone, torch.nn.Linear(*widths)).train()
+    optimiser = torch.optim.AdamW(student.parameters(), 0.002)
+    stamps: list[float] = []
+    while len(stamps) <= options.steps:
+        for images, _ in loader:
+            stamps.append(time.perf_counter())
+            if len(stamps) > options.steps:
+                break
+            with torch.no_grad():
+                target = teacher(images)
+            found = student(images)
+            loss = -F.cosine_similarity(found, target, dim=1).mean() - F.cosine_similarity(found, target, dim=0).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    return rate(stamps, options.batch_size)
+
+
+def ours(options: argparse.Namespace, folder: Path, way: str) -> float:
+    """The loop of this package."""
+    import timm
+    import torch
+
+    from understudy.artifacts import Run
+    from understudy.config import resolve
+    from understudy.data.sources import open_source
+    from understudy.embed.embedding import embed
+    from understudy.models.backbones import Backbone
+    from understudy.models.contract import Contract
+    from understudy.models.teacher import Teacher
+    from understudy.pipeline import RunSettings, settle
+    from understudy.train.distributed import Processes
+    from understudy.train.loop import train
+
+    torch.manual_seed(0)
+    network = timm.create_model(options.teacher, num_classes=0)
+    with torch.no_grad():
+        width = network.eval()(torch.zeros(1, 3, 224, 224)).shape[1]
+    spec = f"timm:{options.teacher}"
+    teacher = Teacher(Backbone(network, width, Contract(224), spec, spec, "random, for timing", True, spec))
+    source = open_source(options.data)
+    store = embed(teacher, source, folder / "store", workers=options.workers) if way == "recorded" else None
+
+    def run(name: str, passes: float) -> list[dict[str, Any]]:
+        settings = resolve(
+            RunSettings,
+            {
+                "data": options.data, "student": f"timm:{options.student}", "teacher": spec, "head": "linear",
+                "neighbours.k": 0, "batch_size": options.batch_size, "passes": passes, "probes": 0,
+                "workers": options.workers, "views.teacher": way, "views.pool": 1 if store else 0, "image_size": 224,
+            },
+        )  # fmt: skip
+        folder_ = Run(folder / name)
+        train(
+            settle(settings, needs_teacher=True), folder_, source, teacher=teacher, graph=None, store=store,
+            processes=Processes(0, 1, torch.device("cpu")), quiet=True,
+        )  # fmt: skip
+        return [row for row in folder_.metrics() if row["kind"] == "step"]
+
+    if store is not None and not (folder / "filled").exists():
+        run("filling", 2)  # every image is then seen at least once
+        (folder / "filled").touch()
+    rows = run(f"measured-{time.time_ns()}", options.steps * options.batch_size / len(source))
+    first, last = rows[0], rows[-1]
+    return (last["step"] - first["step"]) * options.batch_size / (last["time"] - first["time"])
+
+
+LIGHTLY = """
+import json, sys, time
+import timm, torch
+import lightly_train
+
+options = json.loads(sys.argv[1])
+teacher = timm.create_model(options["teacher"], num_classes=0)
+stamps = []
+first = next(part for part in teacher.modules() if isinstance(part, torch.nn.Conv2d))
+first.register_forward_pre_hook(lambda *_: stamps.append(time.perf_counter()))
+if __name__ == "__main__":
+    lightly_train.pretrain(
+        out=options["out"], data=options["data"], model="timm/" + options["student"], method="distillation",
+        method_args={"teacher": teacher}, epochs=options["epochs"], batch_size=options["batch_size"],
+        num_workers=options["workers"], accelerator="cpu", overwrite=True,
+    )
+    print("STAMPS " + json.dumps(stamps))
+"""
+
+
+def lightly(options: argparse.Namespace, folder: Path) -> float:
+    """The peer, in its own environment."""
+    images = sum(len(files) for _, _, files in os.walk(options.data))
+    told = {
+        "teacher": options.teacher, "student": options.student, "data": options.data, "workers": options.workers,
+        "batch_size": options.batch_size, "out": str(folder / "lightly"),
+        "epochs": -(-(options.steps + 1) * options.batch_size // images),
+    }  # fmt: skip
+    script = folder / "peer.py"
+    script.write_text(LIGHTLY)
+    command = [options.lightly, str(script), json.dumps(told)]
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment = {**inherited, "LIGHTLY_TRAIN_EVENTS_DISABLED": "1"}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    line = next((line for line in done.stdout.splitlines() if line.startswith("STAMPS ")), None)
+    if line is None:
+        raise SystemExit(f"lightly-train failed:\n{done.stderr[-3000:]}")
+    stamps = json.loads(line.removeprefix("STAMPS "))
+    # The teacher may have been tried on an example before training: only the last steps are steps.
+    return rate(stamps[-(options.steps + 1) :], options.batch_size)
+
+
+def environment(folder: Path) -> str:
+    """A Python with lightly-train, made for the occasion."""
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    python = str(folder / "bin" / "python")
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "lightly-train[timm]"], check=True)
+    return python
+
+
+def main() -> None:
+    """Every side in turn, several rounds; print rates and ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default=str(SHARED / "data" / "imagenette" / "train"))
+    parser.add_argument("--teacher", default="mobilenetv1_100", help="timm name")
+    parser.add_argument("--student", default="mobilenetv3_small_100", help="timm name")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=18)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sides", nargs="+", default=["plain", "lightly", "live", "recorded"])
+    parser.add_argument("--lightly", help="a Python that has lightly-train; an environment is made unless given")
+    parser.add_argument("--measure", nargs=2, metavar=("SIDE", "FOLDER"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        side, folder = options.measure[0], Path(options.measure[1])
+        rates = {"plain": plain, "lightly": lightly}
+        found = rates[side](options, folder) if side in rates else ours(options, folder, side)
+        print(json.dumps(found))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        if "lightly" in options.sides and options.lightly is None:
+            options.lightly = environment(Path(name) / "environment")
+        shown = vars(options) | {"lightly": None, "measure": None}
+        print({key: value for key, value in shown.items() if value is not None}, flush=True)
+        rates_of: dict[str, list[float]] = {side: [] for side in options.sides}
+        for _ in range(options.rounds):
+            for side in options.sides:
+                command = [sys.executable, __file__, "--measure", side, name]
+                for key in ("data", "teacher", "student", "batch_size", "workers", "steps", "lightly"):
+                    if getattr(options, key) is not None:
+                        command += [f"--{key.replace('_', '-')}", str(getattr(options, key))]
+                done = subprocess.run(command, check=True, capture_output=True, text=True)
+                rates_of[side].append(float(done.stdout.splitlines()[-1]))
+            print(", ".join(f"{side} {found[-1]:.1f}" for side, found in rates_of.items()), "images/s", flush=True)
+    print("| side | images/s, median | times plain | times lightly-train |\n|---|---|---|---|")
+    for side, found in rates_of.items():
+        ratios = [
+            f"{statistics.median(a / b for a, b in zip(found, rates_of[other], strict=True)):.2f}"
+            if other in rates_of else ""
+            for other in ("plain", "lightly")
+        ]  # fmt: skip
+        print(f"| {side} | {statistics.median(found):.1f} | {' | '.join(ratios)} |")
+
+
+if __name__ == "__main__":
+    main()
