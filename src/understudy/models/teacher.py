@@ -67,7 +67,7 @@ class Teacher(nn.Module):
         """(B, 3, S, S) prepared -> (B, D) float32."""
         if self.convolves and x.device.type == "cpu":
             # Half the time for depthwise networks, a fifth less for ResNets; a lone patch embedding gains nothing.
-            self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.module.to(memory_format=torch.channels_last)
             x = x.contiguous(memory_format=torch.channels_last)
         features: Tensor = self.module(x)
         return features.float()
