@@ -21,6 +21,7 @@ from understudy.data import views
 from understudy.data.philox import VIEWS, random_words, uniforms
 from understudy.data.settings import ViewSettings
 from understudy.data.views import (
+    AREA,
     BRIGHTNESS,
     CONTRAST,
     FLIP,
@@ -110,6 +111,9 @@ def test_every_order_of_the_jitter_is_possible():
 
 def test_recipes_and_their_defaults():
     small, weak, none = (rows_of(RECIPES[name], 500) for name in ("moco-v2-small", "weak", "none"))
+    crop = rows_of(RECIPES["crop"], 500)
+    assert 0.08 <= crop[:, AREA].min() < 0.085 and 0.2 <= weak[:, AREA].min() < 0.205
+    assert not crop[:, [JITTER, GREY, SIGMA]].any()
     assert (small[:, SIGMA] == 0).all()
     assert small[:, JITTER].any()
     assert not weak[:, [JITTER, GREY, SIGMA]].any()

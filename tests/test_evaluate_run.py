@@ -262,6 +262,16 @@ def test_a_student_that_diverged_is_reported(finished: Callable[..., Run], digit
     assert result["student"]["knn"]["top1@1"] >= 0
 
 
+def test_a_limit_takes_so_many_images_of_each_half(finished: Callable[..., Run], digits: Path, tmp_path: Path) -> None:
+    run, store = finished(), tmp_path / "store"
+    few = settings(digits, protocols=("knn",), limit=40)
+    about = evaluate_run(run, few, store_root=store, workers=0)["about"]
+    assert about["train_images"] + about["test_images"] + about["skipped"] == 80
+    # Another number of images is another measurement, not the one that is there.
+    about = evaluate_run(run, replace(few, limit=None), store_root=store, workers=0)["about"]
+    assert about["test_images"] == TEST - 1
+
+
 def test_the_sample(measured: Any, digits: Path) -> None:
     source = open_evaluation(str(digits))[1]
     test, labels, kept = raw(source)

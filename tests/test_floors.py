@@ -19,6 +19,7 @@ FLOORS = (
     {"losses", "models", "data", "neighbours"},
     {"embed"},
     {"train", "evaluate", "report"},
+    {"recipe"},
     {"pipeline", "doctor", "citation"},
     {"demo", "compare"},
     {"cli", "__init__"},
@@ -30,7 +31,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 TORCH_FREE = [
     name
     for name in (".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in SOURCES)
-    if name in {"cli", "config", "errors", "artifacts", "doctor", "citation", "pipeline", "demo", "compare"}
+    if name in {"cli", "config", "errors", "artifacts", "doctor", "citation", "pipeline", "recipe", "demo", "compare"}
     or name in {"data.sources", "data.decode", "neighbours.search", "neighbours.graph"}
     or name.split(".")[0] in {"cli", "report"}
     or name.endswith("settings")

@@ -17,6 +17,7 @@ from understudy.errors import ModelError, StoreError
 from understudy.models.backbones import build_backbone
 from understudy.models.student import Student, build_head, build_student, load_student, save_student
 from understudy.models.teacher import build_teacher
+from understudy.report.judgement import head_multiply_adds
 
 
 def trained(spec: str = "small:resnet8", embed_dim: int = 24, **settings: object) -> Student:
@@ -46,6 +47,37 @@ def test_the_papers_head() -> None:
     assert isinstance(build_head(**{**table, "hidden": 0})[0][-1], nn.LayerNorm)
 
 
+def test_the_heads_of_simreg_and_seed() -> None:
+    head, table = build_head(64, 24, "deep", 7)
+    norm, relu = nn.BatchNorm1d, nn.ReLU
+    assert [type(layer) for layer in head] == [nn.Linear, norm, relu, nn.Linear, nn.Linear, norm, relu, nn.Linear]
+    linear = [layer for layer in head if isinstance(layer, nn.Linear)]
+    assert [(layer.in_features, layer.out_features) for layer in linear] == [(64, 128), (128, 64), (64, 128), (128, 24)]
+    assert all(layer.bias is not None for layer in linear)
+    assert table == {"kind": "deep", "width": 64, "hidden": 128, "out": 24}
+    assert head_multiply_adds(table) == sum(layer.weight.numel() for layer in linear)
+    # SEED's hidden layer is as wide as its backbone.
+    seed, table = build_head(512, 128, "mlp", 0)
+    assert [tuple(layer.weight.shape) for layer in (seed[0], seed[2])] == [(512, 512), (128, 512)]
+    assert table["hidden"] == 512
+
+
+def test_the_deep_head_learns_and_exports(tmp_path: Path) -> None:
+    """Its BatchNorm averages over training batches, in evaluation mode one image is a batch, and ONNX has it all."""
+    import onnxruntime
+
+    student = trained("small:resnet8", 24, head="deep")
+    statistics = {name: buffer for name, buffer in student.head.named_buffers() if "running" in name}
+    assert len(statistics) == 4 and all(not torch.equal(b, torch.zeros_like(b)) for b in statistics.values())
+    student.eval()
+    images = torch.rand(3, 3, 32, 32)
+    expected = student.embed(images).detach()
+    torch.testing.assert_close(student.embed(images[:1]), expected[:1], rtol=1e-4, atol=1e-5)
+    torch.onnx.export(student, (images,), str(tmp_path / "student.onnx"), dynamo=False, input_names=["images"])
+    found = onnxruntime.InferenceSession(str(tmp_path / "student.onnx")).run(None, {"images": images.numpy()})[0]
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"), [((64, 32, "none"), "64 .* 32"), ((64, 32, "mpl"), "Did you mean 'mlp'")]
 )
@@ -68,6 +100,8 @@ def test_shapes_and_forward() -> None:
     ("spec", "settings"),
     [
         ("small:resnet8x0.5", {"head": "linear"}),
+        ("small:resnet8x0.5", {"head": "deep"}),
+        ("small:resnet8x0.5", {"head": "mlp", "hidden": 0}),
         ("small:resnet8", {"hidden": 16, "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "image_size": 24}),
         ("timm:test_vit", {"hidden": 8, "image_size": 96}),
     ],

@@ -88,6 +88,7 @@ def test_the_wheel_is_typed_licensed_and_pure(tmp_path: Path):
     assert wheel.name == f"understudy-{__version__}-py3-none-any.whl"
     names = zipfile.ZipFile(wheel).namelist()
     assert "understudy/py.typed" in names
+    assert {f"understudy/recipes/{path.name}" for path in (ROOT / "recipes").iterdir()} <= set(names)
     assert f"understudy-{__version__}.dist-info/licenses/LICENSE" in names
     assert {name.split("/")[0] for name in names} == {"understudy", f"understudy-{__version__}.dist-info"}
     assert not [name for name in names if "__pycache__" in name]

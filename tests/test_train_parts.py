@@ -22,6 +22,47 @@ def test_learning_rate_warms_up_then_follows_a_cosine_to_zero():
     assert learning_rate(11, 12, 0, OptimiserSettings(name="sgd", lr=1.0, schedule="constant")) == 1.0
 
 
+def test_compress_steps_down_after_epochs_90_and_120_of_130():
+    settings = OptimiserSettings(
+        name="sgd", lr=0.01, schedule="step", milestones=(90 / 130, 120 / 130), decay=0.2, every="epoch"
+    )
+    # 7 steps an epoch, and 3 more: ImageNet is no whole number of batches either.
+    rates = [learning_rate(step, 130 * 7 + 3, 0, settings, 7) for step in range(130 * 7 + 3)]
+    assert rates[: 90 * 7] == [0.01] * (90 * 7)
+    assert rates[90 * 7 : 120 * 7] == pytest.approx([0.002] * (30 * 7))
+    assert rates[120 * 7 :] == pytest.approx([0.0004] * (10 * 7 + 3))
+    every_step = OptimiserSettings(name="sgd", lr=1.0, schedule="step", milestones=(0.5,), decay=0.1)
+    assert [learning_rate(step, 4, 0, every_step, 3) for step in range(4)] == [1, 1, 0.1, 0.1]
+
+
+def test_coss_stays_at_its_peak_for_5_epochs_of_25_and_is_then_on_the_cosine():
+    settings = OptimiserSettings(name="sgd", lr=0.03, every="epoch", hold=5 / 25)
+    rates = [learning_rate(step, 25 * 4, 0, settings, 4) for step in range(25 * 4)]
+    # The authors' rule: epochs 0 to 4 at the rate itself, then rate * (1 + cos(pi * epoch / epochs)) / 2.
+    by_hand = [0.03 if epoch < 5 else 0.03 * 0.5 * (1 + math.cos(math.pi * epoch / 25)) for epoch in range(25)]
+    assert rates == pytest.approx([rate for rate in by_hand for _ in range(4)])
+    assert by_hand[5] == pytest.approx(0.0271353)
+
+
+def test_an_epochwise_rate_begins_at_its_peak_after_warm_up_and_never_rises_again():
+    settings = OptimiserSettings(name="sgd", lr=1.0, every="epoch")
+    rates = [learning_rate(step, 26, 5, settings, 4) for step in range(26)]
+    assert rates[:5] == [0.2, 0.4, 0.6, 0.8, 1.0] and rates[5:8] == [1.0] * 3
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+    assert len(set(rates[8:12])) == 1 and rates[-1] < 0.05
+    # Shorter than an epoch: all of it is the first one.
+    assert {learning_rate(step, 3, 0, settings, 100) for step in range(3)} == {1.0}
+
+
+def test_milestones_are_asked_for_and_are_shares():
+    with pytest.raises(ConfigError, match="needs optimiser.milestones, shares of training"):
+        OptimiserSettings(schedule="step")
+    with pytest.raises(ConfigError, match="between 0 and 1; got 90, 120"):
+        resolve(TrainSettings, {"data": "x", "student": "x", "optimiser.milestones": "90,120"})
+    given = resolve(TrainSettings, {"data": "x", "student": "x", "optimiser.milestones": "0.6,0.8"})
+    assert given.optimiser.milestones == (0.6, 0.8)
+
+
 def test_each_optimiser_has_its_own_peak_unless_one_is_written():
     assert OptimiserSettings(name="sgd").peak == 0.03
     assert OptimiserSettings(name="adamw").peak == 0.002

@@ -13,11 +13,14 @@ import sys
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from understudy import __version__
 from understudy.config import nearest, read_toml, resolve
 from understudy.errors import ConfigError, UnderstudyError
+
+if TYPE_CHECKING:
+    from understudy.pipeline import RunSettings
 
 METHOD_SETTINGS = {
     "coss": ("weight", "scale", "scope", "centre"),
@@ -130,34 +133,60 @@ def add_settings(parser: argparse.ArgumentParser, cls: type, skip: Sequence[str]
         )  # fmt: skip
 
 
+def layers(cls: type, options: argparse.Namespace, *more: str, **fixed: Any) -> list[dict[str, Any]]:
+    """The file of `--config` and the flags of a verb, those named in `more` besides the settings' own."""
+    written: list[dict[str, Any]] = []
+    if getattr(options, "config", None):
+        written.append(read_toml(options.config))
+    roots = {field.name for field in dataclasses.fields(cls)} | set(more)
+    flags = {key: value for key, value in vars(options).items() if key.split(".")[0] in roots and value is not None}
+    return [*written, {**flags, **options.method_settings, **fixed}]
+
+
 def layered(cls: type, options: argparse.Namespace, **fixed: Any) -> Any:
     """The settings of a verb: its defaults, the file of `--config`, the flags."""
-    layers: list[dict[str, Any]] = []
-    if getattr(options, "config", None):
-        layers.append(read_toml(options.config))
-    roots = {field.name for field in dataclasses.fields(cls)}
-    flags = {key: value for key, value in vars(options).items() if key.split(".")[0] in roots and value is not None}
-    layers.append({**flags, **options.method_settings, **fixed})
-    return resolve(cls, *layers)
+    return resolve(cls, *layers(cls, options, **fixed))
+
+
+def run_settings(options: argparse.Namespace, **fixed: Any) -> RunSettings:
+    """The settings of a run: its defaults, the recipe, the file of `--config`, the preset, the flags."""
+    from understudy.pipeline import RunSettings, resolve_run
+
+    return resolve_run(*layers(RunSettings, options, "recipe", "preset", **fixed))
 
 
 def _config_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE.toml", help="settings file; flags win over it")
 
 
+def _recipe_flags(parser: argparse.ArgumentParser) -> None:
+    from understudy.recipe import PRESETS
+
+    parser.add_argument(
+        "--recipe", metavar="RECIPE",
+        help="settings laid under your own: authors (what the method's authors ran), a TOML file, the name of one in "
+        "recipes/, or none",
+    )  # fmt: skip
+    parser.add_argument(
+        "--preset", metavar="PRESET",
+        help=f"{', '.join(PRESETS)}: two steps on embedded images, with a teacher without weights; the rest of the "
+        "settings stays, flags win",
+    )  # fmt: skip
+
+
 def _run_flags(parser: argparse.ArgumentParser) -> None:
     from understudy.pipeline import RunSettings
 
     _config_flag(parser)
+    _recipe_flags(parser)
     add_settings(parser, RunSettings, skip=("evaluation.eval_data",))
 
 
 def run(options: argparse.Namespace) -> int:
     """The whole flow: embed, graph, train, evaluate, report; a second call recomputes nothing that is fresh."""
     from understudy import pipeline
-    from understudy.pipeline import RunSettings
 
-    settings = layered(RunSettings, options)
+    settings = run_settings(options)
     try:
         finished = pipeline.run(settings)
     except pipeline.Stopped:
@@ -171,9 +200,8 @@ def run(options: argparse.Namespace) -> int:
 def train(options: argparse.Namespace) -> int:
     """Distil; resumes by itself. Missing embeddings and graph are made first."""
     from understudy import pipeline
-    from understudy.pipeline import RunSettings
 
-    finished = pipeline.train_stage(layered(RunSettings, options))
+    finished = pipeline.train_stage(run_settings(options))
     if finished is None:
         return 143
     if _is_main():
@@ -185,6 +213,7 @@ def _pretrain_flags(parser: argparse.ArgumentParser) -> None:
     from understudy.pipeline import RunSettings
 
     _config_flag(parser)
+    _recipe_flags(parser)
     parser.add_argument(
         "--model", required=True, metavar="SPEC", help="What to train, e.g. small:resnet20 or timm:resnet18."
     )
@@ -199,9 +228,8 @@ def _pretrain_flags(parser: argparse.ArgumentParser) -> None:
 def pretrain(options: argparse.Namespace) -> int:
     """Train a teacher without labels (MoCo-v2) when there is none; the same loop, the same checkpoints."""
     from understudy import pipeline
-    from understudy.pipeline import RunSettings
 
-    settings = layered(RunSettings, options, student=options.model)
+    settings = run_settings(options, student=options.model)
     finished = pipeline.train_stage(settings)
     if finished is None:
         return 143

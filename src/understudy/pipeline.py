@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,7 +20,8 @@ from understudy.artifacts import Run, fingerprint
 from understudy.config import resolve, setting
 from understudy.errors import ConfigError, StoreError
 from understudy.evaluate.settings import EvaluationSettings
-from understudy.train.settings import TrainSettings
+from understudy.recipe import lay_out
+from understudy.train.settings import DEFAULT_METHOD, TrainSettings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,6 +45,18 @@ class RunSettings(TrainSettings):
     evaluation: EvaluationSettings = setting(EvaluationSettings)
 
 
+def resolve_run(*layers: Mapping[str, Any]) -> RunSettings:
+    """The settings of a run from tables laid over each other, with what `recipe` and `preset` stand for.
+
+    Args:
+        *layers: e.g. the settings file, then the flags; see `recipe.lay_out` and `config.resolve`.
+
+    Raises:
+        ConfigError: as those two.
+    """
+    return resolve(RunSettings, *lay_out(*layers, method=DEFAULT_METHOD))
+
+
 class Stopped(Exception):
     """Training was asked to stop and left a checkpoint; the same call goes on from there."""
 
@@ -61,8 +74,8 @@ def distill(
         student: model spec, e.g. "timm:resnet18", "small:resnet8".
         out: run folder; `runs/METHOD-STUDENT-HASH` unless given.
         quiet: print nothing.
-        **overrides: any setting of `understudy run --help`; inner ones as `method={"name": "coss", "weight": 0.5}`,
-            `neighbours={"k": 0}` or `**{"optimiser.lr": 0.001}`.
+        **overrides: any setting of `understudy run --help`, `recipe` and `preset` included; inner ones as
+            `method={"name": "coss", "weight": 0.5}`, `neighbours={"k": 0}` or `**{"optimiser.lr": 0.001}`.
 
     Returns:
         The finished run: `.path`, `.student`, `.evaluation`, `.report_path`; `load_student(run.path)` gives the model.
@@ -74,7 +87,7 @@ def distill(
     given = {"data": os.fspath(data), "teacher": teacher, "student": student, **overrides}
     if out is not None:
         given["out"] = os.fspath(out)
-    return run(resolve(RunSettings, given), quiet=quiet)
+    return run(resolve_run(given), quiet=quiet)
 
 
 def run(settings: RunSettings, *, quiet: bool = False) -> Run:
@@ -275,21 +288,23 @@ def decoded_images(settings: TrainSettings, source: Source, processes: Processes
 
 
 def probe_of(
-    settings: TrainSettings, teacher: Teacher | None, held_out: Source | None, processes: Processes
+    settings: RunSettings, teacher: Teacher | None, held_out: Source | None, processes: Processes
 ) -> Probe | None:
     """The held-out slice behind the live signals, decoded and embedded once."""
     import numpy as np
     import torch
 
     from understudy.data.loader import ImageLoader
-    from understudy.data.sources import open_evaluation
+    from understudy.data.sources import limited, open_evaluation
     from understudy.models.backbones import build_backbone
     from understudy.train.signals import Probe
 
     if settings.probes == 0 or (held_out is None and settings.eval_data is None):
         return None
+    limit = settings.evaluation.limit
     if settings.eval_data is not None:
-        bank_source, held_out = open_evaluation(settings.eval_data, listings=Path(settings.store) / "listings")
+        halves = open_evaluation(settings.eval_data, listings=Path(settings.store) / "listings")
+        bank_source, held_out = (limited(half, limit) for half in halves)
     else:
         bank_source = None
     assert held_out is not None

@@ -13,9 +13,9 @@ class ViewSettings:
 
     recipe: str | None = setting(
         None,
-        "Augmentation: the one of MoCo-v2 (its form without blur at or below 64 pixels) unless given; weak is crop and "
-        "flip, none the plain centred square.",
-        choices=("moco-v2", "moco-v2-small", "weak", "none"),
+        "Augmentation: the one of MoCo-v2 (its form without blur at or below 64 pixels) unless given; weak is its crop "
+        "and flip, crop those of classifiers (from 8 % of the area), none the plain centred square.",
+        choices=("moco-v2", "moco-v2-small", "weak", "crop", "none"),
     )
     seed: int | None = setting(
         None, "Seed of the views; the run's own unless given. Runs of one view seed share recorded views.", minimum=0

@@ -152,6 +152,15 @@ def open_source(
     else:
         spec = os.fspath(spec)
         source = Source(spec, _images(spec, None if listings is None else Path(listings)))
+    return limited(source, limit)
+
+
+def limited(source: Source, limit: int | None) -> Source:
+    """At most so many images of a source, drawn at random by their place in the listing, always the same ones.
+
+    Raises:
+        ConfigError: a limit below 1.
+    """
     if limit is None or limit >= len(source):
         return source
     if limit < 1:

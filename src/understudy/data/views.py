@@ -95,10 +95,12 @@ RECIPES = {
         Recipe("moco-v2", jitter=0.8, grey=0.2, blur=0.5),
         Recipe("moco-v2-small", jitter=0.8, grey=0.2),
         Recipe("weak"),
+        Recipe("crop", scale=(0.08, 1.0)),
         Recipe("none", scale=None, flip=0.0),
     )
 }
-"""moco-v2: Chen et al. 2020, arXiv 2003.04297, `main_moco.py --aug-plus`. weak: its geometry alone, as in SimReg."""
+"""moco-v2: Chen et al. 2020, arXiv 2003.04297, `main_moco.py --aug-plus`. weak: its geometry alone, as in SimReg.
+crop: torchvision's RandomResizedCrop and RandomHorizontalFlip with their defaults, as in CompRess."""
 
 
 def recipe_for(name: str | None, size: int) -> Recipe:

@@ -21,13 +21,13 @@ from torch import nn
 
 from understudy.data.batches import NeighbourBatches
 from understudy.data.loader import Loader
-from understudy.data.views import Recipe, photometry
+from understudy.data.views import RECIPES, photometry
 from understudy.errors import DataError
 from understudy.evaluate.settings import EvaluationSettings
 from understudy.evaluate.subject import Figures, Subject
 
 BATCH = 256
-RECIPE = Recipe("linear", scale=(0.08, 1.0))
+RECIPE = RECIPES["crop"]
 """torchvision's RandomResizedCrop and RandomHorizontalFlip with their defaults."""
 
 

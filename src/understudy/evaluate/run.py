@@ -24,7 +24,7 @@ import torch
 from understudy import __version__
 from understudy.artifacts import Run, Store, fingerprint, read_json, write_json
 from understudy.config import as_table
-from understudy.data.sources import Source, open_evaluation, open_source
+from understudy.data.sources import Source, limited, open_evaluation, open_source
 from understudy.data.targets import Target, kind_of, open_target, split_target
 from understudy.errors import ConfigError, ModelError, StoreError, UnderstudyError
 from understudy.evaluate.bench import Bench
@@ -198,7 +198,7 @@ class Main:
 
 def _images(settings: EvaluationSettings, held_out: Source | None, facts: Mapping[str, Any]) -> Main:
     if settings.eval_data is not None:
-        train, test = open_evaluation(settings.eval_data)
+        train, test = (limited(half, settings.limit) for half in open_evaluation(settings.eval_data))
         return Main(train, test, settings.eval_data)
     unlabelled = "No evaluation images were given, so nothing was measured with labels."
     if held_out is not None:

@@ -17,7 +17,7 @@ PROTOCOLS = {
 }
 """The known protocols, one line each; `understudy.evaluate.EVALUATIONS` holds the functions (and torch)."""
 
-HOW = frozenset({"eval_data", "on", "protocols", "batch_size", "memory_mb"})
+HOW = frozenset({"eval_data", "on", "protocols", "limit", "batch_size", "memory_mb"})
 """Settings that change no figure: images count by their fingerprints, and figures are kept protocol by protocol."""
 
 OWN = {"linear_sgd": ("sgd_epochs", "sgd_lr")}
@@ -39,6 +39,9 @@ class EvaluationSettings:
         (), "further sets, comma-separated: NAME=PATH or NAME of a published set, or a data spec (README, Sets)"
     )
     protocols: tuple[str, ...] = setting(("knn", "linear", "fidelity"), f"comma-separated, of {', '.join(PROTOCOLS)}")
+    limit: int | None = setting(
+        None, "use at most this many images of each half, drawn at random, always the same; all unless given", minimum=1
+    )
     batch_size: int = setting(128, "images per forward pass", minimum=1)
     memory_mb: int = setting(1024, "memory budget of neighbour search, MiB", minimum=16)
     sgd_epochs: int = setting(100, "linear_sgd: passes over the training images; the paper's 100", minimum=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -55,6 +57,15 @@ class BINGO(Loss):
   eprint    = {2107.01691},
   archivePrefix = {arXiv}
 }"""
+    # The released scripts/unsupervised/SR18-TR50.sh: 256 anchors a step, each with one of its 5 neighbours, so 512
+    # images, and an epoch of anchors is two image passes. Their MoCo-v2 teacher keeps its projection head (D = 128), as
+    # in SEED; their queue takes the anchors only.
+    authors: ClassVar[dict[str, object]] = {
+        "optimiser.name": "sgd", "optimiser.lr": 0.03, "optimiser.momentum": 0.9, "optimiser.weight_decay": 1e-4,
+        "optimiser.schedule": "cosine", "optimiser.every": "epoch", "head": "mlp", "head_hidden": 2048,
+        "views.recipe": "moco-v2", "batch_size": 512, "passes": 400.0, "neighbours.k": 1, "neighbours.n": 5,
+        "method.temperature": 0.2, "method.queue": 65536, "method.warmup": 22.0,
+    }  # fmt: skip
 
     def __init__(self, temperature: float = 0.2, queue: int = 65536, warmup: float = 11.0) -> None:
         super().__init__()

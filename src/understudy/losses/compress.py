@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from understudy.errors import ConfigError, ShapeError
@@ -45,6 +47,15 @@ class CompRess(Loss):
   eprint    = {2010.14713},
   archivePrefix = {arXiv}
 }"""
+    # train_student.py of the released code. Its student has no head with two queues and a linear one with one queue;
+    # here both models must end in the same width, so it is linear with either.
+    authors: ClassVar[dict[str, object]] = {
+        "optimiser.name": "sgd", "optimiser.lr": 0.01, "optimiser.momentum": 0.9, "optimiser.weight_decay": 1e-4,
+        "optimiser.schedule": "step", "optimiser.every": "epoch", "optimiser.milestones": (90 / 130, 120 / 130),
+        "optimiser.decay": 0.2, "head": "linear", "views.recipe": "crop", "batch_size": 256, "passes": 130.0,
+        "neighbours.k": 0, "method.queues": 2, "method.temperature": 0.04, "method.queue": 128000,
+        "method.momentum": 0.999,
+    }  # fmt: skip
 
     def __init__(
         self, queues: int = 2, temperature: float = 0.04, queue: int = 128000, momentum: float = 0.999

@@ -157,6 +157,16 @@ class CoSS(Loss):
   archivePrefix = {arXiv}
 }"""
     words: ClassVar[Mapping[str, tuple[str, ...]]] = {"weight": ("balanced",)}
+    # The released script, scripts/cf_train.sh: 25 epochs of anchors of 16 image passes, 64 anchors x 16 images a step
+    # on 4 GPUs; the loss is each GPU's own, so it takes 4 processes to repeat it. The rate stays at its peak for 5
+    # epochs.
+    authors: ClassVar[dict[str, object]] = {
+        "optimiser.name": "sgd", "optimiser.lr": 0.03, "optimiser.momentum": 0.9, "optimiser.weight_decay": 1e-4,
+        "optimiser.schedule": "cosine", "optimiser.every": "epoch", "optimiser.hold": 5 / 25, "head": "auto",
+        "head_hidden": 2048, "views.recipe": "moco-v2", "batch_size": 1024, "passes": 400.0, "neighbours.k": 15,
+        "neighbours.n": 31, "method.weight": 1.0, "method.scale": "code", "method.scope": "process",
+        "method.centre": False,
+    }  # fmt: skip
 
     def __init__(
         self, weight: float | str = 1.0, scale: str | float = "unit", scope: str = "global", centre: bool = False

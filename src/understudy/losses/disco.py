@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from understudy.losses.queue import Queue
@@ -49,6 +51,13 @@ class DisCo(Loss):
   eprint    = {2104.09124},
   archivePrefix = {arXiv}
 }"""
+    # The released commands and their defaults. Their MoCo-v2 teacher keeps its projection head (D = 128), as in SEED.
+    authors: ClassVar[dict[str, object]] = {
+        "optimiser.name": "sgd", "optimiser.lr": 0.03, "optimiser.momentum": 0.9, "optimiser.weight_decay": 1e-4,
+        "optimiser.schedule": "cosine", "optimiser.every": "epoch", "head": "mlp", "head_hidden": 2048,
+        "views.recipe": "moco-v2", "batch_size": 256, "passes": 200.0, "neighbours.k": 0, "method.temperature": 0.2,
+        "method.queue": 65536, "method.momentum": 0.999, "method.weight": 32.0,
+    }  # fmt: skip
 
     def __init__(
         self, temperature: float = 0.2, queue: int = 65536, momentum: float = 0.999, weight: float = 32.0

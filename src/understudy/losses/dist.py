@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from understudy.losses.similarity import column_correlation, exact_pair, row_correlation
@@ -36,6 +38,13 @@ class DIST(Loss):
   eprint    = {2205.10536},
   archivePrefix = {arXiv}
 }"""
+    # The paper's baseline strategy on ImageNet (unchecked against a log), where labels are learned beside it.
+    authors: ClassVar[dict[str, object]] = {
+        "optimiser.name": "sgd", "optimiser.lr": 0.1, "optimiser.momentum": 0.9, "optimiser.weight_decay": 1e-4,
+        "optimiser.schedule": "step", "optimiser.every": "epoch", "optimiser.milestones": (0.3, 0.6, 0.9),
+        "optimiser.decay": 0.1, "head": "linear", "views.recipe": "crop", "batch_size": 256, "passes": 100.0,
+        "neighbours.k": 0, "method.beta": 1.0, "method.gamma": 1.0,
+    }  # fmt: skip
 
     def __init__(self, beta: float = 1.0, gamma: float = 1.0) -> None:
         super().__init__()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from understudy.losses.queue import Queue
@@ -49,6 +51,13 @@ class ISD(Loss):
   eprint    = {2012.09259},
   archivePrefix = {arXiv}
 }"""
+    # The released run_isd.sh for ResNet-18.
+    authors: ClassVar[dict[str, object]] = {
+        "optimiser.name": "sgd", "optimiser.lr": 0.01, "optimiser.momentum": 0.9, "optimiser.weight_decay": 1e-4,
+        "optimiser.schedule": "step", "optimiser.every": "epoch", "optimiser.milestones": (140 / 200, 180 / 200),
+        "optimiser.decay": 0.2, "head": "auto", "views.recipe": "moco-v2", "batch_size": 256, "passes": 200.0,
+        "method.temperature": 0.02, "method.queue": 128000, "method.momentum": 0.999,
+    }  # fmt: skip
 
     def __init__(self, temperature: float = 0.02, queue: int = 128000, momentum: float = 0.999) -> None:
         super().__init__()

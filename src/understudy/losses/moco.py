@@ -6,6 +6,8 @@ teacher": the same loop, the same checkpoints.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from understudy.losses.queue import Queue
@@ -44,6 +46,14 @@ class MoCo(Loss):
   journal = {arXiv preprint arXiv:2003.04297},
   year    = {2020}
 }"""
+    # main_moco.py of the released code with --mlp --moco-t 0.2 --aug-plus --cos; the hidden layer of the head is as
+    # wide as the backbone.
+    authors: ClassVar[dict[str, object]] = {
+        "optimiser.name": "sgd", "optimiser.lr": 0.03, "optimiser.momentum": 0.9, "optimiser.weight_decay": 1e-4,
+        "optimiser.schedule": "cosine", "optimiser.every": "epoch", "head": "mlp", "head_hidden": 0,
+        "views.recipe": "moco-v2", "batch_size": 256, "passes": 200.0, "method.temperature": 0.2, "method.queue": 65536,
+        "method.momentum": 0.999,
+    }  # fmt: skip
 
     def __init__(self, temperature: float = 0.2, queue: int = 65536, momentum: float = 0.999) -> None:
         super().__init__()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from understudy.losses.similarity import exact_pair
@@ -32,6 +34,13 @@ class MSE(Loss):
   eprint    = {1412.6550},
   archivePrefix = {arXiv}
 }"""
+    # Not FitNets' own run, which is of two stages, but the benchmark of Tian et al. (2020), as in SP.
+    authors: ClassVar[dict[str, object]] = {
+        "optimiser.name": "sgd", "optimiser.lr": 0.05, "optimiser.momentum": 0.9, "optimiser.weight_decay": 5e-4,
+        "optimiser.schedule": "step", "optimiser.every": "epoch",
+        "optimiser.milestones": (150 / 240, 180 / 240, 210 / 240), "optimiser.decay": 0.1, "head": "linear",
+        "views.recipe": "weak", "batch_size": 64, "passes": 240.0, "neighbours.k": 0,
+    }  # fmt: skip
 
     def __init__(self) -> None:
         super().__init__()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from jaxtyping import Float
 from torch import Tensor
 
@@ -40,6 +42,13 @@ class PKT(Loss):
   eprint    = {1803.10837},
   archivePrefix = {arXiv}
 }"""
+    # exp_cifar of the released code, CIFAR-10, from a student trained on labels: Adam without decay. Its student has no
+    # head; its views are crops of the image padded by 4 pixels, which are not among ours.
+    authors: ClassVar[dict[str, object]] = {
+        "optimiser.name": "adamw", "optimiser.lr": 1e-4, "optimiser.momentum": 0.9, "optimiser.weight_decay": 0.0,
+        "optimiser.schedule": "constant", "head": "linear", "views.recipe": "weak", "batch_size": 128, "passes": 20.0,
+        "neighbours.k": 0, "method.weight": 1.0,
+    }  # fmt: skip
 
     def __init__(self, weight: float = 30000.0) -> None:
         super().__init__()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from understudy.losses.queue import Queue
@@ -38,6 +40,12 @@ class QueueKL(Loss):
   url    = {https://github.com/lightly-ai/lightly-train},
   note   = {After Beyer et al., Knowledge Distillation: A Good Teacher is Patient and Consistent, arXiv 2106.05237}
 }"""
+    # The first version of the method; its views also jitter harder and are mixed up, which ours are not.
+    authors: ClassVar[dict[str, object]] = {
+        "optimiser.name": "adamw", "optimiser.lr": 5e-4, "optimiser.momentum": 0.9, "optimiser.weight_decay": 0.01,
+        "optimiser.schedule": "cosine", "optimiser.clip": 1.0, "head": "linear", "views.recipe": "moco-v2",
+        "batch_size": 128, "passes": 100.0, "neighbours.k": 0, "method.temperature": 0.07, "method.queue": 8192,
+    }  # fmt: skip
 
     def __init__(self, temperature: float = 0.07, queue: int = 8192) -> None:
         super().__init__()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -49,6 +51,15 @@ class RKD(Loss):
   eprint    = {1904.05068},
   archivePrefix = {arXiv}
 }"""
+    # run_distill_classification.py of the released code, CIFAR-100, where labels and soft labels are learned beside it;
+    # its views are crops of the image padded by 4 pixels, which are not among ours.
+    authors: ClassVar[dict[str, object]] = {
+        "optimiser.name": "sgd", "optimiser.lr": 0.1, "optimiser.momentum": 0.9, "optimiser.weight_decay": 5e-4,
+        "optimiser.schedule": "step", "optimiser.every": "epoch",
+        "optimiser.milestones": (60 / 200, 120 / 200, 160 / 200), "optimiser.decay": 0.2, "head": "linear",
+        "views.recipe": "weak", "batch_size": 128, "passes": 200.0, "neighbours.k": 0, "method.distance": 25.0,
+        "method.angle": 50.0,
+    }  # fmt: skip
 
     def __init__(self, distance: float = 25.0, angle: float = 50.0) -> None:
         super().__init__()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -41,6 +43,16 @@ class SEED(Loss):
   eprint    = {2101.04731},
   archivePrefix = {arXiv}
 }"""
+    # tools/opts.py and main.py of the released code, where the rate is 0.03 for 256 images and stays at its peak for 5
+    # epochs; the hidden layer of the head is as wide as the backbone. Their MoCo-v2 teacher keeps its projection head
+    # (D = 128). A spec with @FILE ends at the pooled feature (D = 2048 for ResNet-50); a teacher with its head is a
+    # `python:` one.
+    authors: ClassVar[dict[str, object]] = {
+        "optimiser.name": "sgd", "optimiser.lr": 0.03, "optimiser.momentum": 0.9, "optimiser.weight_decay": 1e-4,
+        "optimiser.schedule": "cosine", "optimiser.every": "epoch", "optimiser.hold": 5 / 200, "head": "mlp",
+        "head_hidden": 0, "views.recipe": "moco-v2", "batch_size": 256, "passes": 200.0, "neighbours.k": 0,
+        "method.tau_teacher": 1e-4, "method.tau_student": 0.2, "method.queue": 65536,
+    }  # fmt: skip
 
     def __init__(self, tau_teacher: float = 1e-4, tau_student: float = 0.2, queue: int = 65536) -> None:
         super().__init__()

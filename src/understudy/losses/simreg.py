@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from understudy.losses.similarity import row_cosine
@@ -32,6 +34,12 @@ class SimReg(Loss):
   eprint    = {2201.05131},
   archivePrefix = {arXiv}
 }"""
+    # The released run.sh: the deep head, weak views, the same one to both models.
+    authors: ClassVar[dict[str, object]] = {
+        "optimiser.name": "sgd", "optimiser.lr": 0.05, "optimiser.momentum": 0.9, "optimiser.weight_decay": 1e-4,
+        "optimiser.schedule": "cosine", "optimiser.every": "epoch", "head": "deep", "views.recipe": "weak",
+        "batch_size": 256, "passes": 130.0, "neighbours.k": 0,
+    }  # fmt: skip
 
     def __init__(self) -> None:
         super().__init__()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from understudy.losses.similarity import all_rows, exact_pair, gather_rows, unit_rows
@@ -35,6 +37,14 @@ class SP(Loss):
   eprint    = {1907.09682},
   archivePrefix = {arXiv}
 }"""
+    # Not the paper's own run but the benchmark of Tian et al. (2020), github.com/HobbitLong/RepDistiller, CIFAR-100,
+    # where labels are learned beside it; its views are crops of the image padded by 4 pixels, which are not among ours.
+    authors: ClassVar[dict[str, object]] = {
+        "optimiser.name": "sgd", "optimiser.lr": 0.05, "optimiser.momentum": 0.9, "optimiser.weight_decay": 5e-4,
+        "optimiser.schedule": "step", "optimiser.every": "epoch",
+        "optimiser.milestones": (150 / 240, 180 / 240, 210 / 240), "optimiser.decay": 0.1, "head": "linear",
+        "views.recipe": "weak", "batch_size": 64, "passes": 240.0, "neighbours.k": 0, "method.weight": 3000.0,
+    }  # fmt: skip
 
     def __init__(self, weight: float = 3000.0) -> None:
         super().__init__()

@@ -69,6 +69,9 @@ class Loss(nn.Module):
     asked for (a rotated student is as good) or there is no teacher."""
     citation: ClassVar[str] = ""
     """BibTeX of the paper."""
+    authors: ClassVar[dict[str, object]] = {}
+    """What its authors ran, as flat settings of a run (`optimiser.lr`, `method.queue`, ...): `--recipe authors`. Their
+    arithmetic (fp16 in some) is left to `precision`; their BatchNorm is local to each process, like ours."""
 
     key_momentum: float = 0.999
     """Momentum of the average that makes the keys; used only if `needs_key`."""

@@ -25,7 +25,7 @@ from understudy.models.contract import Contract
 from understudy.models.cost import parameters
 from understudy.models.tokens import Sight, look
 
-HEADS = ("auto", "mlp", "linear", "gelu", "none")
+HEADS = ("auto", "mlp", "deep", "linear", "gelu", "none")
 
 
 def build_head(width: int, out: int, kind: str = "auto", hidden: int = 2048) -> tuple[nn.Module, dict[str, Any]]:
@@ -34,10 +34,11 @@ def build_head(width: int, out: int, kind: str = "auto", hidden: int = 2048) -> 
     Args:
         width: F.
         out: D.
-        kind: "mlp" Linear - ReLU - Linear with biases; "linear"; "gelu" AttnDistill's, four Linear with GELU between
-            them, 2F, F and 2F wide, then LayerNorm; "none" (F must equal D); "auto" is the paper's choice: none where
-            the widths match, else mlp.
-        hidden: width of the mlp's middle layer.
+        kind: "mlp" Linear - ReLU - Linear with biases; "deep" SimReg's, F - 2F - F - 2F - D by four linear layers with
+            biases, BatchNorm and ReLU after the first and the third; "gelu" AttnDistill's, of the same widths, with
+            GELU between them, then LayerNorm; "linear"; "none" (F must equal D); "auto" is the paper's choice: none
+            where the widths match, else mlp.
+        hidden: width of the mlp's middle layer; 0 for F, as in SEED and MoCo-v2.
 
     Returns:
         The head and the table {kind, width, hidden, out} that rebuilds it (`hidden` is None where there is none).
@@ -45,7 +46,8 @@ def build_head(width: int, out: int, kind: str = "auto", hidden: int = 2048) -> 
     Raises:
         ModelError: an unknown kind, or "none" between different widths.
 
-    Source: methods.md section 1; the authors' released code. AttnDistill: github.com/wangkai930418/attndistill, whose
+    Source: the released code of CoSS, github.com/paganpasta/coss-pytorch, wrapper.py (mlp, auto), of SimReg,
+    github.com/UCDvision/simreg, mlp_arch.py (deep), and of AttnDistill, github.com/wangkai930418/attndistill, whose
     projector begins with the LayerNorm that a vision transformer's pooled feature has behind it already.
     """
     if kind not in HEADS:
@@ -56,7 +58,8 @@ def build_head(width: int, out: int, kind: str = "auto", hidden: int = 2048) -> 
         raise ModelError(
             f"A student {width} wide needs a head to reach a teacher {out} wide; use head 'mlp' or 'linear'."
         )
-    table = {"kind": kind, "width": width, "hidden": hidden if kind == "mlp" else None, "out": out}
+    hidden = {"mlp": hidden or width, "deep": 2 * width}.get(kind, 0)
+    table = {"kind": kind, "width": width, "hidden": hidden or None, "out": out}
     if kind == "none":
         return nn.Identity(), table
     if kind == "linear":
@@ -65,6 +68,10 @@ def build_head(width: int, out: int, kind: str = "auto", hidden: int = 2048) -> 
         widths = [width, 2 * width, width, 2 * width]
         layers = [layer for pair in pairwise(widths) for layer in (nn.Linear(*pair), nn.GELU())]
         return nn.Sequential(*layers, nn.Linear(2 * width, out), nn.LayerNorm(out, eps=1e-6)), table
+    if kind == "deep":
+        projection = [nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, width)]
+        prediction = [nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, out)]
+        return nn.Sequential(*projection, *prediction), table
     return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, out)), table
 
 

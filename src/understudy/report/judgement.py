@@ -123,6 +123,8 @@ def head_multiply_adds(head: Mapping[str, Any]) -> int | None:
         return 0
     if kind == "linear" and width and out:
         return int(width * out)
+    if kind == "deep" and width and hidden and out:
+        return int(3 * width * hidden + hidden * out)
     return int(width * hidden + hidden * out) if kind == "mlp" and width and hidden and out else None
 
 

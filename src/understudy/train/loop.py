@@ -211,7 +211,7 @@ def train(
             # a resumed run needs no random state.
             torch.manual_seed(settings.seed * 1_000_003 + step * processes.world + processes.rank)
             for group in optimiser.param_groups:
-                group["lr"] = learning_rate(step, steps, warmup_steps, settings.optimiser)
+                group["lr"] = learning_rate(step, steps, warmup_steps, settings.optimiser, batches.steps_per_epoch)
 
             images = [
                 photometry(pixels.to(device, non_blocking=True), rows, recipe)

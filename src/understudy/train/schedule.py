@@ -11,23 +11,29 @@ from torch import nn
 from understudy.train.settings import OptimiserSettings
 
 
-def learning_rate(step: int, steps: int, warmup_steps: int, settings: OptimiserSettings) -> float:
-    """The learning rate of one step: linear warm-up, then cosine to zero or constant.
+def learning_rate(step: int, steps: int, warmup_steps: int, settings: OptimiserSettings, epoch_steps: int = 1) -> float:
+    """The learning rate of one step: linear warm-up, then cosine to zero, steps down, or constant.
 
-    Differs from the authors' code in moving every step instead of every epoch, so it does not depend on what an epoch
-    is.
+    It moves every step unless `settings.every` says epoch, as all of the authors' codes do: then a whole epoch has the
+    rate of its first step, and training counts as its nearest whole number of epochs.
 
     Args:
         step: 0 ... steps - 1.
         steps: length of training.
         warmup_steps: steps of linear warm-up, counted inside `steps`.
         settings: peak rate and schedule.
+        epoch_steps: steps of an epoch, one pass over the anchors.
     """
     if step < warmup_steps:
         return settings.peak * (step + 1) / warmup_steps
-    if settings.schedule == "constant":
+    if settings.every == "epoch":
+        step = max(warmup_steps, step // epoch_steps * epoch_steps)
+        steps = max(1, round(steps / epoch_steps)) * epoch_steps
+    progress = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
+    if settings.schedule == "constant" or progress < settings.hold:
         return settings.peak
-    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+    if settings.schedule == "step":
+        return settings.peak * settings.decay ** sum(progress >= share for share in settings.milestones)
     return settings.peak * 0.5 * (1 + math.cos(math.pi * progress))
 
 

@@ -3,26 +3,56 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from understudy.config import as_table, flatten, setting
 from understudy.data.settings import ViewSettings
 from understudy.embed.settings import TRANSFORMS
+from understudy.errors import ConfigError
 from understudy.neighbours.settings import NeighbourSettings
+
+DEFAULT_METHOD = "coss"
 
 
 @dataclass(frozen=True)
 class OptimiserSettings:
-    """How the student is stepped. The authors of CoSS: sgd, lr 0.03, momentum 0.9, weight decay 1e-4, cosine."""
+    """How the student is stepped. The authors of CoSS: sgd, lr 0.03, momentum 0.9, weight decay 1e-4, cosine.
+
+    Raises:
+        ConfigError: a schedule of steps without milestones, or milestones that are not shares of training.
+    """
 
     name: str = setting("adamw", "Optimiser.", choices=("adamw", "sgd"))
     lr: float | None = setting(None, "Peak learning rate; 0.002 for adamw, 0.03 for sgd unless given.", minimum=0)
     weight_decay: float = setting(1e-4, "Weight decay; adamw spares vectors (biases, norms), sgd does not.", minimum=0)
     momentum: float = setting(0.9, "Momentum of sgd; beta1 of adamw.", minimum=0, maximum=1)
     schedule: str = setting(
-        "cosine", "Learning rate after warm-up: cosine to zero, or constant.", choices=("cosine", "constant")
+        "cosine",
+        "Learning rate after warm-up: cosine to zero, step (times decay at each milestone), or constant.",
+        choices=("cosine", "step", "constant"),
+    )
+    milestones: tuple[float, ...] = setting((), "Of schedule step, as shares of training, e.g. 0.6,0.8.")
+    decay: float = setting(0.1, "Of schedule step, the factor at each milestone.", minimum=0)
+    hold: float = setting(
+        0.0,
+        "Share of training at the peak, after which the schedule is where it would be without.",
+        minimum=0,
+        maximum=1,
+    )
+    every: str = setting(
+        "step",
+        "How often the learning rate moves; an epoch is one pass over the anchors.",
+        choices=("step", "epoch"),
     )
     warmup: float = setting(0.0, "Linear warm-up, in image passes.", minimum=0)
     clip: float | None = setting(None, "Largest gradient norm; off unless given.", minimum=0)
+
+    def __post_init__(self) -> None:
+        listed = ", ".join(f"{share:g}" for share in self.milestones)
+        if self.schedule == "step" and not self.milestones:
+            raise ConfigError("optimiser.schedule step needs optimiser.milestones, shares of training, e.g. 0.6,0.8.")
+        if not all(0 < share < 1 for share in self.milestones):
+            raise ConfigError(f"optimiser.milestones are shares of training, between 0 and 1; got {listed}.")
 
     @property
     def peak(self) -> float:
@@ -44,7 +74,9 @@ class TrainSettings:
     )
     out: str | None = setting(None, "Run folder; runs/METHOD-STUDENT-HASH unless given.")
     store: str = setting("store", "Folder of teacher embeddings, shared between runs; or one particular store.")
-    method: dict = setting({"name": "coss"}, "Method; its own settings are written method.KEY.", open_table=True)  # type: ignore[type-arg]
+    method: dict[str, Any] = setting(
+        {"name": DEFAULT_METHOD}, "Method; its own settings are written method.KEY.", open_table=True
+    )
     image_size: int | None = setting(
         None, "Side of the student's input in pixels; the student's own unless given.", minimum=8
     )
@@ -75,10 +107,10 @@ class TrainSettings:
     head: str = setting(
         "auto",
         "Student head into the teacher's space; auto is none if the widths match and there is no transform, else mlp; "
-        "gelu is AttnDistill's.",
-        choices=("auto", "mlp", "linear", "gelu", "none"),
+        "deep is SimReg's, gelu AttnDistill's.",
+        choices=("auto", "mlp", "deep", "linear", "gelu", "none"),
     )
-    head_hidden: int = setting(2048, "Width of the hidden layer of an mlp head.", minimum=1)
+    head_hidden: int = setting(2048, "Width of the hidden layer of an mlp head; 0 is the backbone's own.", minimum=0)
     workers: int | None = setting(
         None, "Processes that read images; measured from the source and the cores unless given.", minimum=0
     )
