@@ -62,6 +62,7 @@ def test_the_heads_of_simreg_and_seed() -> None:
     assert table["hidden"] == 512
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the exporter that needs no onnxscript
 def test_the_deep_head_learns_and_exports(tmp_path: Path) -> None:
     """Its BatchNorm averages over training batches, in evaluation mode one image is a batch, and ONNX has it all."""
     import onnxruntime
