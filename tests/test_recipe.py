@@ -55,12 +55,15 @@ AUTHORS: dict[str, tuple[Any, ...]] = {
     "mse": (SGD, 0.05, 5e-4, "step 0.1 at 150, 180, 210 of 240", 64, 240, (0, None), "linear", "weak", {}),
     "dist": (SGD, 0.1, 1e-4, "step 0.1 at 30, 60, 90 of 100", 256, 100, (0, None), "linear", "crop",
              {"beta": 1, "gamma": 1}),
+    "attndistill": ("adamw 0.9", 2.4e-3, 0.05, "cosine warmup 40", 4096, 800, (0, None), "gelu", "weak",
+                    {"weight": 0.1, "temperature": 10}),
     "queue_kl": ("adamw 0.9", 5e-4, 0.01, "cosine clip 1", 128, 100, (0, None), "linear", "moco-v2",
                  {"temperature": 0.07, "queue": 8192}),
     "moco": (SGD, 0.03, 1e-4, "cosine", 256, 200, (None, None), "mlp 0", "moco-v2",
              {"temperature": 0.2, "queue": 65536, "momentum": 0.999}),
 }  # fmt: skip
-EVERY_STEP = {"pkt", "queue_kl"}
+EVERY_STEP = {"pkt", "queue_kl", "attndistill"}
+UNKNOWN = {"proteus"}  # the last methods to come; their authors' settings are still to be written
 
 # Linear top-1, top-5 and 10-NN of the main table, and the students; then the two other teachers.
 ROWS = {
@@ -104,17 +107,22 @@ def assert_authors(settings: RunSettings, method: str, **own: Any) -> None:
     assert settings.views.recipe == views
     assert settings.method == {"name": method, **terms, **own}
     shape, *words = schedule.replace(",", "").split()
-    assert (optimiser.schedule, optimiser.warmup) == (shape, 0)
+    assert optimiser.schedule == shape
     assert optimiser.every == ("step" if method in EVERY_STEP else "epoch")
-    assert optimiser.hold == (float(words[1]) if words[:1] == ["hold"] else 0)
-    assert optimiser.clip == (float(words[1]) if words[:1] == ["clip"] else None)
+    more = {"hold": "0", "warmup": "0", "clip": "nan", **dict(zip(words[::2], words[1::2], strict=shape != "step"))}
+    assert (optimiser.hold, optimiser.warmup) == (float(more["hold"]), float(more["warmup"]))
+    assert (optimiser.clip or np.nan) == pytest.approx(float(more["clip"]), nan_ok=True)
     if shape == "step":
         factor, _, *epochs, _, length = words
         assert optimiser.decay == float(factor)
         assert [round(share * float(length), 9) for share in optimiser.milestones] == [float(e) for e in epochs]
 
 
-@pytest.mark.parametrize("method", LOSSES)
+def test_no_method_is_left_out():
+    assert set(LOSSES) - UNKNOWN == set(AUTHORS) == {name for name, loss in LOSSES.items() if loss.authors}
+
+
+@pytest.mark.parametrize("method", AUTHORS)
 def test_every_method_carries_what_its_authors_ran(method: str):
     assert_authors(resolve_run({**IMAGES, "method": method, "recipe": "authors"}), method)
     build(**AUTHORS[method][-1], name=method)  # the numbers are ones the method takes
