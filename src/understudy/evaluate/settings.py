@@ -25,6 +25,28 @@ OWN = {"linear_sgd": ("sgd_epochs", "sgd_lr")}
 
 
 @dataclass(frozen=True)
+class DetectionSettings:
+    """How `detection` trains its detector; the defaults are the paper's Pascal VOC schedule."""
+
+    iterations: int = setting(24000, "training steps; COCO's 1x schedule has 90,000", minimum=1)
+    batch_size: int = setting(16, "images per step", minimum=1)
+    size: int = setting(800, "shorter side of the images in pixels, the longer one at most 5/3 of it", minimum=64)
+    lr: float = setting(0.02, "learning rate for batches of 16, scaled linearly with the batch", minimum=0.0)
+    rois: int = setting(512, "proposals per image that the heads learn from", minimum=1)
+    masks: bool = setting(True, "Mask R-CNN where the set has outlines; false: Faster R-CNN")
+
+
+@dataclass(frozen=True)
+class SegmentationSettings:
+    """How `segmentation` trains its linear layer; the defaults are DINOv2's."""
+
+    iterations: int = setting(40000, "training steps", minimum=1)
+    batch_size: int = setting(16, "crops per step", minimum=2)
+    size: int = setting(512, "side of a crop, and shorter side of an image in testing, in pixels", minimum=32)
+    lr: float = setting(0.001, "peak learning rate of AdamW", minimum=0.0)
+
+
+@dataclass(frozen=True)
 class EvaluationSettings:
     """What `understudy evaluate` measures.
 

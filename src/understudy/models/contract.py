@@ -149,6 +149,10 @@ class Contract:
                 mode = "bilinear" if self.interpolation == "bilinear" else "bicubic"
                 images = F.interpolate(images, (self.size, self.size), mode=mode, antialias=True)
                 images = images.clamp(0, 1)
+        return self.normalise(images)
+
+    def normalise(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+        """Pixels in [0, 1] by this network's mean and std, whatever their size."""
         mean, std = _statistics(self.mean, self.std, images.device, images.dtype)
         return (images - mean) / std
 
