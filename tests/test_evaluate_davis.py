@@ -11,9 +11,15 @@ from PIL import Image
 from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 
+from understudy.data.targets import open_target
 from understudy.errors import DataError
-from understudy.evaluate.davis import _size, boundary_measure, carry, davis, jaccard, outline
+from understudy.evaluate import davis as module
+from understudy.evaluate.davis import _size, boundary_measure, carry, jaccard, outline
+from understudy.evaluate.settings import EvaluationSettings
+from understudy.evaluate.subject import Figures, Progress, Subject
+from understudy.models.backbones import Backbone
 from understudy.models.contract import Contract
+from understudy.models.teacher import Teacher
 
 
 def disk(height: int, width: int, row: float, column: float, radius: float) -> np.ndarray:
@@ -146,16 +152,18 @@ def official(root: Path, *names: str) -> Path:
 CONTRACT = Contract(32, mean=(0.3, 0.3, 0.3), std=(0.5, 0.5, 0.5), interpolation="nearest")
 
 
-def test_what_is_told_apart_by_colour_is_followed(tmp_path: Path) -> None:
+def davis(network: nn.Module, root: Path, progress: Progress | None = None) -> Figures:
+    teacher = Teacher(Backbone(network, 3, CONTRACT, "colours", "colours", "by hand", True, "1"))
+    target = open_target(f"davis={root}")
+    subject = Subject("teacher", np.empty((0, 0), np.float32), encoder=teacher, target=target, progress=progress)
+    return module.davis(subject, EvaluationSettings())
+
+
+def test_what_is_told_apart_by_colour_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SHORT", 64)
     official(tmp_path / "DAVIS", "bike-packing", "void")
     notes: list[str] = []
-    figures = davis(
-        Colours(),
-        CONTRACT,
-        tmp_path,
-        short=64,
-        progress=lambda done, total, note: notes.append(f"{done}/{total} {note}"),
-    )
+    figures = davis(Colours(), tmp_path, lambda done, total, note: notes.append(f"{done}/{total} {note}"))
     assert (figures["objects"], figures["sequences"]) == (4, 2)
     assert figures["j"] > 90 and figures["f"] > 90
     assert figures["j_recall"] == figures["f_recall"] == 100
@@ -165,25 +173,25 @@ def test_what_is_told_apart_by_colour_is_followed(tmp_path: Path) -> None:
     blind = Colours()
     nn.init.zeros_(blind.grid.weight)
     nn.init.ones_(blind.grid.bias)
-    assert davis(blind, CONTRACT, tmp_path / "DAVIS", short=64)["j"] < figures["j"] - 30
+    assert davis(blind, tmp_path / "DAVIS")["j"] < figures["j"] - 30
 
 
 def test_what_is_missing_or_does_not_fit_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"2017.val.txt was expected.*https://davischallenge\.org"):
-        davis(Colours(), CONTRACT, tmp_path)
+        davis(Colours(), tmp_path)
     root = official(tmp_path, "dogs")
     mask = root / "Annotations" / "480p" / "dogs" / "00002.png"
     Image.new("L", (64, 96)).save(mask)
     with pytest.raises(DataError, match=r"00002.png is 64 x 96 pixels, its frame 128 x 64"):
-        davis(Colours(), CONTRACT, root)
+        davis(Colours(), root)
     mask.unlink()
     with pytest.raises(DataError, match=r"00002.png was expected.*comes from https://davischallenge"):
-        davis(Colours(), CONTRACT, root)
+        davis(Colours(), root)
     Image.new("L", (128, 64)).save(mask)
     Image.new("L", (128, 64)).save(mask.with_name("00000.png"))
     with pytest.raises(DataError, match="The first mask of dogs .* holds no object"):
-        davis(Colours(), CONTRACT, root)
+        davis(Colours(), root)
     for path in (root / "JPEGImages" / "480p" / "dogs").glob("0000[1-4].jpg"):
         path.unlink()
     with pytest.raises(DataError, match="dogs holds 1 frames; three at least"):
-        davis(Colours(), CONTRACT, root)
+        davis(Colours(), root)

@@ -13,12 +13,17 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from understudy.data.objects import open_objects
-from understudy.errors import DataError, StoreError
+from understudy.data.targets import open_target
+from understudy.errors import DataError
 from understudy.evaluate import detection as module
-from understudy.evaluate.detection import average_precision, detection, outline_mask
-from understudy.evaluate.settings import DetectionSettings
+from understudy.evaluate.detection import average_precision, outline_mask
+from understudy.evaluate.settings import DetectionSettings, EvaluationSettings
+from understudy.evaluate.subject import Figures, Progress, Subject
+from understudy.models import pyramid
+from understudy.models.backbones import Backbone
 from understudy.models.contract import Contract
 from understudy.models.resnet import small_resnet
+from understudy.models.teacher import Teacher
 
 pytest.importorskip("pycocotools")
 
@@ -133,7 +138,7 @@ class Oracle(nn.Module):
 def test_what_is_seen_rightly_scores_full_marks_through_the_whole_path(tmp_path: Path) -> None:
     """Pixel to box, label to category id, mask to run lengths: any slip of convention costs AP."""
     _, test = open_objects(squares(tmp_path))
-    seen = module._detect(Oracle(), test, masks=True, device=torch.device("cpu"), workers=0, progress=None)
+    seen = module._detect(Oracle(), test, True, Subject("teacher", np.empty((0, 0), np.float32)))
     for kind in ("box", "mask"):
         assert average_precision(test.coco(), seen, kind)["ap"] == pytest.approx(100)
 
@@ -155,41 +160,53 @@ def test_learned_targets_and_their_mirror_images(tmp_path: Path) -> None:
     assert turned["boxes"].tolist() == [[34, 2, 54, 22], [4, 30, 24, 46]]
 
 
+def detection(
+    network: nn.Module, root: Path, settings: DetectionSettings, folder: Path, progress: Progress | None = None
+) -> Figures:
+    teacher = Teacher(Backbone(network, 16, Contract(32), "small", "small", "random", True, "1"))
+    nothing = np.empty((0, 0), np.float32)
+    target = open_target(f"coco={root}")
+    subject = Subject("teacher", nothing, encoder=teacher, target=target, folder=folder, progress=progress)
+    return module.detection(subject, EvaluationSettings(detection=settings, seed=3))
+
+
 def test_a_detector_trains_and_resumes_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = squares(tmp_path / "data")
     torch.manual_seed(0)
     backbone = small_resnet("resnet8x0.25")
     settings = DetectionSettings(iterations=4, batch_size=1, size=64, rois=4, lr=0.02)
-    notes: list[str] = []
-    common: dict[str, Any] = {"seed": 3, "checkpoint_seconds": 0.0}
-    figures = detection(
-        backbone, Contract(32), data, settings, folder=tmp_path / "whole",
-        progress=lambda done, total, note: notes.append(note), **common,
-    )  # fmt: skip
-    assert {"box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap_small"} <= set(figures)
-    assert (figures["images"], figures["iterations"]) == (4, 4)
-    assert any("loss" in note for note in notes)
+    monkeypatch.setattr(pyramid, "CHANNELS", 16)  # 100 MB of checkpoint less
+    learned: list[dict[str, Tensor]] = []
+    detect, rate = module._detect, module._rate
 
-    rate = module._rate
+    def keep(detector: nn.Module, *others: Any) -> Any:
+        learned.append({name: value.clone() for name, value in detector.state_dict().items()})
+        return detect(detector, *others)
 
     def stop(step: int, steps: int) -> float:
         if step == 2:
             raise KeyboardInterrupt
         return rate(step, steps)
 
+    monkeypatch.setattr(module, "_detect", keep)
+    notes: list[str] = []
+    figures = detection(backbone, data, settings, tmp_path / "a", lambda done, total, note: notes.append(note))
+    assert {"box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap_small"} <= set(figures)
+    assert (figures["images"], figures["iterations"]) == (4, 4)
+    assert any("loss" in note for note in notes)
+
+    monkeypatch.setattr(module, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(module, "_rate", stop)
     with pytest.raises(KeyboardInterrupt):
-        detection(backbone, Contract(32), data, settings, folder=tmp_path / "cut", **common)
+        detection(backbone, data, settings, tmp_path / "b")
+    (checkpoint,) = (tmp_path / "b").glob("detectors/*/detector.pt")
+    assert torch.load(checkpoint, weights_only=True)["step"] == 2
     monkeypatch.setattr(module, "_rate", rate)
-    assert detection(backbone, Contract(32), data, settings, folder=tmp_path / "cut", **common) == figures
-    whole, cut = (torch.load(tmp_path / name / "detector.pt", weights_only=True) for name in ("whole", "cut"))
-    assert whole["step"] == cut["step"] == 4
-    assert all(torch.equal(value, cut["detector"][name]) for name, value in whole["detector"].items())
-    learned = whole["detector"]["backbone.body.module.conv1.weight"]
-    assert not torch.equal(learned, backbone.conv1.weight)  # fine-tuned, in a copy
-
-    with pytest.raises(StoreError, match=r"detector.pt is the detector of another backbone, set or settings"):
-        detection(backbone, Contract(32), data, settings, folder=tmp_path / "cut", seed=4)
+    assert detection(backbone, data, settings, tmp_path / "b") == figures
+    assert not checkpoint.exists()  # once scored it is of no more use
+    whole, resumed = learned
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    assert not torch.equal(whole["backbone.body.module.conv1.weight"], backbone.conv1.weight)  # fine-tuned, in a copy
 
 
 def test_the_schedule_by_hand() -> None:
@@ -206,8 +223,8 @@ def test_what_cannot_be_trained_is_a_sentence(tmp_path: Path) -> None:
         one["iscrowd"] = 1
     (data / "annotations" / "instances_train2017.json").write_text(json.dumps(table))
     with pytest.raises(DataError, match="none of 4 images has an object that is not a crowd"):
-        detection(small_resnet("resnet8x0.25"), Contract(32), data, settings, folder=tmp_path / "a")
+        detection(small_resnet("resnet8x0.25"), data, settings, tmp_path / "a")
     table["categories"].append({"id": 9, "name": "green"})
     (data / "annotations" / "instances_train2017.json").write_text(json.dumps(table))
     with pytest.raises(DataError, match=r"has 3 categories and .* 2, or other ones"):
-        detection(small_resnet("resnet8x0.25"), Contract(32), data, settings, folder=tmp_path / "a")
+        detection(small_resnet("resnet8x0.25"), data, settings, tmp_path / "a")

@@ -10,15 +10,28 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import accuracy_score, jaccard_score, recall_score
+from torch import nn
 
 from understudy.data.masks import IGNORED, open_masks
+from understudy.data.targets import open_target
 from understudy.errors import DataError
 from understudy.evaluate import segmentation as module
-from understudy.evaluate.segmentation import confusion_matrix, mean_iou, segmentation, windows
-from understudy.evaluate.settings import SegmentationSettings
+from understudy.evaluate.segmentation import confusion_matrix, mean_iou, windows
+from understudy.evaluate.settings import EvaluationSettings, SegmentationSettings
+from understudy.evaluate.subject import Figures, Subject
+from understudy.models.backbones import Backbone
 from understudy.models.contract import Contract
 from understudy.models.dense import dense_features
 from understudy.models.resnet import small_resnet
+from understudy.models.teacher import Teacher
+
+
+def segmentation(network: nn.Module, root: Path, settings: SegmentationSettings, seed: int = 0) -> Figures:
+    teacher = Teacher(Backbone(network, 64, Contract(32), "small", "small", "random", True, "1"))
+    subject = Subject(
+        "teacher", np.empty((0, 0), np.float32), encoder=teacher, target=open_target(f"index-masks={root}")
+    )
+    return module.segmentation(subject, EvaluationSettings(segmentation=settings, seed=seed))
 
 
 def test_miou_equals_scikit_learns() -> None:
@@ -74,14 +87,13 @@ def colours(root: Path, images: int = 3) -> Path:
 def test_a_linear_layer_learns_colours_and_the_backbone_nothing(tmp_path: Path) -> None:
     data = colours(tmp_path)
     torch.manual_seed(0)
-    backbone = small_resnet("resnet8").train()
+    backbone = small_resnet("resnet8")
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     settings = SegmentationSettings(iterations=40, batch_size=4, size=32, lr=0.05)
-    figures = segmentation(backbone, Contract(32), data, settings)
+    figures = segmentation(backbone, data, settings)
     assert figures["miou"] > 95
     assert (figures["classes"], figures["images"]) == (2, 3)
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
-    assert backbone.training
 
 
 def test_the_figures_are_a_function_of_the_seed(tmp_path: Path) -> None:
@@ -89,7 +101,7 @@ def test_the_figures_are_a_function_of_the_seed(tmp_path: Path) -> None:
     torch.manual_seed(0)
     backbone = small_resnet("resnet8x0.25")
     settings = SegmentationSettings(iterations=2, batch_size=2, size=32, lr=0.01)
-    first, again, other = (segmentation(backbone, Contract(32), data, settings, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (segmentation(backbone, data, settings, seed=seed) for seed in (0, 0, 1))
     assert first == again != other
 
 
@@ -121,7 +133,7 @@ def test_what_cannot_be_scored_is_a_sentence(tmp_path: Path) -> None:
     settings = SegmentationSettings(iterations=1, batch_size=2, size=32)
     Image.new("L", (9, 9)).save(data / "masks" / "val" / "0.png")
     with pytest.raises(DataError, match=r"0.png is 9 x 9 pixels, its image 0.png 40 x 30"):
-        segmentation(small_resnet("resnet8x0.25"), Contract(32), data, settings)
+        segmentation(small_resnet("resnet8x0.25"), data, settings)
     Image.new("L", (40, 30), IGNORED).save(data / "masks" / "val" / "0.png")
     with pytest.raises(DataError, match="every pixel of 1 masks is to be ignored"):
-        segmentation(small_resnet("resnet8x0.25"), Contract(32), data, settings)
+        segmentation(small_resnet("resnet8x0.25"), data, settings)

@@ -12,9 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from understudy.artifacts import fingerprint
 from understudy.config import nearest
+from understudy.data.masks import open_masks
+from understudy.data.objects import open_objects
 from understudy.data.parquet import split_of
 from understudy.data.sources import EVALUATION_SPLITS, Source, open_evaluation, open_source
+from understudy.data.videos import open_videos
 from understudy.errors import ConfigError, DataError
 
 
@@ -63,7 +67,37 @@ class Layout:
     open: Callable[[str, str], Target]
 
 
-LAYOUTS: dict[str, Layout] = {}
+def _halves(kind: str, open_halves: Callable[[Path], Any]) -> Layout:
+    """A layout whose protocols read the files themselves, from `facts["train"]` and `facts["test"]`."""
+
+    def opened(name: str, spec: str) -> Target:
+        train, test = open_halves(_below(name, spec))
+        facts = {"train": train, "test": test, "fingerprint": fingerprint(train.fingerprint, test.fingerprint)}
+        return Target(name, kind, spec, facts=facts)
+
+    return Layout(kind, opened)
+
+
+def _videos(name: str, spec: str) -> Target:
+    videos = open_videos(_below(name, spec))
+    return Target(name, "videos", spec, facts={"videos": videos, "fingerprint": videos.fingerprint})
+
+
+def _below(name: str, spec: str) -> Path:
+    """The folder of a set: the one of its name, where there is one in the folder given."""
+    root = Path(spec).expanduser()
+    return root / name if (root / name).is_dir() else root
+
+
+LAYOUTS: dict[str, Layout] = {
+    "coco": _halves("objects", open_objects),
+    "voc": _halves("objects", open_objects),
+    "voc-masks": _halves("masks", open_masks),
+    "ade20k": _halves("masks", open_masks),
+    "cityscapes": _halves("masks", open_masks),
+    "index-masks": _halves("masks", open_masks),
+    "davis": Layout("videos", _videos),
+}
 """Published sets by name; without a path they are looked for below the folder in UNDERSTUDY_DATA (`data` if unset)."""
 
 

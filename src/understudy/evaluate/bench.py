@@ -223,6 +223,7 @@ class Bench:
         if self.student is not None:
             encoders |= {"student": self.student, "student_embed": Embedding(self.student)}
         headless = self.student is not None and self.student.plain
+        places = {name: root for name, (_, root, _) in self.roots.items()}
         found: dict[str, Subject] = {}
         for name, encoder in encoders.items():
             main = base[name] if lone and base else None
@@ -249,6 +250,7 @@ class Bench:
                 test_source=None if test is None else test.source,
                 target=None if target is None or target.kind == "main" else target,
                 queries=encoded["queries"].rows[name] if "queries" in encoded else None,
+                folder=places["teacher" if name == "teacher" else "student"],
                 device=self.device,
                 workers=self.workers,
                 progress=self.note(name),
@@ -317,6 +319,9 @@ class Bench:
                 title = target or "main images"
                 if images:
                     parts.append(f"{title} {images:,} x 1")
+                if not sets:
+                    parts += [f"{one} on {title}, time not foretold" for one in protocols.get(target, ()) if target]
+                    continue
                 for protocol in protocols.get(target, ()):
                     passes = TAKES[protocol].passes(self.settings, train, test)
                     if passes:

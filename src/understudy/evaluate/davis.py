@@ -16,29 +16,24 @@ marked 255 count in neither.
 
 from __future__ import annotations
 
-import os
 from collections import deque
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from understudy.data.decode import to_rgb
-from understudy.data.masks import IGNORED, read_index_mask
-from understudy.data.objects import read_expected
+from understudy.data.masks import IGNORED
 from understudy.errors import DataError
-from understudy.evaluate.subject import Figures, Progress
+from understudy.evaluate.settings import EvaluationSettings
+from understudy.evaluate.subject import Figures, Subject
 from understudy.models.dense import DenseFeatures, dense_features, patch_size
 
 if TYPE_CHECKING:
     from understudy.models.contract import Contract
-
-SOURCE = "https://davischallenge.org/davis2017/code.html (DAVIS-2017-trainval-480p.zip)"
 
 SHORT, UNIT = 480, 64
 TOP, RADIUS, TEMPERATURE, CONTEXT = 5, 12, 0.1, 7
@@ -47,52 +42,36 @@ TOLERANCE = 0.008
 """How far two outlines may lie apart and still agree, as a share of the image's diagonal."""
 
 
-def davis(
-    module: nn.Module,
-    contract: Contract,
-    data: str | os.PathLike[str],
-    *,
-    short: int = SHORT,
-    memory_mb: int = 1024,
-    device: str | torch.device = "cpu",
-    spec: str = "This encoder",
-    progress: Progress | None = None,
-) -> Figures:
+def davis(subject: Subject, settings: EvaluationSettings) -> Figures:
     """Carry the masks of DAVIS-2017's validation sequences with a frozen backbone, and score them.
 
     Args:
-        module: a headless network; it is neither trained nor changed.
-        contract: its mean, std and interpolation.
-        data: the folder `DAVIS`, or the one above it: `JPEGImages/480p/SEQUENCE/00000.jpg ...`,
-            `Annotations/480p/SEQUENCE/00000.png ...`, `ImageSets/2017/val.txt`.
-        short: shorter side of the frames in pixels.
-        memory_mb: budget for similarities.
-        device: where it computes.
-        spec: how messages call the network.
-        progress: called as progress(done, total, note).
+        subject: an encoder, and the sequences as `target`.
+        settings: `memory_mb` bounds similarities.
 
     Returns:
         "j_and_f", "j", "f" (means over objects), "j_recall", "f_recall" (share of frames above 0.5), in per cent;
         "objects" and "sequences".
 
     Raises:
-        DataError: a file is missing or a mask has another size than its frame.
+        DataError: a file is missing, or a mask has another size than its frame.
         ModelError: the network gives no feature maps.
     """
-    root = Path(data)
-    root = root / "DAVIS" if (root / "DAVIS").is_dir() else root
-    sequences = read_expected(root / "ImageSets" / "2017" / "val.txt", SOURCE).decode().split()
+    assert subject.target is not None
+    (module, contract), videos = subject.network(), subject.target.facts["videos"]
     body: DenseFeatures | None = None
     scores: list[tuple[float, float, float, float]] = []
-    for done, name in enumerate(sequences):
-        frames, truth = _sequence(root, name)
+    for done, name in enumerate(videos.names):
+        frames, truth = videos.read(name)
         objects = int(truth[0][truth[0] != IGNORED].max(initial=0))
         if objects == 0:
-            raise DataError(f"The first mask of {name} in {root / 'Annotations' / '480p'} holds no object.")
-        size = _size(frames[0].height, frames[0].width, short, patch_size(module))
+            raise DataError(f"The first mask of {name} in {videos.root / 'Annotations' / '480p'} holds no object.")
+        size = _size(frames[0].height, frames[0].width, SHORT, patch_size(module))
         if body is None or body.size != size:
-            body = dense_features(module, size, spec=spec).to(device).eval()
-        found = propagate(body, contract, frames, truth[0], objects, memory_mb=memory_mb, device=device)
+            body = dense_features(module, size, spec=f"The {subject.name}").to(subject.device).eval()
+        found = propagate(
+            body, contract, frames, truth[0], objects, memory_mb=settings.memory_mb, device=subject.device
+        )
         for number in range(1, objects + 1):
             pairs = [
                 (jaccard(seen == number, real == number, real == IGNORED),
@@ -101,8 +80,8 @@ def davis(
             ]  # fmt: skip
             j, f = np.array(pairs).T
             scores.append((float(j.mean()), float(f.mean()), float((j > 0.5).mean()), float((f > 0.5).mean())))
-        if progress:
-            progress(done + 1, len(sequences), f"davis: {name}")
+        if subject.progress:
+            subject.progress(done + 1, len(videos.names), f"davis: {name}")
     j_mean, f_mean, j_recall, f_recall = (100.0 * np.mean(scores, axis=0)).tolist()
     return {
         "j_and_f": (j_mean + f_mean) / 2,
@@ -111,29 +90,8 @@ def davis(
         "j_recall": j_recall,
         "f_recall": f_recall,
         "objects": len(scores),
-        "sequences": len(sequences),
+        "sequences": len(videos.names),
     }
-
-
-def _sequence(root: Path, name: str) -> tuple[list[Image.Image], list[UInt8[np.ndarray, "H W"]]]:
-    """Frames and masks of one sequence, in order."""
-    folder = root / "JPEGImages" / "480p" / name
-    paths = sorted(folder.glob("*.jpg"))
-    if len(paths) < 3:
-        raise DataError(f"{folder} holds {len(paths)} frames; three at least are needed. It comes from {SOURCE}.")
-    frames, masks = [], []
-    for path in paths:
-        frame = to_rgb(read_expected(path), str(path))
-        file = root / "Annotations" / "480p" / name / f"{path.stem}.png"
-        mask = read_index_mask(file, SOURCE)
-        if mask.shape != (frame.height, frame.width):
-            raise DataError(
-                f"The mask {file} is {mask.shape[1]} x {mask.shape[0]} pixels, its frame {frame.width} x "
-                f"{frame.height}. They must be of one size."
-            )
-        frames.append(frame)
-        masks.append(mask)
-    return frames, masks
 
 
 def _size(height: int, width: int, short: int, patch: int | None) -> tuple[int, int]:

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -37,11 +36,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from understudy.artifacts import atomic, fingerprint, lock
 from understudy.config import as_table
-from understudy.data.objects import Objects, open_objects
+from understudy.data.objects import Objects
 from understudy.data.philox import ANCHORS, permutation
 from understudy.errors import DataError, MissingDependency, StoreError
-from understudy.evaluate.settings import DetectionSettings
-from understudy.evaluate.subject import Figures, Progress
+from understudy.evaluate.settings import DetectionSettings, EvaluationSettings
+from understudy.evaluate.subject import Figures, Subject
 from understudy.models.checkpoints import fingerprint_weights
 from understudy.models.pyramid import Pyramid
 
@@ -58,72 +57,54 @@ MEASURES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 """The first six of COCO's twelve; small is below 32 x 32 pixels of area, large above 96 x 96, of the original image."""
 
 
-def detection(
-    module: nn.Module,
-    contract: Contract,
-    data: str | os.PathLike[str],
-    settings: DetectionSettings,
-    *,
-    folder: str | os.PathLike[str],
-    seed: int = 0,
-    device: str | torch.device = "cpu",
-    workers: int = 0,
-    spec: str = "This encoder",
-    progress: Progress | None = None,
-    checkpoint_seconds: float = CHECKPOINT_SECONDS,
-) -> Figures:
+def detection(subject: Subject, settings: EvaluationSettings) -> Figures:
     """Fine-tune a backbone under a detector on one set, and score it.
 
     The same seed and settings give the same weights on the same machine, interrupted or not.
 
     Args:
-        module: a headless network; a copy of it is trained.
-        contract: its mean and std.
-        data: a folder in the layout of COCO or Pascal VOC, see `open_objects`.
-        settings: schedule, size, heads.
-        folder: where the detector's checkpoint lies; a second call goes on there.
-        seed: of the heads' initialisation, the order of images, flips, scales and sampled proposals.
-        device: where it trains.
-        workers: processes that read images; 0 reads in this one.
-        spec: how messages call the network.
-        progress: called as progress(done, total, note).
-        checkpoint_seconds: time between checkpoints.
+        subject: an encoder, a set with boxes as `target`, and the `folder` where the detector is kept while it trains.
+        settings: `detection`, and the seed of the heads' weights, the order of images, flips, scales and proposals.
 
     Returns:
         "box_ap", "box_ap50", "box_ap75", "box_ap_small", "box_ap_medium", "box_ap_large", and with masks the same of
         "mask_", in per cent; what the set holds no objects for is left out. "images" and "iterations".
 
     Raises:
-        DataError: the set cannot be read, nothing can be learned from it, or training diverged.
+        DataError: a file is missing or does not fit, nothing can be learned from the set, or training diverged.
         ModelError: the network gives no feature maps.
         MissingDependency: pycocotools is not installed.
     """
     _mask_tools()  # before hours of training, not after
-    train, test = open_objects(Path(data))
+    assert subject.target is not None
+    assert subject.folder is not None
+    module, contract = subject.network()
+    train, test = subject.target.facts["train"], subject.target.facts["test"]
     if [dict(one) for one in train.categories] != [dict(one) for one in test.categories]:
         raise DataError(
             f"{train.name} has {len(train.categories)} categories and {test.name} {len(test.categories)}, or other "
             "ones: a detector of the first cannot be scored on the second."
         )
-    masks = settings.masks and train.outlined and test.outlined
-    torch.manual_seed(seed)
+    schedule = settings.detection
+    masks = schedule.masks and train.outlined and test.outlined
+    torch.manual_seed(settings.seed)
     detector = build_detector(
-        module, contract, classes=len(train.categories), size=settings.size, rois=settings.rois, masks=masks, spec=spec
-    ).to(device)
-    key = fingerprint(
-        FORMAT, fingerprint_weights(module), contract.table(), as_table(settings), train.fingerprint, seed
-    )
+        module, contract, classes=len(train.categories), size=schedule.size, rois=schedule.rois, masks=masks,
+        spec=f"The {subject.name}",
+    ).to(subject.device)  # fmt: skip
+    learned = (fingerprint_weights(module), contract.table(), train.fingerprint)
+    key = fingerprint(FORMAT, *learned, as_table(schedule), settings.seed)
+    folder = subject.folder / "detectors" / key
     with lock(folder):
-        _train(
-            detector, train, settings, masks=masks, path=Path(folder) / "detector.pt", key=key, seed=seed,
-            device=torch.device(device), workers=workers, progress=progress, checkpoint_seconds=checkpoint_seconds,
-        )  # fmt: skip
-    found = _detect(detector, test, masks=masks, device=torch.device(device), workers=workers, progress=progress)
+        path = folder / "detector.pt"
+        _train(detector, _Learned(train, masks), schedule, settings.seed, path, subject)
+        found = _detect(detector, test, masks, subject)
+        path.unlink()  # its figures are what is kept
     figures: Figures = {}
     for kind in ("box", "mask") if masks else ("box",):
         measured = average_precision(test.coco(), found, kind)
         figures |= {f"{kind}_{name}": value for name, value in measured.items()}
-    return {**figures, "images": len(test), "iterations": settings.iterations}
+    return {**figures, "images": len(test), "iterations": schedule.iterations}
 
 
 def build_detector(
@@ -243,30 +224,30 @@ def _stream(dataset: Dataset[Any], order: Sequence[int], batch: int, workers: in
 
 
 def _train(
-    detector: nn.Module, objects: Objects, settings: DetectionSettings, *, masks: bool, path: Path, key: str, seed: int,
-    device: torch.device, workers: int, progress: Progress | None, checkpoint_seconds: float,
-) -> None:  # fmt: skip
+    detector: nn.Module, dataset: _Learned, settings: DetectionSettings, seed: int, path: Path, subject: Subject
+) -> None:
     """From the start, or from where the checkpoint stands, to the last step."""
-    dataset = _Learned(objects, masks)
+    device = torch.device(subject.device)
     if not len(dataset):
+        objects = dataset.objects
         raise DataError(f"{objects.name}: none of {len(objects)} images has an object that is not a crowd.")
     steps, batch = settings.iterations, settings.batch_size
     peak = settings.lr * batch / 16
     optimiser = torch.optim.SGD(
         [one for one in detector.parameters() if one.requires_grad], lr=peak, momentum=0.9, weight_decay=1e-4
     )
-    first = _resume(path, key, detector, optimiser, device)
+    first = _resume(path, detector, optimiser, device)
     epochs = -(-steps * batch // len(dataset))
     order = np.concatenate([permutation(seed, ANCHORS, epoch, len(dataset)) for epoch in range(epochs)])
 
     def save(step: int) -> None:
-        state = {"format": FORMAT, "key": key, "step": step}
+        state = {"step": step, "detector": detector.state_dict(), "optimiser": optimiser.state_dict()}
         with atomic(path) as temporary:
-            torch.save({**state, "detector": detector.state_dict(), "optimiser": optimiser.state_dict()}, temporary)
+            torch.save(state, temporary)
 
     detector.train()
     saved, losses = time.monotonic(), []
-    stream = _stream(dataset, order[first * batch : steps * batch].tolist(), batch, workers)
+    stream = _stream(dataset, order[first * batch : steps * batch].tolist(), batch, subject.workers or 0)
     for step, pairs in enumerate(stream, first):
         # What is drawn (flips, scales, proposals) is a function of seed and step: no random state to be resumed.
         torch.manual_seed(seed * 1_000_003 + step)
@@ -290,9 +271,9 @@ def _train(
                     f"The detector diverged before step {step + 1} of {steps} (loss {mean}) at learning rate {peak:g} "
                     f"for batches of {batch}. Lower --detection.lr, now {settings.lr:g}."
                 )
-            if progress:
-                progress(step + 1, steps, f"detection: loss {mean:.3f}")
-        if time.monotonic() - saved >= checkpoint_seconds or step + 1 == steps:
+            if subject.progress:
+                subject.progress(step + 1, steps, f"detection: loss {mean:.3f}")
+        if time.monotonic() - saved >= CHECKPOINT_SECONDS or step + 1 == steps:
             save(step + 1)
             saved = time.monotonic()
 
@@ -316,34 +297,28 @@ def _flipped(image: Tensor, target: Mapping[str, Tensor]) -> tuple[Tensor, dict[
     return image.flip(-1), found
 
 
-def _resume(path: Path, key: str, detector: nn.Module, optimiser: torch.optim.Optimizer, device: torch.device) -> int:
-    """The step to go on from."""
+def _resume(path: Path, detector: nn.Module, optimiser: torch.optim.Optimizer, device: torch.device) -> int:
+    """The step to go on from. The folder's name holds all that a detector depends on, so what is there belongs here."""
     if not path.is_file():
         return 0
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
         raise StoreError(f"{path} cannot be read ({error}). Delete it to train the detector from the start.") from None
-    if state.get("key") != key:
-        raise StoreError(
-            f"{path} is the detector of another backbone, set or settings. Delete it, or name another folder."
-        )
     detector.load_state_dict(state["detector"])
     optimiser.load_state_dict(state["optimiser"])
     return int(state["step"])
 
 
 @torch.no_grad()
-def _detect(
-    detector: nn.Module, objects: Objects, *, masks: bool, device: torch.device, workers: int, progress: Progress | None
-) -> list[dict[str, Any]]:
+def _detect(detector: nn.Module, objects: Objects, masks: bool, subject: Subject) -> list[dict[str, Any]]:
     """Detections of every image, in COCO's result format: boxes (x, y, width, height) and run lengths."""
     detector.eval()
     tools = _mask_tools()
     found: list[dict[str, Any]] = []
-    stream = _stream(_Seen(objects), range(len(objects)), 1, workers)
+    stream = _stream(_Seen(objects), range(len(objects)), 1, subject.workers or 0)
     for row, (image,) in enumerate(stream):
-        (output,) = detector([image.to(device).float() / 255])
+        (output,) = detector([image.to(subject.device).float() / 255])
         corners = output["boxes"].cpu().double().numpy()
         scores, labels = output["scores"].cpu().tolist(), output["labels"].cpu().tolist()
         for place, (x0, y0, x1, y1) in enumerate(corners.tolist()):
@@ -357,8 +332,8 @@ def _detect(
                 inside = (output["masks"][place, 0] > 0.5).to(torch.uint8).cpu().numpy()
                 one["segmentation"] = tools.encode(np.asfortranarray(inside))
             found.append(one)
-        if progress and ((row + 1) % 50 == 0 or row + 1 == len(objects)):
-            progress(row + 1, len(objects), "detection: testing")
+        if subject.progress and ((row + 1) % 50 == 0 or row + 1 == len(objects)):
+            subject.progress(row + 1, len(objects), "detection: testing")
     return found
 
 

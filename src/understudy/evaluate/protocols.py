@@ -6,10 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from understudy.evaluate.asymmetric_knn import asymmetric_knn
+from understudy.evaluate.davis import davis
+from understudy.evaluate.detection import detection
 from understudy.evaluate.fidelity import fidelity
 from understudy.evaluate.knn import knn
 from understudy.evaluate.linear import linear
 from understudy.evaluate.linear_sgd import linear_sgd
+from understudy.evaluate.segmentation import segmentation
 from understudy.evaluate.settings import EvaluationSettings
 from understudy.evaluate.subject import Figures, Subject
 
@@ -19,6 +22,9 @@ EVALUATIONS: dict[str, Callable[[Subject, EvaluationSettings], Figures]] = {
     "linear_sgd": linear_sgd,
     "asymmetric_knn": asymmetric_knn,
     "fidelity": fidelity,
+    "detection": detection,
+    "segmentation": segmentation,
+    "davis": davis,
 }
 """Protocol name -> function of a subject and the settings. `settings.PROTOCOLS` says in words what each does."""
 
@@ -54,5 +60,8 @@ TAKES: dict[str, Takes] = {
     "linear_sgd": Takes(passes=lambda settings, train, _: settings.sgd_epochs * train),
     "asymmetric_knn": Takes(kinds=frozenset({"labelled"}), reference=True, space=True),
     "fidelity": Takes(labels=False, reference=True),
+    "detection": Takes(main=False, kinds=frozenset({"objects"}), labels=False, head=False),
+    "segmentation": Takes(main=False, kinds=frozenset({"masks"}), labels=False, head=False),
+    "davis": Takes(main=False, kinds=frozenset({"videos"}), labels=False, head=False),
 }
 """Protocol name -> what it is applied to. Where there are no main images, labelled `--on` sets stand in for them."""

@@ -318,6 +318,7 @@ def _seen(takes: Takes, main: Main | None, target: Target | None, kind: str | No
         parts += [main.train.fingerprint if main.train else None, main.test.fingerprint]
     if target is not None:
         parts += [target.kind, target.spec, *(one.fingerprint for one in target.sources.values())]
+        parts.append(target.facts.get("fingerprint"))
     return fingerprint(parts)
 
 

@@ -16,9 +16,7 @@ in the masks nor in the predictions does not count.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,11 +27,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from understudy.data.masks import IGNORED, Masks, open_masks
+from understudy.data.masks import IGNORED, Masks
 from understudy.data.philox import ANCHORS, VIEWS, permutation, random_words, uniforms
 from understudy.errors import DataError
-from understudy.evaluate.settings import SegmentationSettings
-from understudy.evaluate.subject import Figures, Progress
+from understudy.evaluate.settings import EvaluationSettings
+from understudy.evaluate.subject import Figures, Subject
 from understudy.models.dense import DenseFeatures, dense_features, patch_size
 
 if TYPE_CHECKING:
@@ -45,48 +43,33 @@ SHARE = 0.75
 DRAWS = 10
 
 
-def segmentation(
-    module: nn.Module,
-    contract: Contract,
-    data: str | os.PathLike[str],
-    settings: SegmentationSettings,
-    *,
-    seed: int = 0,
-    device: str | torch.device = "cpu",
-    workers: int = 0,
-    spec: str = "This encoder",
-    progress: Progress | None = None,
-) -> Figures:
+def segmentation(subject: Subject, settings: EvaluationSettings) -> Figures:
     """Train a linear layer on a frozen backbone's maps on one set, and score it on the validation split.
 
     Args:
-        module: a headless network; it is neither trained nor changed.
-        contract: its mean, std and interpolation.
-        data: a folder in one of the layouts of `open_masks`.
-        settings: schedule and size.
-        seed: of the layer's weights and of the crops.
-        device: where it computes.
-        workers: processes that read images; 0 reads in this one.
-        spec: how messages call the network.
-        progress: called as progress(done, total, note).
+        subject: an encoder, and a set with masks as `target`.
+        settings: `segmentation`, and the seed of the layer's weights and of the crops.
 
     Returns:
         "miou", "mean_accuracy" (over the classes) and "accuracy" (over the pixels), in per cent; "classes", how many
         the mIoU is over, "images", "iterations".
 
     Raises:
-        DataError: the set cannot be read, has no scored pixel, or training diverged.
+        DataError: a file is missing, a mask does not fit, no pixel can be scored, or training diverged.
         ModelError: the network gives no feature maps.
     """
-    train, test = open_masks(Path(data))
-    device = torch.device(device)
+    assert subject.target is not None
+    module, contract = subject.network()
+    train, test = subject.target.facts["train"], subject.target.facts["test"]
+    device, workers, progress = torch.device(subject.device), subject.workers or 0, subject.progress
+    schedule, seed = settings.segmentation, settings.seed
     patch = patch_size(module)
-    side = settings.size if patch is None else max(1, round(settings.size / patch)) * patch
-    body = dense_features(module, (side, side), spec=spec).to(device).eval().requires_grad_(False)
+    side = schedule.size if patch is None else max(1, round(schedule.size / patch)) * patch
+    body = dense_features(module, (side, side), spec=f"The {subject.name}").to(device).eval().requires_grad_(False)
     torch.manual_seed(seed)
     head = LinearHead(body, train.count).to(device)
-    optimiser = torch.optim.AdamW(head.parameters(), lr=settings.lr, weight_decay=1e-4)
-    steps, batch = settings.iterations, settings.batch_size
+    optimiser = torch.optim.AdamW(head.parameters(), lr=schedule.lr, weight_decay=1e-4)
+    steps, batch = schedule.iterations, schedule.batch_size
     epochs = -(-steps * batch // len(train))
     order = np.concatenate([permutation(seed, ANCHORS, epoch, len(train)) for epoch in range(epochs)])[: steps * batch]
     crops = _Crops(train, order, side, seed, contract)
@@ -96,7 +79,7 @@ def segmentation(
     losses: list[Tensor] = []
     for step, (pixels, truth) in enumerate(loader):
         for group in optimiser.param_groups:
-            group["lr"] = settings.lr * _rate(step, steps)
+            group["lr"] = schedule.lr * _rate(step, steps)
         with torch.no_grad():
             maps = body(contract.normalise(pixels.to(device)))
         scores = F.interpolate(head(maps), truth.shape[-2:], mode="bilinear", align_corners=False)
@@ -114,7 +97,7 @@ def segmentation(
             if not math.isfinite(mean):
                 raise DataError(
                     f"The linear layer diverged before step {step + 1} of {steps} (loss {mean}). Lower "
-                    f"--segmentation.lr, now {settings.lr:g}; or the encoder's features are not finite."
+                    f"--segmentation.lr, now {schedule.lr:g}; or the encoder's features are not finite."
                 )
             if progress:
                 progress(step + 1, steps, f"segmentation: loss {mean:.3f}")

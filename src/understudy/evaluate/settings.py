@@ -14,13 +14,20 @@ PROTOCOLS = {
     "linear_sgd": "the paper's linear classifier by SGD with augmentation; one forward pass per epoch",
     "asymmetric_knn": "kNN vote of the teacher's training images, asked with the student's embeddings",
     "fidelity": "how far the student's neighbourhoods and space are the teacher's",
+    "detection": "the backbone fine-tuned under Mask R-CNN or Faster R-CNN: AP of boxes and masks",
+    "segmentation": "a linear layer on frozen feature maps: mIoU",
+    "davis": "masks carried through videos by similarity of feature maps: J and F",
 }
 """The known protocols, one line each; `understudy.evaluate.EVALUATIONS` holds the functions (and torch)."""
 
 HOW = frozenset({"eval_data", "on", "protocols", "limit", "batch_size", "memory_mb"})
 """Settings that change no figure: images count by their fingerprints, and figures are kept protocol by protocol."""
 
-OWN = {"linear_sgd": ("sgd_epochs", "sgd_lr")}
+OWN = {
+    "linear_sgd": ("sgd_epochs", "sgd_lr"),
+    "detection": ("detection",),
+    "segmentation": ("segmentation",),
+}
 """Settings that change the figures of one protocol only. All others change every figure."""
 
 
@@ -69,6 +76,8 @@ class EvaluationSettings:
     sgd_epochs: int = setting(100, "linear_sgd: passes over the training images; the paper's 100", minimum=1)
     sgd_lr: float = setting(30.0, "linear_sgd: learning rate; the paper's 30", minimum=0.0)
     seed: int = setting(0, "seed of splits, samples and augmentation", minimum=0)
+    detection: DetectionSettings = setting(DetectionSettings)
+    segmentation: SegmentationSettings = setting(SegmentationSettings)
 
     def __post_init__(self) -> None:
         for name in self.protocols:

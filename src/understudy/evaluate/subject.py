@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from understudy.errors import DataError, ShapeError
+from understudy.models.student import Student
+from understudy.models.teacher import Teacher
 from understudy.neighbours.search import search
 
 if TYPE_CHECKING:
@@ -73,6 +76,7 @@ class Subject:
         target: the `--on` set it is judged on; None for the main evaluation images.
         queries: (Q, F) features of the target's queries.
         base: the same encoder on the main evaluation images, of a subject on test images alone.
+        folder: where protocols that train for long keep their state until they are done.
         device: where protocols compute.
         workers: processes that read images, for protocols that need pixels; None lets the loader choose.
         progress: called by long protocols.
@@ -93,6 +97,7 @@ class Subject:
     target: Target | None = None
     queries: Float[np.ndarray, "_ _"] | None = None
     base: Subject | None = None
+    folder: Path | None = None
     device: str | torch.device = "cpu"
     workers: int | None = None
     progress: Progress | None = None
@@ -122,6 +127,18 @@ class Subject:
                 progress=self.progress,
             )[0]
         return self._neighbours[k]
+
+    def network(self) -> tuple[nn.Module, Contract]:
+        """The headless network behind the features and its input, for protocols that look into it or train a copy.
+
+        Raises:
+            DataError: there are only features, or embeddings.
+        """
+        if isinstance(self.encoder, Student):
+            return self.encoder.backbone, self.encoder.contract
+        if isinstance(self.encoder, Teacher):
+            return self.encoder.module, self.encoder.contract
+        raise DataError(f"This protocol looks into the network, and of {self.name} there is no network to look into.")
 
     def labelled(self) -> Labelled:
         """The features with their labels, for protocols that learn or vote.

@@ -2,5 +2,6 @@
 
 contract.py (the input a network was trained on), backbones.py (spec -> module, width, contract), checkpoints.py
 (published weight files), resnet.py (ResNets for 32 x 32), onnx_encoder.py (a frozen ONNX file), student.py, teacher.py,
-tokens.py (patch tokens and attention of vision transformers), cost.py.
+tokens.py (patch tokens and attention of vision transformers), dense.py (feature maps of any network), pyramid.py (a
+detector's levels out of them), cost.py.
 """

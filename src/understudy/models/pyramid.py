@@ -55,6 +55,7 @@ class Pyramid(nn.Module):
         else:
             channels = [self.body.channels[place] for place in self.levels]
             self.neck = FeaturePyramidNetwork(channels, CHANNELS, LastLevelMaxPool())
+        self.body.requires_grad_(True)  # a teacher is frozen, its copy in a detector is not
         for part in self.body.modules():
             if isinstance(part, nn.modules.batchnorm._BatchNorm):
                 part.requires_grad_(False)
