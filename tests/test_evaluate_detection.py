@@ -25,8 +25,6 @@ from understudy.models.contract import Contract
 from understudy.models.resnet import small_resnet
 from understudy.models.teacher import Teacher
 
-pytest.importorskip("pycocotools")
-
 
 def truth(*boxes: tuple[float, float, float, float], crowd: tuple[int, ...] = ()) -> dict[str, Any]:
     objects = [

@@ -58,7 +58,9 @@ def pins() -> dict[str, set[str]]:
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     declared = set(bounds(PROJECT["dependencies"]))
-    optional = {name for extra in ("tensorboard",) for name in bounds(PROJECT["optional-dependencies"][extra])}
+    optional = {
+        name for extra in ("detection", "tensorboard") for name in bounds(PROJECT["optional-dependencies"][extra])
+    }
     used = imported(ROOT / "src" / "understudy")
     assert used - declared - optional == set(), "imported, not declared"
     assert declared - used == set(), "declared, not imported"
@@ -71,7 +73,9 @@ def test_the_lock_pins_everything_above_its_bound():
     pinned = pins()
     extras = PROJECT["optional-dependencies"]
     development = [name for name in extras["dev"] if not name.startswith("understudy[")]
-    for name, least in bounds(PROJECT["dependencies"] + extras["tensorboard"] + development).items():
+    for name, least in bounds(
+        PROJECT["dependencies"] + extras["detection"] + extras["tensorboard"] + development
+    ).items():
         assert name in pinned, f"{name} is not in requirements.lock: run `make lock`"
         for version in pinned[name]:
             assert tuple(map(int, re.findall(r"\d+", version)[: len(least)])) >= least, f"{name} {version}"

@@ -131,6 +131,7 @@ class LinearHead(nn.Module):
         self.norm = nn.BatchNorm2d(width)
         self.linear = nn.Conv2d(width, classes, 1)
         nn.init.normal_(self.linear.weight, std=0.01)
+        assert self.linear.bias is not None
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, maps: list[Tensor]) -> Float[Tensor, "B C h w"]:
@@ -189,7 +190,7 @@ def scaled(
     """An image by the network's own resampling, its mask by nearest pixels."""
     from understudy.models.contract import RESAMPLING
 
-    size = tuple(max(1, round(extent * scale)) for extent in image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     mask = Image.fromarray(truth).resize(size, Image.Resampling.NEAREST)
     return image.resize(size, RESAMPLING[contract.interpolation]), np.asarray(mask)
 
@@ -202,7 +203,7 @@ def _predict(
     from understudy.models.contract import RESAMPLING
 
     scale = side / min(image.size)
-    size = tuple(max(side, round(extent * scale)) for extent in image.size)
+    size = (max(side, round(image.width * scale)), max(side, round(image.height * scale)))
     pixels = np.asarray(image.resize(size, RESAMPLING[contract.interpolation]), dtype=np.float32) / 255
     whole = contract.normalise(torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device))
     total: Any = 0
