@@ -1,4 +1,4 @@
-"""The loss of the global batch is the loss: every method on two gloo processes against one, in double precision."""
+"""The loss of the global batch is the loss: every method on two and four gloo processes against one, in doubles."""
 
 import os
 import socket
@@ -86,7 +86,7 @@ dist.destroy_process_group()
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, dict]:
-    """Every case after three steps of training: by this process alone, and by two together."""
+    """Every case after three steps of training: by this process alone, and by two and four together."""
     folder: Path = tmp_path_factory.mktemp("processes")
     (folder / "script.py").write_text(TRAIN + WORKER)
     generator = torch.Generator().manual_seed(1)
@@ -98,31 +98,35 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, dict]:
         data[name] = torch.randn(3, 8, 5, width, generator=generator, dtype=torch.float64)
     data["share"] = torch.rand(3, 8, generator=generator, dtype=torch.float64)
     torch.save(data, folder / "data.pt")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    command = [sys.executable, str(folder / "script.py"), str(folder), repr(CASES)]
-    workers = [subprocess.Popen(command, env={**common, "RANK": str(rank)}) for rank in range(2)]
+    worlds = {}
+    for world in (2, 4):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
+        command = [sys.executable, str(folder / "script.py"), str(folder), repr(CASES)]
+        workers = [subprocess.Popen(command, env={**common, "RANK": str(rank)}) for rank in range(world)]
+        assert [worker.wait(timeout=200) for worker in workers] == [0] * world
+        worlds[world] = torch.load(folder / "out.pt", weights_only=True)
     alone: dict = {}
     exec(TRAIN, alone)
     one = {case: alone["train"](*method, data, 0, 1) for case, method in CASES.items()}
-    assert [worker.wait(timeout=200) for worker in workers] == [0, 0]
-    return one, torch.load(folder / "out.pt", weights_only=True)
+    return one, worlds
 
 
 def test_every_method_is_here():
     assert {name for name, _ in CASES.values()} == set(LOSSES)
 
 
+@pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.parametrize("case", [case for case in CASES if case != "per process"])
-def test_two_processes_equal_one(trained, case):
-    one, two = trained[0][case], trained[1][case]
+def test_any_number_of_processes_equals_one(trained, case, world):
+    one, two = trained[0][case], trained[1][world][case]
     torch.testing.assert_close(two["values"], one["values"], rtol=1e-11, atol=1e-12)
     torch.testing.assert_close(two["weight"], one["weight"], rtol=0, atol=1e-12)
     assert (one["values"][1:] - one["values"][:-1]).abs().min() > 1e-6  # it does train
 
 
 def test_process_scope_is_the_authors_and_differs(trained):
-    one, two = trained[0]["per process"], trained[1]["per process"]
+    one, two = trained[0]["per process"], trained[1][2]["per process"]
     assert (two["values"] - one["values"]).abs().max() > 1e-3

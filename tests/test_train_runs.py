@@ -349,3 +349,13 @@ def test_a_transformed_run_from_settings_to_figures(workplace, monkeypatch):
     # The mean alone, put back, is a large part of what these embeddings share.
     assert run.evaluation["student_embed"]["fidelity"]["row_cosine"] > 0.5
     assert "row_cosine" in next(row for row in run.metrics() if row["kind"] == "signal")
+
+
+def test_chunks_train_the_weights_of_the_whole_batch(workplace):
+    more = ("--student", "python:thumbnail:no_norm", "--neighbours.k", "3", "--probes", "0", "--passes", "1")
+    sgd = ("--optimiser.name", "sgd", "--optimiser.lr", "0.5")
+    for out, chunks in (("whole", "1"), ("chunks", "4")):
+        train(workplace, out, *more, *sgd, "--chunks", chunks)
+    whole, parts = (load_file(workplace / out / "student.safetensors") for out in ("whole", "chunks"))
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name], rtol=0, atol=1e-4)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import signal
 import threading
 import time
@@ -29,13 +30,14 @@ from understudy.embed.embedding import extract
 from understudy.embed.recorded import RecordedViews, steadily
 from understudy.embed.transform import Transform
 from understudy.errors import ConfigError, DataError, TrainingError
-from understudy.losses import Loss, build
+from understudy.losses import Loss, Terms, build
 from understudy.losses.terms import next_in_bag
 from understudy.models.cost import flops
 from understudy.models.student import Landing, Student, build_student, save_student
 from understudy.models.teacher import Teacher
 from understudy.models.tokens import Sight, refuse_blind
 from understudy.train.checkpoint import load_checkpoint, save_checkpoint
+from understudy.train.chunks import in_chunks
 from understudy.train.distributed import Processes
 from understudy.train.log import Log, hardware, say
 from understudy.train.schedule import build_optimiser, learning_rate
@@ -196,6 +198,7 @@ def train(
             "scaler": scaler.state_dict(),
         }
 
+    half = torch.autocast(device.type, dtype, enabled=precision != "fp32")
     student.train()
     with stop_requests() as stop, contextlib.closing(loader), kept(recorded):
         stream = iter(loader)
@@ -209,7 +212,8 @@ def train(
                 )
             # Anything random inside the student (dropout, stochastic depth) is a function of seed, step and rank, so
             # a resumed run needs no random state.
-            torch.manual_seed(settings.seed * 1_000_003 + step * processes.world + processes.rank)
+            step_seed = settings.seed * 1_000_003 + step * processes.world + processes.rank
+            torch.manual_seed(step_seed)
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(step, steps, warmup_steps, settings.optimiser, batches.steps_per_epoch)
 
@@ -231,30 +235,48 @@ def train(
                     if moved is not None:
                         sight = dataclasses.replace(sight, embedding=(sight.embedding - moved[0]) @ moved[1])
                     inputs |= named("teacher", sight, loss, loss.teacher_views)
-            with torch.autocast(device.type, dtype, enabled=precision != "fp32"):
-                pixels = student.contract.prepare(joined(images, loss.student_views))
-                clean = len(pixels)
-                if loss.needs_mixture:
-                    # In the same forward pass: DDP hooks and BatchNorm statistics then see one batch.
-                    seen = images[loss.student_views[0]]
-                    mixed, inputs["share"] = cutmix(seen, next_in_bag(batch.anchor).to(device), settings.seed, step)
-                    pixels = torch.cat([pixels, student.contract.prepare(mixed)])
-                made = wrapped(pixels.contiguous(memory_format=torch.channels_last), **looks)
-                sight = made if looks else Sight(made)  # one call: DDP's hooks would take a second for the next step
-                inputs |= named("student", sight, loss, loss.student_views, clean)
-                if loss.needs_mixture:
-                    inputs["mixed"] = sight.embedding[clean:]
-                if key_student is not None:
-                    with torch.no_grad():
-                        key = key_student(student.contract.prepare(joined(images, loss.key_views)))
-                    inputs["key"] = stacked(key, loss.key_views)
+            if key_student is not None:
+                with torch.no_grad(), half:
+                    seen_by_key = student.contract.prepare(joined(images, loss.key_views))
+                    key = torch.cat([key_student(part) for part in seen_by_key.tensor_split(settings.chunks)])
+                inputs["key"] = stacked(key, loss.key_views)
             if loss.needs_bags:
                 inputs["bags"] = batch.anchor.to(device, non_blocking=True)
-            progress = {"passes": step * batches.batch_size / len(source)} if loss.needs_passes else {}
-            terms = loss(**inputs, **progress)
+            shown_to_student = [images[view] for view in loss.student_views]
+            if loss.needs_mixture:
+                # In the same forward pass: DDP hooks and BatchNorm statistics then see one batch.
+                partner = next_in_bag(batch.anchor).to(device)
+                mixed, inputs["share"] = cutmix(shown_to_student[0], partner, settings.seed, step)
+                shown_to_student.append(mixed)
 
-            optimiser.zero_grad(set_to_none=True)
-            scaler.scale(terms.total).backward()
+            # One call for all that is shown: DDP's hooks would take a second one for the next step.
+            def look(
+                network: nn.Module, places: Tensor | slice, shown_to_student: list[Tensor] = shown_to_student
+            ) -> dict[str, Tensor]:
+                pixels = torch.cat([view[places] for view in shown_to_student])
+                clean = len(pixels) // len(shown_to_student) * len(loss.student_views)
+                with half:
+                    prepared = student.contract.prepare(pixels).contiguous(memory_format=torch.channels_last)
+                    made = network(prepared, **looks)
+                sight = made if looks else Sight(made)
+                seen = named("student", sight, loss, loss.student_views, clean)
+                return {**seen, "mixed": sight.embedding[clean:]} if loss.needs_mixture else seen
+
+            def judge(seen: dict[str, Tensor], inputs: dict[str, Tensor] = inputs, step: int = step) -> Terms:
+                progress = {"passes": step * batches.batch_size / len(source)} if loss.needs_passes else {}
+                terms: Terms = loss(**inputs, **seen, **progress)
+                optimiser.zero_grad(set_to_none=True)
+                scaler.scale(terms.total).backward()
+                return terms
+
+            if settings.chunks == 1:
+                terms = judge(look(wrapped, slice(None)))
+            else:
+                parts = torch.arange(len(batch.index), device=device).tensor_split(settings.chunks)
+                parts = tuple(part for part in parts if len(part))
+                terms = in_chunks(
+                    look, judge, student, wrapped, parts, functools.partial(image_axis, loss=loss), step_seed
+                )
             if settings.optimiser.clip is not None:
                 scaler.unscale_(optimiser)
                 nn.utils.clip_grad_norm_(student.parameters(), settings.optimiser.clip)
@@ -387,6 +409,11 @@ def kept(recorded: RecordedViews | None) -> Iterator[None]:
     finally:
         if recorded is not None:
             recorded.flush()
+
+
+def image_axis(name: str, loss: Loss) -> int:
+    """Along which axis of a tensor of the student the images lie: behind the views, where there are several."""
+    return int(len(loss.student_views) > 1 and name != "mixed")
 
 
 def named(name: str, sight: Sight, loss: Loss, views: tuple[int, ...], count: int | None = None) -> dict[str, Tensor]:

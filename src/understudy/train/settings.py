@@ -84,6 +84,12 @@ class TrainSettings:
         100.0, "Length of training in image passes (times every image is seen on average).", minimum=0
     )
     batch_size: int = setting(256, "Images per step, over all processes.", minimum=1)
+    chunks: int = setting(
+        1,
+        "Parts in which the student sees a batch that does not fit into memory, twice each; the loss stays that of "
+        "the whole batch.",
+        minimum=1,
+    )
     seed: int = setting(0, "Seed of everything random.", minimum=0)
     limit: int | None = setting(
         None, "Use only this many images, drawn by the seed-free hash of their place.", minimum=1
