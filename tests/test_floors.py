@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "understudy"
 
-# Design section 1. `errors` is the basement under the rest of floor 0; `demo` and `compare` are told with `pipeline`.
+# Design section 1. `errors` is the basement under floor 0; `demo`, `compare` and `plan` stand on `pipeline`.
 FLOORS = (
     {"errors"},
     {"config", "artifacts"},
@@ -21,7 +21,7 @@ FLOORS = (
     {"train", "evaluate", "report"},
     {"recipe"},
     {"pipeline", "doctor", "citation"},
-    {"demo", "compare"},
+    {"demo", "compare", "plan"},
     {"cli", "__init__"},
     {"__main__"},
 )
@@ -31,7 +31,8 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 TORCH_FREE = [
     name
     for name in (".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in SOURCES)
-    if name in {"cli", "config", "errors", "artifacts", "doctor", "citation", "pipeline", "recipe", "demo", "compare"}
+    if name
+    in {"cli", "config", "errors", "artifacts", "doctor", "citation", "pipeline", "recipe", "demo", "compare", "plan"}
     or name in {"data.sources", "data.decode", "neighbours.search", "neighbours.graph"}
     or name.split(".")[0] in {"cli", "report"}
     or name.endswith("settings")

@@ -199,7 +199,7 @@ def test_integers_are_refused():
 
 
 def test_settings_are_checked():
-    with pytest.raises(ConfigError, match=r"Did you mean 'coss'\? Known: bingo, compress, coss"):
+    with pytest.raises(ConfigError, match=r"Did you mean 'coss'\? Known: attndistill, bingo, compress, coss"):
         build("cos")
     with pytest.raises(ConfigError, match="no setting 'wieght'. Did you mean 'weight'"):
         build("coss", wieght=1)

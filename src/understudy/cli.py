@@ -209,6 +209,26 @@ def train(options: argparse.Namespace) -> int:
     return 0
 
 
+def _plan_flags(parser: argparse.ArgumentParser) -> None:
+    _run_flags(parser)
+    parser.add_argument("--json", action="store_true", help="Print the plan as JSON.")
+
+
+def plan(options: argparse.Namespace) -> int:
+    """What a run would cost here, with the teacher live and recorded, from a few seconds of measurement."""
+    import json
+
+    from understudy import plan as planning
+    from understudy.pipeline import RunSettings
+
+    found = planning.plan(layered(RunSettings, options))
+    if options.json:
+        print(json.dumps(planning.table(found), indent=1))
+    else:
+        planning.show(found)
+    return 0
+
+
 def _pretrain_flags(parser: argparse.ArgumentParser) -> None:
     from understudy.pipeline import RunSettings
 
@@ -569,6 +589,7 @@ VERBS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[argp
     "graph": (_graph_flags, graph),
     "train": (_run_flags, train),
     "run": (_run_flags, run),
+    "plan": (_plan_flags, plan),
     "evaluate": (_evaluate_flags, evaluate),
     "compare": (_compare_flags, compare),
     "ablate": (_ablate_flags, ablate),

@@ -1,0 +1,301 @@
+"""`understudy plan`: what a run would cost on this machine, live and recorded, before anything starts.
+
+Reading, the teacher and a training step are each timed for a few seconds on the user's own images; the rest is
+arithmetic: how many views the teacher must see, what recording them takes in room, and which way is the shorter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from understudy.errors import ConfigError
+from understudy.pipeline import RunSettings, settle, training_images
+
+if TYPE_CHECKING:
+    from understudy.data.sources import Source
+    from understudy.models.teacher import Teacher
+
+SECONDS = 3.0
+"""How long each part is timed."""
+
+POOLS = (1, 2, 4, 8, 16, 32)
+GAIN = 1.1
+"""Recording must make a run this many times shorter to be worth its room."""
+
+ROOM = 0.5
+"""Share of the free disk that recorded views may take."""
+
+BYTES = {"float32": 4, "float16": 2, "int8": 1}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was timed on this machine.
+
+    Args:
+        read: images/s decoded and cut into views, by one process.
+        workers: processes that read beside the training.
+        teacher: views/s through the teacher; infinite for a method without one.
+        student: images/s through a training step, the teacher left out.
+        free: bytes free where the store lies.
+    """
+
+    read: float
+    workers: int
+    teacher: float
+    student: float
+    free: int
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to run: live, or recorded with a pool of V views.
+
+    Args:
+        teacher: "live" or "recorded".
+        pool: V, or 0 for live.
+        hours: of training, the embedding pass included.
+        teacher_views: views that the teacher is run on.
+        gigabytes: of recorded views on the disk.
+        bandwidth: megabytes of recorded embeddings read in a second once the pool is full.
+        fits: whether they fit into the free disk.
+    """
+
+    teacher: str
+    pool: int
+    hours: float
+    teacher_views: float
+    gigabytes: float
+    bandwidth: float
+    fits: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The ways to run and the one to take.
+
+    Args:
+        images: N.
+        width: D.
+        steps: of training.
+        measured: the timings behind it.
+        ways: live first, then recorded by growing pool.
+        chosen: one of them.
+    """
+
+    images: int
+    width: int
+    steps: int
+    measured: Measured
+    ways: tuple[Way, ...]
+    chosen: Way
+
+
+def plan(settings: RunSettings, *, seconds: float = SECONDS) -> Plan:
+    """Time the parts of a run and say what each way of having the teacher would cost.
+
+    Args:
+        settings: the run as it would be started; nothing of it is written.
+        seconds: how long each part is timed.
+
+    Raises:
+        UnderstudyError: what the run itself would refuse.
+    """
+    from understudy.data.batches import NeighbourBatches
+    from understudy.losses import LOSSES, settings_of
+    from understudy.models.teacher import build_teacher
+
+    settings_of(settings.method["name"])
+    method = LOSSES[settings.method["name"]]
+    settings = settle(settings, needs_teacher=method.needs_teacher)
+    if not method.needs_teacher or settings.teacher is None:
+        raise ConfigError(
+            f"Method '{settings.method['name']}' has no teacher, so there is nothing to record; `understudy train` "
+            "shows the time that is left."
+        )
+    source, _ = training_images(settings)
+    teacher = build_teacher(settings.teacher, mean=settings.teacher_mean, std=settings.teacher_std)
+    measured = measure(settings, source, teacher, seconds)
+    batches = NeighbourBatches(len(source), settings.batch_size)
+    steps = batches.steps_for(settings.passes)
+    views = len(method.teacher_views)
+    ways = tuple(
+        way(
+            pool, measured, images=len(source), width=teacher.width, passes=settings.passes, shown=views,
+            cell=BYTES[settings.views.dtype],
+        )
+        for pool in (0, *(pool for pool in POOLS if pool >= method.views))
+    )  # fmt: skip
+    return Plan(len(source), teacher.width, steps, measured, ways, choose(ways))
+
+
+def way(pool: int, measured: Measured, *, images: int, width: int, passes: float, shown: int, cell: int) -> Way:
+    """The cost of one way, from what was measured.
+
+    Args:
+        pool: V; 0 for live.
+        measured: the timings.
+        images: N.
+        width: D.
+        passes: length in image passes.
+        shown: views of an image that the teacher sees in a batch.
+        cell: bytes of a stored number.
+    """
+    seen = images * passes
+    # A neighbour batch does not visit all images evenly; evenly is the mean, and what the pool's end converges to.
+    taught = seen * shown if pool == 0 else min(seen * shown, images * pool)
+    reading = 1 / (measured.read * max(1, measured.workers))
+    beside = measured.workers > 0
+    student = 1 / measured.student
+    busy = seen * student + taught / measured.teacher
+    total = max(busy, seen * reading) if beside else busy + seen * reading
+    embedding = images / measured.teacher
+    after = max(student, reading) if beside else student + reading
+    size = 0 if pool == 0 else images * min(pool, math.ceil(passes * shown)) * width * cell
+    return Way(
+        teacher="live" if pool == 0 else "recorded",
+        pool=pool,
+        hours=(total + embedding) / 3600,
+        teacher_views=taught,
+        gigabytes=size / 1e9,
+        bandwidth=0.0 if pool == 0 else width * cell * shown / after / 1e6,
+        fits=size <= ROOM * measured.free,
+    )
+
+
+def choose(ways: tuple[Way, ...]) -> Way:
+    """The largest pool that fits and makes the run a tenth shorter; live where none does: fresh views cost nothing."""
+    live = ways[0]
+    worth = [way for way in ways[1:] if way.fits and live.hours >= GAIN * way.hours]
+    # Beyond the length of the run a larger pool changes nothing but the room it may take later.
+    return max(worth, key=lambda way: way.pool) if worth else live
+
+
+def measure(settings: RunSettings, source: Source, teacher: Teacher, seconds: float) -> Measured:
+    """Time reading, the teacher and a training step on the user's images.
+
+    Args:
+        settings: the run.
+        source: its images.
+        teacher: its teacher.
+        seconds: for each part.
+    """
+    import torch
+
+    from understudy.data.batches import NeighbourBatches
+    from understudy.data.loader import Loader, choose_workers
+    from understudy.data.views import photometry, recipe_for
+    from understudy.losses import build
+    from understudy.losses.mse import MSE
+    from understudy.models.student import build_student
+    from understudy.train.distributed import choose_device
+
+    device = choose_device(settings.device)
+    teacher = teacher.to(device)
+    name = settings.method["name"]
+    method = build(name, **{key: value for key, value in settings.method.items() if key != "name"})
+    student = build_student(
+        settings.student, teacher.width, head=settings.head, hidden=settings.head_hidden, transform=settings.transform,
+        image_size=settings.image_size,
+    ).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # fmt: skip
+    size = max(student.contract.size, teacher.contract.size)
+    recipe = recipe_for(settings.views.recipe, size)
+    batches = NeighbourBatches(len(source), min(settings.batch_size, len(source)), seed=settings.seed)
+    loader = Loader(
+        source, batches, size=size, recipe=recipe, seed=settings.seed, views_per_image=method.views, workers=0
+    )
+    stream = iter(loader)
+    batch = next(stream)
+    read = rate(lambda: len(next(stream).index), seconds)
+    loader.close()
+
+    images = [
+        photometry(pixels.to(device), rows, recipe) for pixels, rows in zip(batch.pixels, batch.rows, strict=True)
+    ]
+    pixels = torch.cat([images[view] for view in method.student_views])
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def teach() -> int:
+        teacher(images[0])
+        wait()
+        return len(images[0])
+
+    taught = rate(teach, seconds)
+    # The step of the simplest loss stands for that of any: beside the networks, losses of embeddings cost little.
+    simple = MSE()
+    target = teacher(images[0]).repeat(len(method.student_views), 1)
+    student.train()
+
+    def step() -> int:
+        for view, view_rows in zip(batch.pixels, batch.rows, strict=True):
+            photometry(view.to(device), view_rows, recipe)
+        prepared = student.contract.prepare(pixels).contiguous(memory_format=torch.channels_last)
+        simple(student(prepared), target).total.backward()
+        student.zero_grad(set_to_none=True)
+        wait()
+        return len(batch.index)
+
+    trained = rate(step, seconds)
+    root = Path(settings.store)
+    while not root.exists():
+        root = root.parent if root.parent != root else Path.cwd()
+    workers = choose_workers(source) if settings.workers is None else settings.workers
+    return Measured(read, workers, taught, trained, shutil.disk_usage(os.fspath(root)).free)
+
+
+def rate(work: Callable[[], int], seconds: float) -> float:
+    """How many things a second are done: the first call warms up and does not count."""
+    work()
+    begun, done = time.perf_counter(), 0
+    while (spent := time.perf_counter() - begun) < seconds:
+        done += work()
+    return done / spent
+
+
+def table(found: Plan) -> dict[str, object]:
+    """The plan as plain JSON."""
+    return dataclasses.asdict(found)
+
+
+def show(found: Plan) -> None:
+    """Print the plan: what was measured, every way, and the flags of the one to take."""
+    from rich.console import Console
+    from rich.table import Table
+
+    measured = found.measured
+    console = Console()
+    console.print(
+        f"{found.images:,} images, {found.steps:,} steps. Measured here: reading {measured.read:,.0f} images/s a "
+        f"process ({measured.workers} beside the training), teacher {measured.teacher:,.0f} views/s, student "
+        f"{measured.student:,.0f} images/s; {measured.free / 1e9:,.0f} GB free.",
+        highlight=False,
+    )
+    rows = Table()
+    for title in ("teacher", "pool", "hours", "teacher views", "GB", "MB/s read", ""):
+        rows.add_column(title, justify="left" if title in ("teacher", "") else "right")
+    for one in found.ways:
+        remark = "<- take this" if one is found.chosen else ("does not fit" if not one.fits else "")
+        rows.add_row(
+            one.teacher, str(one.pool or "no end"), f"{one.hours:.2f}", f"{one.teacher_views:,.0f}",
+            f"{one.gigabytes:.2f}", f"{one.bandwidth:.1f}", remark,
+        )  # fmt: skip
+    console.print(rows)
+    flags = "--views.teacher live"
+    if found.chosen.pool:
+        flags = f"--views.teacher recorded --views.pool {found.chosen.pool}"
+    console.print(
+        f"{flags}\nEstimates: the parts were timed one after another, and the evaluation is not in them. A smaller "
+        "pool is faster and shows the student fewer views.",
+        highlight=False,
+    )
