@@ -5,7 +5,8 @@
 
 The same photographs, teacher, student, batch size, number of workers and threads for all; networks from timm with
 random weights, because only time is measured. Each side runs in a process of its own, in turn, several rounds; images/s
-count from its third step to its last, start-up left out.
+count from its third step to its last, start-up left out. Images a processor second (workers counted) stand beside them,
+and hold on a machine that is busy with other things too.
 
 - plain: `ImageFolder`, torchvision's transforms of the MoCo-v2 recipe, `DataLoader`, teacher without gradients, student
   with a linear head, cosines of rows and columns, AdamW. What one would write in an afternoon, and no more.
@@ -18,6 +19,7 @@ count from its third step to its last, start-up left out.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import statistics
@@ -32,13 +34,30 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 FIRST = 2
 """Steps before the clock starts."""
 
-
-def rate(stamps: list[float], batch: int) -> float:
-    """Images/s from the beginnings of steps."""
-    return (len(stamps) - 1 - FIRST) * batch / (stamps[-1] - stamps[FIRST])
+Stamp = tuple[float, float]
 
 
-def plain(options: argparse.Namespace, folder: Path) -> float:  # noqa: ARG001
+def stamp() -> Stamp:
+    """Seconds on the wall, and of processor time of this process and its workers."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    ticks = 0
+    for process in ("self", *children):
+        try:
+            fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
+        except OSError:  # a worker has just ended
+            continue
+        ticks += int(fields[11]) + int(fields[12])
+    return time.perf_counter(), ticks / os.sysconf("SC_CLK_TCK")
+
+
+def rate(stamps: list[Stamp], batch: int) -> Stamp:
+    """Images/s from the beginnings of steps: on the wall, and of processor time."""
+    images = (len(stamps) - 1 - FIRST) * batch
+    wall, worked = (stamps[-1][i] - stamps[FIRST][i] for i in (0, 1))
+    return images / wall, images / worked
+
+
+def plain(options: argparse.Namespace, folder: Path) -> Stamp:  # noqa: ARG001
     """The loop one would write."""
     import timm
     import torch
@@ -68,10 +87,10 @@ def plain(options: argparse.Namespace, folder: Path) -> float:  # noqa: ARG001
         widths = [network(torch.zeros(2, 3, 224, 224)).shape[1] for network in (backbone, teacher)]
     student = torch.nn.Sequential(backbone, torch.nn.Linear(*widths)).train()
     optimiser = torch.optim.AdamW(student.parameters(), 0.002)
-    stamps: list[float] = []
+    stamps: list[Stamp] = []
     while len(stamps) <= options.steps:
         for images, _ in loader:
-            stamps.append(time.perf_counter())
+            stamps.append(stamp())
             if len(stamps) > options.steps:
                 break
             with torch.no_grad():
@@ -84,7 +103,7 @@ def plain(options: argparse.Namespace, folder: Path) -> float:  # noqa: ARG001
     return rate(stamps, options.batch_size)
 
 
-def ours(options: argparse.Namespace, folder: Path, way: str) -> float:
+def ours(options: argparse.Namespace, folder: Path, way: str) -> Stamp:
     """The loop of this package."""
     import timm
     import torch
@@ -95,6 +114,7 @@ def ours(options: argparse.Namespace, folder: Path, way: str) -> float:
     from understudy.embed.embedding import embed
     from understudy.models.backbones import Backbone
     from understudy.models.contract import Contract
+    from understudy.models.student import Student
     from understudy.models.teacher import Teacher
     from understudy.pipeline import RunSettings, settle
     from understudy.train.distributed import Processes
@@ -106,10 +126,12 @@ def ours(options: argparse.Namespace, folder: Path, way: str) -> float:
         width = network.eval()(torch.zeros(1, 3, 224, 224)).shape[1]
     spec = f"timm:{options.teacher}"
     teacher = Teacher(Backbone(network, width, Contract(224), spec, spec, "random, for timing", True, spec))
-    source = open_source(options.data)
+    # Recording is not what is timed: a pool over fewer of the same photographs is full the sooner.
+    few = options.steps * options.batch_size // 2 if way == "recorded" else None
+    source = open_source(options.data, limit=few)
     store = embed(teacher, source, folder / "store", workers=options.workers) if way == "recorded" else None
 
-    def run(name: str, passes: float) -> list[dict[str, Any]]:
+    def run(name: str, passes: float) -> None:
         settings = resolve(
             RunSettings,
             {
@@ -118,23 +140,31 @@ def ours(options: argparse.Namespace, folder: Path, way: str) -> float:
                 "workers": options.workers, "views.teacher": way, "views.pool": 1 if store else 0, "image_size": 224,
             },
         )  # fmt: skip
-        folder_ = Run(folder / name)
         train(
-            settle(settings, needs_teacher=True), folder_, source, teacher=teacher, graph=None, store=store,
+            settle(settings, needs_teacher=True), Run(folder / name), source, teacher=teacher, graph=None, store=store,
             processes=Processes(0, 1, torch.device("cpu")), quiet=True,
         )  # fmt: skip
-        return [row for row in folder_.metrics() if row["kind"] == "step"]
 
     if store is not None and not (folder / "filled").exists():
         run("filling", 2)  # every image is then seen at least once
         (folder / "filled").touch()
-    rows = run(f"measured-{time.time_ns()}", options.steps * options.batch_size / len(source))
-    first, last = rows[0], rows[-1]
-    return (last["step"] - first["step"]) * options.batch_size / (last["time"] - first["time"])
+    stamps: list[Stamp] = []
+
+    def clock(module: torch.nn.Module, _: Any) -> None:
+        if isinstance(module, Student) and module.training:
+            stamps.append(stamp())
+
+    torch.nn.modules.module.register_module_forward_pre_hook(clock)
+    run(f"measured-{time.time_ns()}", (options.steps + 1) * options.batch_size / len(source))
+    return rate(stamps, options.batch_size)
 
 
 LIGHTLY = """
-import json, sys, time
+from __future__ import annotations
+
+import json, os, sys, time
+from pathlib import Path
+
 import timm, torch
 import lightly_train
 
@@ -142,7 +172,7 @@ options = json.loads(sys.argv[1])
 teacher = timm.create_model(options["teacher"], num_classes=0)
 stamps = []
 first = next(part for part in teacher.modules() if isinstance(part, torch.nn.Conv2d))
-first.register_forward_pre_hook(lambda *_: stamps.append(time.perf_counter()))
+first.register_forward_pre_hook(lambda *_: stamps.append(stamp()))
 if __name__ == "__main__":
     lightly_train.pretrain(
         out=options["out"], data=options["data"], model="timm/" + options["student"], method="distillation",
@@ -153,7 +183,7 @@ if __name__ == "__main__":
 """
 
 
-def lightly(options: argparse.Namespace, folder: Path) -> float:
+def lightly(options: argparse.Namespace, folder: Path) -> Stamp:
     """The peer, in its own environment."""
     images = sum(len(files) for _, _, files in os.walk(options.data))
     told = {
@@ -162,7 +192,7 @@ def lightly(options: argparse.Namespace, folder: Path) -> float:
         "epochs": -(-(options.steps + 1) * options.batch_size // images),
     }  # fmt: skip
     script = folder / "peer.py"
-    script.write_text(LIGHTLY)
+    script.write_text(LIGHTLY.replace("options = ", f"{inspect.getsource(stamp)}\n\noptions = ", 1))
     command = [options.lightly, str(script), json.dumps(told)]
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment = {**inherited, "LIGHTLY_TRAIN_EVENTS_DISABLED": "1"}
@@ -208,7 +238,7 @@ def main() -> None:
             options.lightly = environment(Path(name) / "environment")
         shown = vars(options) | {"lightly": None, "measure": None}
         print({key: value for key, value in shown.items() if value is not None}, flush=True)
-        rates_of: dict[str, list[float]] = {side: [] for side in options.sides}
+        rates_of: dict[str, list[Stamp]] = {side: [] for side in options.sides}
         for _ in range(options.rounds):
             for side in options.sides:
                 command = [sys.executable, __file__, "--measure", side, name]
@@ -216,16 +246,20 @@ def main() -> None:
                     if getattr(options, key) is not None:
                         command += [f"--{key.replace('_', '-')}", str(getattr(options, key))]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
-                rates_of[side].append(float(done.stdout.splitlines()[-1]))
-            print(", ".join(f"{side} {found[-1]:.1f}" for side, found in rates_of.items()), "images/s", flush=True)
-    print("| side | images/s, median | times plain | times lightly-train |\n|---|---|---|---|")
+                rates_of[side].append(json.loads(done.stdout.splitlines()[-1]))
+                wall, worked = rates_of[side][-1]
+                print(f"{side}: {wall:.1f} images/s, {worked:.1f} a processor second", flush=True)
+    print("| side | images/s | times plain | times lightly-train | a processor s | times plain | times lightly-train |")
+    print("|---|---|---|---|---|---|---|")
     for side, found in rates_of.items():
-        ratios = [
-            f"{statistics.median(a / b for a, b in zip(found, rates_of[other], strict=True)):.2f}"
-            if other in rates_of else ""
-            for other in ("plain", "lightly")
-        ]  # fmt: skip
-        print(f"| {side} | {statistics.median(found):.1f} | {' | '.join(ratios)} |")
+        cells = []
+        for clock in (0, 1):
+            cells.append(f"{statistics.median(rates[clock] for rates in found):.1f}")
+            for other in ("plain", "lightly"):
+                pairs = zip(found, rates_of.get(other, []), strict=False)
+                ratios = [mine[clock] / theirs[clock] for mine, theirs in pairs]
+                cells.append(f"{statistics.median(ratios):.2f}" if ratios else "")
+        print(f"| {side} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
