@@ -18,6 +18,7 @@ from understudy.artifacts import Store, StoreKey, lock, read_json, write_json
 from understudy.data.loader import ImageLoader, Skipped
 from understudy.data.sources import Source, read_listing, write_listing
 from understudy.errors import ConfigError, DataError, ModelError, StoreError
+from understudy.models.heap import kept_heap
 
 if TYPE_CHECKING:
     from understudy.models.contract import Contract
@@ -83,16 +84,17 @@ def extract(
     kept: list[np.ndarray] = []
     skipped: Skipped = []
     rows = 0
-    for _, positions, pixels, unreadable in _batches(source, contract, batch_size, workers, 0, progress):
-        skipped += unreadable
-        if len(positions):
-            with torch.inference_mode():
-                found = encode(contract.prepare(_unit_range(pixels, device))).float().cpu().numpy()
-            if features is None:
-                features = np.empty((len(source), found.shape[1]), dtype=np.float32)
-            features[rows : rows + len(found)] = found
-            kept.append(positions)
-            rows += len(found)
+    with kept_heap(device):
+        for _, positions, pixels, unreadable in _batches(source, contract, batch_size, workers, 0, progress):
+            skipped += unreadable
+            if len(positions):
+                with torch.inference_mode():
+                    found = encode(contract.prepare(_unit_range(pixels, device))).float().cpu().numpy()
+                if features is None:
+                    features = np.empty((len(source), found.shape[1]), dtype=np.float32)
+                features[rows : rows + len(found)] = found
+                kept.append(positions)
+                rows += len(found)
     if features is None:
         raise _nothing_readable(source, skipped)
     return features[:rows], np.concatenate(kept), skipped
@@ -150,7 +152,7 @@ def embed(
         partial = _Partial(store, teacher.width, np.dtype(dtype), len(source))
         if judge and not partial.progress_path.exists():
             _refuse_bad_teacher(teacher, source, device, batch_size, workers)
-        with partial:
+        with partial, kept_heap(device):
             batches = _batches(source, teacher.contract, batch_size, workers, partial.done, progress)
             for done, positions, pixels, unreadable in batches:
                 rows = np.empty((0, teacher.width), dtype=np.float32)

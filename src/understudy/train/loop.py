@@ -33,6 +33,7 @@ from understudy.errors import ConfigError, DataError, TrainingError
 from understudy.losses import Loss, Terms, build
 from understudy.losses.terms import next_in_bag
 from understudy.models.cost import flops
+from understudy.models.heap import kept_heap
 from understudy.models.student import Landing, Student, build_student, save_student
 from understudy.models.teacher import Teacher
 from understudy.models.tokens import Sight, refuse_blind
@@ -200,7 +201,7 @@ def train(
 
     half = torch.autocast(device.type, dtype, enabled=precision != "fp32")
     student.train()
-    with stop_requests() as stop, contextlib.closing(loader), kept(recorded):
+    with stop_requests() as stop, contextlib.closing(loader), kept(recorded), kept_heap(device):
         stream = iter(loader)
         while step < steps:
             with meter.waiting():
