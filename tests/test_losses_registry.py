@@ -84,6 +84,21 @@ def test_every_method_has_a_citation_and_a_docstring(name):
 
 
 @every_method
+def test_where_a_turned_student_is_as_good_none_lands_in_the_teacher_s_space(name, settings):
+    turn, _ = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    totals = []
+    for rotation in (torch.eye(4, dtype=torch.float64), turn):
+        loss = small(name, settings)
+        for step in range(3):
+            given = inputs(loss, step)
+            for part in {"student", "key", "mixed"} & given.keys():  # all that the student makes
+                given[part] = given[part] @ rotation
+            total = loss(**given).total
+        totals.append(total.item())
+    assert (totals[0] == pytest.approx(totals[1], rel=1e-6, abs=1e-9)) == (not loss.lands)
+
+
+@every_method
 def test_forward_takes_exactly_what_is_declared(name, settings):
     loss = small(name, settings)
     parameters = inspect.signature(loss.forward).parameters

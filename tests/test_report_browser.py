@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from test_report_comparison import METHODS, make_comparison
 from test_report_page import NASTY, make_run
+from understudy.report.comparison_page import page as comparison_page
 from understudy.report.page import write_report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -48,6 +50,33 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(runs, folder / "report.html")
 
 
+@pytest.fixture(scope="module")
+def comparisons(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    long = "coss:optimiser.schedule=constant:neighbours.k=15:method.weight=balanced"
+    weights, ks = ("0", "0.25", "0.5", "1", "2"), ("0", "5", "15")
+    found = {
+        "compare": make_comparison({**METHODS, long: [55.0, 56.0, 58.0]}),
+        "curves": make_comparison({f"method.weight={w}": [60 + float(w), 61.0, 59.0] for w in weights}, "ablate"),
+        "heat": make_comparison(
+            {f"method.weight={w}, neighbours.k={k}": [60 + float(w) + int(k), 61.0] for w in weights for k in ks},
+            "ablate",
+        ),
+    }
+    folder = tmp_path_factory.mktemp("comparisons")
+    paths = {name: folder / f"{name}.html" for name in found}
+    for name, path in paths.items():
+        path.write_text(comparison_page(found[name]), encoding="utf-8")
+    return paths
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "dark"), (390, "light")])
+@pytest.mark.parametrize("name", ["compare", "curves", "heat"])
+def test_comparisons_are_drawn_without_errors_or_overflow(
+    browser: Any, comparisons: dict[str, Path], name: str, width: int, scheme: str
+) -> None:
+    sound(browser, comparisons[name], width, scheme)
+
+
 def visit(browser: Any, page: Path, width: int, scheme: str) -> None:
     """Open the page on a screen of that width, as a phone below 600 px, and wait until the charts are drawn."""
     phone = width < 600
@@ -74,6 +103,11 @@ def until(browser: Any, script: str) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_drawn_without_errors_or_overflow(browser: Any, page: Path, width: int, scheme: str) -> None:
+    sound(browser, page, width, scheme)
+
+
+def sound(browser: Any, page: Path, width: int, scheme: str) -> None:
+    """Visit a page and hold that nothing in it failed, was fetched, is empty, cut off or too wide."""
     visit(browser, page, width, scheme)
     assert browser.get_log("browser") == []
     fetched = browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
@@ -82,7 +116,7 @@ def test_drawn_without_errors_or_overflow(browser: Any, page: Path, width: int, 
 
     empty = browser.execute_script(
         "return [...document.querySelectorAll('.plot')].filter(plot => {"
-        "  const marks = plot.querySelectorAll('.scatterlayer path, .barlayer path');"
+        "  const marks = plot.querySelectorAll('.scatterlayer path, .barlayer path, .heatmaplayer image');"
         "  const box = plot.getBoundingClientRect();"
         "  return !marks.length || box.width < 200 || box.height < 100 || box.right > innerWidth;"
         "}).map(plot => plot.getAttribute('aria-label'))"

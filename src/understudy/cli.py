@@ -365,18 +365,10 @@ def evaluate(options: argparse.Namespace) -> int:
 
 
 def _compare_flags(parser: argparse.ArgumentParser) -> None:
-    _comparison_flags(parser, skip=("method",))
-    parser.add_argument(
-        "--methods", required=True, metavar="NAME,NAME",
-        help="Methods, each NAME or NAME:KEY=VALUE:KEY=VALUE with its own settings; a KEY with a dot is any setting.",
-    )  # fmt: skip
-
-
-def _comparison_flags(parser: argparse.ArgumentParser, skip: Sequence[str] = ()) -> None:
     from understudy.compare import ComparisonSettings
 
     _config_flag(parser)
-    add_settings(parser, ComparisonSettings, skip=("evaluation.eval_data", *skip))
+    add_settings(parser, ComparisonSettings, skip=("evaluation.eval_data", "method", "vary"))
 
 
 def compare(options: argparse.Namespace) -> int:
@@ -385,15 +377,16 @@ def compare(options: argparse.Namespace) -> int:
     Same images, views, first weights of a seed, head, optimiser and image passes (or minutes) for all. The rates are
     judged without labels, on training images held out of every run. What is finished is not done again.
     """
-    from understudy.compare import variants_of
-
-    return _compared(options, variants_of(options.methods.split(",")), "compare")
+    return _compared(options, "compare")
 
 
 def _ablate_flags(parser: argparse.ArgumentParser) -> None:
-    _comparison_flags(parser)
+    from understudy.compare import ComparisonSettings
+
+    _config_flag(parser)
+    add_settings(parser, ComparisonSettings, skip=("evaluation.eval_data", "methods", "vary"))
     parser.add_argument(
-        "--vary", action="append", default=[], metavar="KEY=V1,V2",
+        "--vary", action="append", default=argparse.SUPPRESS, metavar="KEY=V1,V2",
         help="Any setting and its values, e.g. method.weight=0,0.5,1; several --vary make a grid.",
     )  # fmt: skip
 
@@ -403,19 +396,17 @@ def ablate(options: argparse.Namespace) -> int:
 
     Otherwise as `compare`.
     """
-    from understudy.compare import variants_of_grid
-
-    return _compared(options, variants_of_grid(options.vary), "ablate")
+    return _compared(options, "ablate")
 
 
-def _compared(options: argparse.Namespace, variants: Sequence[Any], kind: str) -> int:
+def _compared(options: argparse.Namespace, kind: str) -> int:
     from understudy import pipeline
     from understudy.compare import ComparisonSettings
     from understudy.compare import compare as run_comparison
 
     settings = layered(ComparisonSettings, options)
     try:
-        found = run_comparison(settings, variants, kind=kind)
+        found = run_comparison(settings, kind=kind)
     except pipeline.Stopped:
         print(f"Stopped; the same command goes on from here: {settings.out}", file=sys.stderr)
         return 143

@@ -79,6 +79,10 @@ class ComparedViews(ViewSettings):
 class ComparisonSettings(RunSettings):
     """What all runs of a comparison share, and how they are compared."""
 
+    methods: tuple[str, ...] = setting(
+        (), "Methods of `compare`, each NAME or NAME:KEY=VALUE:... with its own settings; a dotted KEY is any setting."
+    )
+    vary: tuple[str, ...] = setting((), "Grid of `ablate`: KEY=V1,V2 of any setting, e.g. method.weight=0,0.5,1.")
     seeds: int = setting(3, "Runs of each variant, with the seeds --seed, --seed + 1, ...", minimum=1)
     budget: str | None = setting(
         None, "passes=N or minutes=N of training for each run; --passes unless given. Minutes become image passes once."
@@ -226,13 +230,12 @@ def rates(default: float, trials: int, factor: float) -> list[float]:
     return [float(f"{default * factor**power:.4g}") for power in range(-(trials // 2), (trials + 1) // 2)]
 
 
-def compare(settings: ComparisonSettings, variants: Sequence[Variant], *, kind: str = "compare") -> dict[str, Any]:
+def compare(settings: ComparisonSettings, *, kind: str = "compare") -> dict[str, Any]:
     """Make every run that is missing, write comparison.json, comparison.csv and report.html.
 
     Args:
-        settings: what all share.
-        variants: the rows.
-        kind: "compare" or "ablate", for the page.
+        settings: what all share, and the rows.
+        kind: "compare" for rows from `methods`, "ablate" for those from `vary`.
 
     Returns:
         What comparison.json holds.
@@ -241,6 +244,9 @@ def compare(settings: ComparisonSettings, variants: Sequence[Variant], *, kind: 
         ConfigError: settings that cannot be used, or an OUT that other settings began.
         Stopped: asked to stop; the same call goes on.
     """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ConfigError("A comparison starts its runs itself. Use --jobs N in place of torchrun.")
+    variants = variants_of_grid(settings.vary) if kind == "ablate" else variants_of(settings.methods)
     comparison = Comparison(settings, variants, kind)
     with lock(comparison.out):
         return comparison.make()
@@ -272,18 +278,22 @@ class Comparison:
             self.base["holdout"] = 0
             self.settings_of = {variant.label: self._run_settings(variant) for variant in self.variants}
         if searched:
-            held_out = min(self.settings.holdout, self._images_listed() // 10)
-            if held_out < FEWEST_HELD_OUT:
-                raise ConfigError(
-                    f"Learning rates are judged on held-out training images, and --holdout {self.settings.holdout} of "
-                    f"{self._images_listed():,} images leaves {held_out} of them (a tenth at most); {FEWEST_HELD_OUT} "
-                    "are needed. Use more images, or fix the rate with --optimiser.lr."
-                )
+            if self.settings.teacher is None:
+                raise ConfigError("Learning rates are judged by the teacher's neighbours. Give --teacher SPEC.")
+            for data, limit in {(found.data, found.limit) for found in self.settings_of.values()}:
+                self._refuse_few(data, limit)
 
-    def _images_listed(self) -> int:
+    def _refuse_few(self, data: str, limit: int | None) -> None:
         from understudy.data.sources import open_source
 
-        return len(open_source(self.settings.data, limit=self.settings.limit))
+        images = len(open_source(data, limit=limit))
+        held_out = min(self.settings.holdout, images // 10)
+        if held_out < FEWEST_HELD_OUT:
+            raise ConfigError(
+                f"Learning rates are judged on held-out training images, and --holdout {self.settings.holdout} of "
+                f"{images:,} images leaves {held_out} of them (a tenth at most); {FEWEST_HELD_OUT} are needed. Use "
+                "more images, or fix the rate with --optimiser.lr."
+            )
 
     def _run_settings(self, variant: Variant) -> RunSettings:
         """A variant's settings, all names and values checked."""
@@ -349,7 +359,11 @@ class Comparison:
 
     def _time(self) -> None:
         """Minutes to image passes, once for each variant: the plan keeps them, so a continued comparison agrees."""
+        from understudy.train.log import say
+
         missing = [variant for variant in self.variants if variant.folder not in self.passes]
+        if missing:
+            say(f"{self.kind}: {TIMED_STEPS} steps of each of {len(missing)} variants, to turn minutes into passes")
         cells: list[Cell] = []
         # Twice: the first time records the teacher's views, which the runs will mostly find recorded.
         for name in ("first", "timed"):
@@ -447,6 +461,7 @@ class Comparison:
         if not missing:
             return
         self._prepare(missing)
+        progress.begin()
         if self.settings.jobs == 1:
             for cell in missing:
                 attempt(cell)
@@ -683,7 +698,11 @@ class _Progress:
 
     def __init__(self, total: float) -> None:
         self.total, self.skipped, self.made = total, 0.0, 0.0
-        self.started = time.monotonic()
+        self.spent, self.mark = 0.0, time.monotonic()
+
+    def begin(self) -> None:
+        """The clock starts here: what is shared by all is made."""
+        self.mark = time.monotonic()
 
     def skip(self, passes: float) -> None:
         """A run that was there already."""
@@ -693,9 +712,11 @@ class _Progress:
         """A run that has just ended."""
         from understudy.train.log import clock, say
 
+        now = time.monotonic()
+        self.spent, self.mark = self.spent + now - self.mark, now
         self.made += cell.settings.passes
         rest = max(0.0, self.total - self.skipped - self.made)
-        left = rest * (time.monotonic() - self.started) / max(self.made, 1e-9)
+        left = rest * self.spent / max(self.made, 1e-9)
         share = (self.skipped + self.made) / max(self.total, 1e-9)
         outcome = f"failed: {cell.failure}" if cell.failure else self._figure(cell)
         say(f"[{min(share, 1):4.0%}] {cell.role} {cell.title}: {outcome}; about {clock(left)} left")
@@ -715,9 +736,12 @@ class _Pool:
     def __init__(self, cells: Iterable[Cell], jobs: int, progress: _Progress) -> None:
         self.waiting, self.jobs, self.progress = list(cells), jobs, progress
         self.running: dict[subprocess.Popen[str], Cell] = {}
+        self.places: dict[subprocess.Popen[str], int] = {}
         self.stopping = False
         cores = int(os.environ.get("OMP_NUM_THREADS", 0)) or _cores()
-        self.environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores // jobs))}
+        # The second is what torchrun tells: by it the readers of images share the cores too.
+        shares = {"OMP_NUM_THREADS": str(max(1, cores // jobs)), "LOCAL_WORLD_SIZE": str(jobs)}
+        self.environment = os.environ | shares
 
     def run(self) -> None:
         """Start, wait, start the next.
@@ -742,10 +766,11 @@ class _Pool:
     def _start(self, cell: Cell) -> None:
         cell.folder.mkdir(parents=True, exist_ok=True)
         cell.failure_path.unlink(missing_ok=True)
+        place = min(set(range(self.jobs)) - {self.places[process] for process in self.running})
         with open(cell.folder / "log.txt", "a", encoding="utf-8") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "understudy.compare"], stdin=subprocess.PIPE, stdout=log, stderr=log,
-                env=self.environment, text=True, start_new_session=True,
+                env=self.environment | one_gpu(place), text=True, start_new_session=True,
             )  # fmt: skip
         assert process.stdin is not None
         job = {"variant": dataclasses.asdict(cell.variant), "folder": str(cell.folder), "role": cell.role,
@@ -753,7 +778,7 @@ class _Pool:
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(json.dumps(job) + "\n")
             process.stdin.flush()
-        self.running[process] = cell
+        self.running[process], self.places[process] = cell, place
 
     def _end(self, process: subprocess.Popen[str]) -> None:
         cell = self.running.pop(process)
@@ -787,6 +812,22 @@ class _Pool:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+def one_gpu(place: int) -> dict[str, str]:
+    """The environment in which the child of this place sees one of several GPUs: with four, the fifth shares the first.
+
+    Args:
+        place: 0 ... jobs - 1.
+    """
+    import torch
+
+    count = torch.cuda.device_count()
+    if count < 2:
+        return {}
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = seen.split(",") if seen else [str(number) for number in range(count)]
+    return {"CUDA_VISIBLE_DEVICES": names[place % len(names)]}
 
 
 def _cores() -> int:

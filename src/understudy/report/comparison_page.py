@@ -23,6 +23,9 @@ from understudy.report.numbers import count, duration
 from understudy.report.page import captioned, document, notice, section
 from understudy.report.tables import ABSENT, table
 
+NAMED = 6
+"""Variants that the sentence on top calls by name."""
+
 
 def write_page(path: Path, out: Path) -> Path:
     """Tell a comparison as one self-contained HTML page.
@@ -44,6 +47,8 @@ def page(comparison: Mapping[str, Any]) -> str:
     figures = used(comparison)
     about = comparison["about"]
     title = f"{len(comparison['variants'])} ways to train {about['student']}"
+    if comparison["kind"] == "ablate":
+        title = f"{about['student']} over {' and '.join(_axes(comparison))}"
     story = [
         _opening(comparison, title, figures),
         section("result", "Result", *_result(comparison, figures)),
@@ -86,10 +91,15 @@ def _verdict(comparison: Mapping[str, Any], figures: Sequence[Figure]) -> str:
     if entry["n"] < 2:
         return f"{sentence} One seed each: no difference is told from chance."
     if close:
-        sentence += f" Not told apart from it by {entry['n']} seeds: {', '.join(close)}."
+        sentence += f" Not told apart from it by {entry['n']} seeds: {_named(close)}."
     if apart:
-        sentence += f" Below it: {', '.join(apart)}."
+        sentence += f" Below it: {_named(apart)}."
     return sentence
+
+
+def _named(labels: Sequence[str]) -> str:
+    """The labels, or their number where they would fill the page."""
+    return "; ".join(labels) if len(labels) <= NAMED else f"{len(labels)} variants (the differences below name them)"
 
 
 def _result(comparison: Mapping[str, Any], figures: Sequence[Figure]) -> list[Child]:
@@ -156,13 +166,17 @@ def _plots(comparison: Mapping[str, Any], figures: Sequence[Figure]) -> list[Chi
         return [notice("Nothing has been measured.")]
     axes = _axes(comparison)
     if comparison["kind"] == "ablate" and len(axes) == 1:
-        drawn = [captioned(figure.title, _line(comparison, figure, *axes.items())) for figure in figures]
+        drawn = [captioned(_caption(figure), _line(comparison, figure, *axes.items())) for figure in figures]
         return [_legend_of_dots(), tag("div", *drawn, class_="charts")]
     if comparison["kind"] == "ablate" and len(axes) == 2:
-        drawn = [captioned(figure.title, _heat(comparison, figure, *axes.items())) for figure in figures]
+        drawn = [captioned(_caption(figure), _heat(comparison, figure, *axes.items())) for figure in figures]
         return [tag("p", "Means over seeds.", class_="note"), tag("div", *drawn, class_="charts")]
-    drawn = [captioned(figure.title, _dots(comparison, figure)) for figure in figures]
+    drawn = [captioned(_caption(figure), _dots(comparison, figure)) for figure in figures]
     return [_legend_of_dots(), tag("div", *drawn, class_="charts")]
+
+
+def _caption(figure: Figure) -> str:
+    return f"{figure.phrase[0].upper()}{figure.phrase[1:]}{', %' if '%' in figure.title else ''}"
 
 
 def _legend_of_dots() -> Markup:
@@ -212,7 +226,6 @@ def _dots(comparison: Mapping[str, Any], figure: Figure) -> Markup:
             go.Scatter(x=means, y=names, mode="markers", marker={"color": colour(0), "size": 11}, hovertemplate=hover,
                        error_x={"type": "data", "array": spans, "color": "var(--muted)", "thickness": 1.5}),
         ],
-        xaxis={"title": {"text": figure.phrase}},
         yaxis={"type": "category", "categoryorder": "array", "categoryarray": names},
         shapes=_bound(comparison, figure, "x"),
     )  # fmt: skip
@@ -257,7 +270,6 @@ def _line(comparison: Mapping[str, Any], figure: Figure, axis: tuple[str, list[s
                        error_y={"type": "data", "array": spans, "color": "var(--muted)", "thickness": 1.5}),
         ],
         xaxis={"title": {"text": key}, "type": "category", "categoryorder": "array", "categoryarray": values},
-        yaxis={"title": {"text": figure.phrase}},
         shapes=_bound(comparison, figure, "y"),
     )  # fmt: skip
     words = "; ".join(f"{value} {written(figure, entry)}" for value, _, entry in entries)
@@ -295,7 +307,7 @@ def _heat(
 def _wrapped(label: str) -> str:
     """A label for a narrow axis: broken after colons and commas, a very long piece cut."""
     pieces = label.replace(", ", ":").split(":")
-    return "<br>".join(html.escape(piece if len(piece) <= 24 else f"…{piece[-23:]}") for piece in pieces)
+    return "<br>".join(html.escape(piece if len(piece) <= 24 else f"…{piece[-23:]}", quote=False) for piece in pieces)
 
 
 def _rates(comparison: Mapping[str, Any]) -> list[Child]:

@@ -201,7 +201,13 @@ def train(
 
     half = torch.autocast(device.type, dtype, enabled=precision != "fp32")
     student.train()
-    with stop_requests() as stop, contextlib.closing(loader), kept(recorded), kept_heap(device):
+    with (
+        stop_requests() as stop,
+        contextlib.closing(loader),
+        kept(recorded),
+        closed_on_failure(log),
+        kept_heap(device),
+    ):
         stream = iter(loader)
         while step < steps:
             with meter.waiting():
@@ -400,6 +406,17 @@ def find_way_back(
     landing.scale.fill_(factor if factor > 0 else 1.0)  # negative: nothing was learned that could be scaled
     landing.matrix.copy_(torch.from_numpy(transform.inverse))
     landing.mean.copy_(torch.from_numpy(transform.mean))
+
+
+@contextlib.contextmanager
+def closed_on_failure(log: Log | None) -> Iterator[None]:
+    """Stop the live table and close the files of a training that fails: another may follow in this process."""
+    try:
+        yield
+    except BaseException:
+        if log is not None:
+            log.close()
+        raise
 
 
 @contextlib.contextmanager
