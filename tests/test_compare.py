@@ -315,7 +315,7 @@ def test_a_failed_run_is_named_and_the_rest_goes_on(workplace, capsys):
 def test_minutes_become_passes_once(workplace, monkeypatch):
     monkeypatch.setattr(compare, "TIMED_STEPS", 3)
     given = [word for word in SHARED if word not in ("--budget", "passes=0.3")]
-    more = ["--budget", "minutes=0.01", "--vary", "neighbours.k=0,3", "--vary", "method.weight=0,1", "--seeds", "1",
+    more = ["--budget", "minutes=0.003", "--vary", "neighbours.k=0,3", "--vary", "method.weight=0,1", "--seeds", "1",
             "--optimiser.lr", "0.002", "--out", "minutes"]  # fmt: skip
     assert main(["ablate", *given, *more]) == 0
     plan = json.loads((workplace / "minutes" / "plan.json").read_text())
