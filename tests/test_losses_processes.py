@@ -31,6 +31,7 @@ CASES = {
     "queue_kl": ("queue_kl", {"queue": 12}),
     "moco": ("moco", {"queue": 12}),
     "attndistill": ("attndistill", {"weight": 0.5}),
+    "proteus": ("proteus", {}),
     "per process": ("coss", {"scope": "process"}),
 }
 
@@ -38,12 +39,16 @@ TRAIN = """
 import sys, torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from understudy.losses import build
+from understudy.train.distributed import Processes
 
 def train(name, settings, data, rank, world):
     torch.manual_seed(0)
     model, loss = torch.nn.Linear(4, 3, dtype=torch.float64), build(name, **settings)
+    loss.prepare(3, 3)
+    if list(loss.parameters()): loss.double()
     wrapped = DistributedDataParallel(model) if world > 1 else model
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.02)
+    optimiser = torch.optim.SGD([*model.parameters(), *loss.parameters()], lr=0.02)
+    processes = Processes(rank, world, torch.device("cpu"))
     rows = data["x"].shape[2]
     mine = slice(rank * rows // world, (rank + 1) * rows // world)
     pick = lambda x, views: x[views[0]] if len(views) == 1 else x[list(views)]
@@ -62,13 +67,19 @@ def train(name, settings, data, rank, world):
         if loss.needs_attention:
             given["student_attention"] = tokens.softmax(1).mT  # as many heads as dimensions
             given["teacher_attention"] = data["teacher_tokens"][step, mine].softmax(1).mT
+        if loss.needs_tokens:
+            given["student_tokens"], given["teacher_tokens"] = tokens, data["teacher_tokens"][step, mine]
+        if loss.needs_masking:
+            given["masked"], given["masks"] = torch.arange(1, len(tokens), 2), data["masks"][step, mine][1::2]
+            given["masked_tokens"] = torch.where(given["masks"][:, :, None], loss.mask_token, tokens[1::2])
         if loss.needs_mixture: given.update(mixed=made[2], share=data["share"][step, mine])
         total = loss(**given).total
-        optimiser.zero_grad(); total.backward(); optimiser.step()
+        optimiser.zero_grad(); total.backward(); processes.average_gradients(loss); optimiser.step()
         total = total.detach().clone()
         if world > 1: dist.all_reduce(total)
         values.append(total / world)
-    return {"values": torch.stack(values), "weight": model.weight.detach()}
+    own = [parameter.detach().flatten() for parameter in loss.parameters()]
+    return {"values": torch.stack(values), "weight": model.weight.detach(), "own": torch.cat([torch.zeros(1), *own])}
 """
 
 WORKER = """
@@ -96,6 +107,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, dict]:
     }
     for name, width in [("tokens", 4), ("teacher_tokens", 3)]:
         data[name] = torch.randn(3, 8, 5, width, generator=generator, dtype=torch.float64)
+    data["masks"] = torch.rand(3, 8, 5, generator=generator).argsort(2) < 2  # two patches of each image
     data["share"] = torch.rand(3, 8, generator=generator, dtype=torch.float64)
     torch.save(data, folder / "data.pt")
     worlds = {}
@@ -124,6 +136,7 @@ def test_any_number_of_processes_equals_one(trained, case, world):
     one, two = trained[0][case], trained[1][world][case]
     torch.testing.assert_close(two["values"], one["values"], rtol=1e-11, atol=1e-12)
     torch.testing.assert_close(two["weight"], one["weight"], rtol=0, atol=1e-12)
+    torch.testing.assert_close(two["own"], one["own"], rtol=0, atol=1e-12)
     assert (one["values"][1:] - one["values"][:-1]).abs().min() > 1e-6  # it does train
 
 

@@ -17,16 +17,21 @@ METHODS = [
     ("coss", {"centre": True}),
     ("compress", {"queues": 1}),
     ("smd", {"views": 1}),
+    ("proteus", {"patch": 0}),
 ]
 every_method = pytest.mark.parametrize(("name", "settings"), METHODS, ids=str)
 OPTIONAL = {"teacher", "key", "bags", "passes", "mixed", "share"}
 OPTIONAL |= {f"{who}_{what}" for who in ("student", "teacher") for what in ("tokens", "attention")}
-LEARNED = ("student", "mixed", "student_tokens", "student_attention")
+OPTIONAL |= {"masked_tokens", "masks", "masked"}
+LEARNED = ("student", "mixed", "student_tokens", "student_attention", "masked_tokens")
+TOKEN_WIDTH = 5
 
 
-def small(name, settings):
-    """The method with a queue that these few rows fill and wrap."""
-    return build(name, **settings, **({"queue": 10} if "queue" in settings_of(name) else {}))
+def small(name, settings, width=4):
+    """The method with a queue that these few rows fill and wrap, and its own parameters, if any, in float64."""
+    loss = build(name, **settings, **({"queue": 10} if "queue" in settings_of(name) else {}))
+    loss.prepare(TOKEN_WIDTH, width)
+    return loss.double() if list(loss.parameters()) else loss
 
 
 def inputs(loss, step, rows=6, width=4, dtype=torch.float64, scale=1.0):
@@ -51,6 +56,12 @@ def inputs(loss, step, rows=6, width=4, dtype=torch.float64, scale=1.0):
     if loss.needs_mixture:
         given["mixed"] = draw(rows, width)
         given["share"] = torch.rand(rows, generator=generator)
+    if loss.needs_tokens:
+        given["student_tokens"], given["teacher_tokens"] = draw(rows, 4, TOKEN_WIDTH), draw(rows, 4, width)
+    if loss.needs_masking:
+        given["masked"] = torch.arange(rows)[1::2]
+        given["masked_tokens"] = draw(len(given["masked"]), 4, TOKEN_WIDTH)
+        given["masks"] = torch.rand(len(given["masked"]), 4, generator=generator) < 0.5
     if loss.needs_attention:  # two heads over four patches
         for who in ("student", "teacher"):
             shares = draw(rows, 2, 5).detach().double().softmax(2)
@@ -127,7 +138,7 @@ def test_gradient_reaches_the_student_only(name, settings):
 def test_the_gradient_is_that_of_the_value(name, settings):
     if name == "smd":
         pytest.skip("its weights are held fixed by design: tests/test_losses_smd.py")
-    loss = warm(small(name, settings), rows=4, width=3)
+    loss = warm(small(name, settings, width=3), rows=4, width=3)
     given = inputs(loss, 3, rows=4, width=3)
     learned = [key for key in LEARNED if key in given]
 
@@ -141,7 +152,7 @@ def test_the_gradient_is_that_of_the_value(name, settings):
 @every_method
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_stays_finite(name, settings, dtype):
-    loss = small(name, settings)
+    loss = small(name, settings, width=8).float()
     for step in range(4):
         given = inputs(loss, step, rows=32, width=8, dtype=dtype, scale=50.0)
         terms = loss(**given)

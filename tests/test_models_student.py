@@ -40,6 +40,8 @@ def test_the_papers_head() -> None:
     assert isinstance(build_head(64, 64)[0], nn.Identity)
     assert isinstance(build_head(64, 64, "mlp", 8)[0], nn.Sequential)
     assert isinstance(build_head(64, 10, "linear")[0], nn.Linear)
+    norm, _ = build_head(64, 10, "norm")
+    assert isinstance(norm[0], nn.LayerNorm) and norm[1].weight.shape == (10, 64) and len(norm) == 2
     gelu, table = build_head(64, 10, "gelu")
     assert [tuple(part.weight.shape) for part in gelu if hasattr(part, "weight")] == [
         (128, 64), (64, 128), (128, 64), (10, 128), (10,)

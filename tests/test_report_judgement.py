@@ -63,6 +63,9 @@ def test_heads_cost_their_matrix_products() -> None:
     assert head_multiply_adds({"kind": "mlp", **table}) == 64 * 2048 + 2048 * 16
     assert head_multiply_adds({"kind": "linear", **table}) == 64 * 16
     assert head_multiply_adds({"kind": "none", **table}) == 0
+    assert head_multiply_adds({"kind": "norm", **table, "hidden": None}) == 64 * 16
+    gelu = 64 * 128 + 128 * 64 + 64 * 128 + 128 * 16
+    assert head_multiply_adds({"kind": "gelu", **table, "hidden": None}) == gelu
     assert head_multiply_adds({"kind": "something else"}) is None
 
 

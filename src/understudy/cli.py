@@ -39,6 +39,7 @@ METHOD_SETTINGS = {
     "queue_kl": ("temperature", "queue"),
     "moco": ("temperature", "queue", "momentum"),
     "attndistill": ("weight", "temperature"),
+    "proteus": ("token", "feature", "patch", "probability", "ratio"),
 }
 """Shown by `--help`, which must not wait for torch; a test holds it equal to the losses' own signatures."""
 

@@ -22,6 +22,7 @@ from understudy.losses.isd import ISD
 from understudy.losses.moco import MoCo
 from understudy.losses.mse import MSE
 from understudy.losses.pkt import PKT
+from understudy.losses.proteus import Proteus
 from understudy.losses.queue_kl import QueueKL
 from understudy.losses.rkd import RKD
 from understudy.losses.seed import SEED
@@ -49,6 +50,7 @@ LOSSES: dict[str, type[Loss]] = {
     "queue_kl": QueueKL,
     "moco": MoCo,
     "attndistill": AttnDistill,
+    "proteus": Proteus,
 }
 
 

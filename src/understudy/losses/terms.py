@@ -46,6 +46,12 @@ class Loss(nn.Module):
       after their last block and norm, of the same views as the embeddings and stacked alike.
     - `student_attention`, `teacher_attention` if `needs_attention`: (B, H, 1 + N) and (B, G, 1 + M), the share of the
       class token's attention that each head of the last block gives to itself and to the patches.
+    - `masked_tokens`, `masks`, `masked` if `needs_masking`: (M, N, F) the student's patch tokens of images of its first
+      view with hidden patches, (M, N) which were hidden, and (M,) where the images stand in the batch. M is
+      `mask_probability` of the batch; in each image `mask_ratio` of the patches are hidden, and the loss' parameter
+      `mask_token` (F,) stands in their place.
+
+    Parameters of a loss, built in `prepare`, are trained with the student and thrown away after training.
 
     A need that depends on a setting is set on the instance; the class attribute is what the default setting needs.
     """
@@ -58,6 +64,7 @@ class Loss(nn.Module):
     needs_mixture: ClassVar[bool] = False
     needs_tokens: bool = False
     needs_attention: bool = False
+    needs_masking: bool = False
     student_views: tuple[int, ...] = (0,)
     teacher_views: tuple[int, ...] = (0,)
     key_views: ClassVar[tuple[int, ...]] = (0,)
@@ -75,6 +82,19 @@ class Loss(nn.Module):
 
     key_momentum: float = 0.999
     """Momentum of the average that makes the keys; used only if `needs_key`."""
+
+    mask_probability: float = 0.5
+    mask_ratio: float = 0.5
+    mask_token: nn.Parameter
+    """What is hidden, and what stands in its place; used only if `needs_masking`."""
+
+    def prepare(self, student_width: int, teacher_width: int) -> None:
+        """Build the loss' own parameters, if it has any, once it is known what they join; called once, by the loop.
+
+        Args:
+            student_width: F, of the student's features and tokens.
+            teacher_width: D, of the teacher's; 0 where there is none.
+        """
 
 
 def check_pair(student: Tensor, teacher: Tensor, names: tuple[str, str] = ("student", "teacher")) -> None:

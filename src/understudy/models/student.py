@@ -25,7 +25,7 @@ from understudy.models.contract import Contract
 from understudy.models.cost import parameters
 from understudy.models.tokens import Sight, look
 
-HEADS = ("auto", "mlp", "deep", "linear", "gelu", "none")
+HEADS = ("auto", "mlp", "deep", "linear", "norm", "gelu", "none")
 
 
 def build_head(width: int, out: int, kind: str = "auto", hidden: int = 2048) -> tuple[nn.Module, dict[str, Any]]:
@@ -36,8 +36,8 @@ def build_head(width: int, out: int, kind: str = "auto", hidden: int = 2048) -> 
         out: D.
         kind: "mlp" Linear - ReLU - Linear with biases; "deep" SimReg's, F - 2F - F - 2F - D by four linear layers with
             biases, BatchNorm and ReLU after the first and the third; "gelu" AttnDistill's, of the same widths, with
-            GELU between them, then LayerNorm; "linear"; "none" (F must equal D); "auto" is the paper's choice: none
-            where the widths match, else mlp.
+            GELU between them, then LayerNorm; "norm" Proteus', LayerNorm - Linear; "linear"; "none" (F must equal D);
+            "auto" is the paper's choice: none where the widths match, else mlp.
         hidden: width of the mlp's middle layer; 0 for F, as in SEED and MoCo-v2.
 
     Returns:
@@ -64,6 +64,8 @@ def build_head(width: int, out: int, kind: str = "auto", hidden: int = 2048) -> 
         return nn.Identity(), table
     if kind == "linear":
         return nn.Linear(width, out), table
+    if kind == "norm":
+        return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, out)), table
     if kind == "gelu":
         widths = [width, 2 * width, width, 2 * width]
         layers = [layer for pair in pairwise(widths) for layer in (nn.Linear(*pair), nn.GELU())]

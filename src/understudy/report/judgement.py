@@ -121,10 +121,12 @@ def head_multiply_adds(head: Mapping[str, Any]) -> int | None:
     kind, width, hidden, out = (head.get(key) for key in ("kind", "width", "hidden", "out"))
     if kind == "none":
         return 0
-    if kind == "linear" and width and out:
+    if kind in ("linear", "norm") and width and out:
         return int(width * out)
     if kind == "deep" and width and hidden and out:
         return int(3 * width * hidden + hidden * out)
+    if kind == "gelu" and width and out:
+        return int(2 * width * (3 * width + out))
     return int(width * hidden + hidden * out) if kind == "mlp" and width and hidden and out else None
 
 

@@ -57,12 +57,11 @@ def in_chunks(
         for buffer, value in zip(student.buffers(), before, strict=True):
             buffer.copy_(value)  # the first pass must leave no trace
     whole = {name: torch.cat([piece[name] for piece in pieces], axes(name)).requires_grad_() for name in pieces[0]}
+    sizes = {name: [piece[name].shape[axes(name)] for piece in pieces] for name in whole}
     del pieces
     terms = judge(whole)
     shares = {
-        name: tensor.grad.split([len(places) for places in parts], axes(name))
-        for name, tensor in whole.items()
-        if tensor.grad is not None
+        name: tensor.grad.split(sizes[name], axes(name)) for name, tensor in whole.items() if tensor.grad is not None
     }
     for number, places in enumerate(parts):
         waits = isinstance(wrapped, DistributedDataParallel) and number < len(parts) - 1

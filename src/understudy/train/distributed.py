@@ -39,6 +39,16 @@ class Processes:
         ids = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(student, device_ids=ids, broadcast_buffers=True)
 
+    def average_gradients(self, module: nn.Module) -> None:
+        """For parameters outside the student, such as a loss' own, what DDP does for those inside."""
+        if self.world == 1:
+            return
+        for parameter in module.parameters():
+            if parameter.grad is None:  # every process must take part
+                parameter.grad = torch.zeros_like(parameter)
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= self.world
+
     def agree(self, flag: bool) -> bool:
         """Whether any process raised the flag; every process must call it."""
         if self.world == 1:

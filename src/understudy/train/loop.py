@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from understudy.artifacts import Run, Store, write_text
 from understudy.config import as_table, flatten, read_toml, write_toml
 from understudy.data.batches import NeighbourBatches
+from understudy.data.hiding import hidden_patches, spread_evenly
 from understudy.data.loader import ImageBatch, Loader
 from understudy.data.mixture import cutmix
 from understudy.data.sources import Source
@@ -36,7 +37,7 @@ from understudy.models.cost import flops
 from understudy.models.heap import kept_heap
 from understudy.models.student import Landing, Student, build_student, save_student
 from understudy.models.teacher import Teacher
-from understudy.models.tokens import Sight, refuse_blind
+from understudy.models.tokens import Sight, patch_count, refuse_blind
 from understudy.train.checkpoint import load_checkpoint, save_checkpoint
 from understudy.train.chunks import in_chunks
 from understudy.train.distributed import Processes
@@ -95,7 +96,7 @@ def train(
         return True
 
     # The method says what it needs, the teacher how wide the space is, the student adapts to both.
-    loss = build(settings.method["name"], **{k: v for k, v in settings.method.items() if k != "name"}).to(device)
+    loss = build(settings.method["name"], **{k: v for k, v in settings.method.items() if k != "name"})
     if loss.needs_teacher and teacher is None:
         raise ConfigError(f"Method '{settings.method['name']}' needs a teacher. Give one with --teacher.")
     embed_dim = loss.embed_dim or (teacher.width if teacher is not None else 0)
@@ -119,6 +120,8 @@ def train(
                 f"Method '{settings.method['name']}' compares tokens or attention, and recorded views hold embeddings "
                 "only. Use --views.teacher live."
             )
+    loss.prepare(student.width, teacher.width if teacher is not None else 0)
+    loss = loss.to(device)
     key_student = average_of(student) if loss.needs_key else None
 
     # Both networks see the same pixels: views are cut at the larger of the two inputs, the smaller one is scaled down.
@@ -255,19 +258,37 @@ def train(
                 partner = next_in_bag(batch.anchor).to(device)
                 mixed, inputs["share"] = cutmix(shown_to_student[0], partner, settings.seed, step)
                 shown_to_student.append(mixed)
+            chosen = spread_evenly(len(batch.index), loss.mask_probability if loss.needs_masking else 0.0)
+            if loss.needs_masking:
+                patches = patch_count(student.backbone, student.contract.size)
+                hidden = hidden_patches(batch.index.numpy()[chosen], patches, loss.mask_ratio, settings.seed, step)
+                inputs["masked"] = torch.from_numpy(chosen).to(device, non_blocking=True)
+                inputs["masks"] = torch.from_numpy(hidden).to(device, non_blocking=True)
 
             # One call for all that is shown: DDP's hooks would take a second one for the next step.
             def look(
-                network: nn.Module, places: Tensor | slice, shown_to_student: list[Tensor] = shown_to_student
-            ) -> dict[str, Tensor]:
+                network: nn.Module, places: Tensor | slice, shown_to_student: list[Tensor] = shown_to_student,
+                chosen: np.ndarray = chosen, inputs: dict[str, Tensor] = inputs,
+            ) -> dict[str, Tensor]:  # fmt: skip
                 pixels = torch.cat([view[places] for view in shown_to_student])
-                clean = len(pixels) // len(shown_to_student) * len(loss.student_views)
+                count = len(pixels)
+                clean = count // len(shown_to_student) * len(loss.student_views)
+                hiding: dict[str, Tensor] = {}
+                if loss.needs_masking:  # images with hidden patches at these places, last of all
+                    first_view = shown_to_student[0]
+                    inside = torch.from_numpy(np.isin(chosen, np.arange(len(first_view))[places]))
+                    pixels = torch.cat([pixels, first_view[inputs["masked"][inside]]])
+                    hiding = {"masks": inputs["masks"][inside], "mask_token": loss.mask_token}
                 with half:
                     prepared = student.contract.prepare(pixels).contiguous(memory_format=torch.channels_last)
-                    made = network(prepared, **looks)
+                    made = network(prepared, **looks, **hiding)
                 sight = made if looks else Sight(made)
                 seen = named("student", sight, loss, loss.student_views, clean)
-                return {**seen, "mixed": sight.embedding[clean:]} if loss.needs_mixture else seen
+                if loss.needs_mixture:
+                    seen["mixed"] = sight.embedding[clean:count]
+                if loss.needs_masking and sight.tokens is not None:
+                    seen["masked_tokens"] = sight.tokens[count:]
+                return seen
 
             def judge(seen: dict[str, Tensor], inputs: dict[str, Tensor] = inputs, step: int = step) -> Terms:
                 progress = {"passes": step * batches.batch_size / len(source)} if loss.needs_passes else {}
@@ -279,14 +300,15 @@ def train(
             if settings.chunks == 1:
                 terms = judge(look(wrapped, slice(None)))
             else:
-                parts = torch.arange(len(batch.index), device=device).tensor_split(settings.chunks)
+                parts = torch.arange(len(batch.index)).tensor_split(settings.chunks)
                 parts = tuple(part for part in parts if len(part))
                 terms = in_chunks(
                     look, judge, student, wrapped, parts, functools.partial(image_axis, loss=loss), step_seed
                 )
+            processes.average_gradients(loss)
             if settings.optimiser.clip is not None:
                 scaler.unscale_(optimiser)
-                nn.utils.clip_grad_norm_(student.parameters(), settings.optimiser.clip)
+                nn.utils.clip_grad_norm_([*student.parameters(), *loss.parameters()], settings.optimiser.clip)
             meter.add(step, batch, terms.total, terms.parts)
             if meter.pending >= FLUSH_STEPS[device.type]:
                 meter.flush(source)  # before the step, so that on a CPU a bad batch never touches the weights
@@ -431,7 +453,7 @@ def kept(recorded: RecordedViews | None) -> Iterator[None]:
 
 def image_axis(name: str, loss: Loss) -> int:
     """Along which axis of a tensor of the student the images lie: behind the views, where there are several."""
-    return int(len(loss.student_views) > 1 and name != "mixed")
+    return int(len(loss.student_views) > 1 and name not in ("mixed", "masked_tokens"))
 
 
 def named(name: str, sight: Sight, loss: Loss, views: tuple[int, ...], count: int | None = None) -> dict[str, Tensor]:
@@ -483,7 +505,9 @@ def spent(images: int, loss: Loss) -> dict[str, int]:
     """Images seen and forward passes made, for tables of cost."""
     return {
         "images": images,
-        "student_forwards": images * (len(loss.student_views) + loss.needs_mixture),
+        "student_forwards": round(
+            images * (len(loss.student_views) + loss.needs_mixture + loss.needs_masking * loss.mask_probability)
+        ),
         "teacher_forwards": images * len(loss.teacher_views) if loss.needs_teacher else 0,
         "key_forwards": images * len(loss.key_views) if loss.needs_key else 0,
     }

@@ -113,8 +113,8 @@ class TrainSettings:
     head: str = setting(
         "auto",
         "Student head into the teacher's space; auto is none if the widths match and there is no transform, else mlp; "
-        "deep is SimReg's, gelu AttnDistill's.",
-        choices=("auto", "mlp", "deep", "linear", "gelu", "none"),
+        "deep is SimReg's, gelu AttnDistill's, norm Proteus'.",
+        choices=("auto", "mlp", "deep", "linear", "norm", "gelu", "none"),
     )
     head_hidden: int = setting(2048, "Width of the hidden layer of an mlp head; 0 is the backbone's own.", minimum=0)
     workers: int | None = setting(
