@@ -33,6 +33,8 @@ def test_a_method_brings_its_own_settings():
     assert plain.changes == {"method": "coss"}
     assert weighted.changes == {"method": "coss", "method.weight": "0.5", "neighbours.k": "0"}
     assert plain.folder != weighted.folder
+    assert variants_of(["mse:transform=phi-s"])[0].changes == {"method": "mse", "transform": "phi-s"}
+    assert variants_of(["smd:views=4"])[0].changes == {"method": "smd", "method.views": "4"}  # not the run's own views
 
 
 def test_a_grid_has_every_combination():
@@ -46,6 +48,7 @@ def test_a_grid_has_every_combination():
     [
         (variants_of, [], "nothing to compare"),
         (variants_of, ["coss", "coss"], "names coss more than once"),
+        (variants_of, ["coss:seed=1"], "'seed' cannot be varied"),
         (variants_of, ["coss:weight"], "'weight' in --methods coss:weight is not KEY=VALUE"),
         (variants_of_grid, [], "Give --vary"),
         (variants_of_grid, ["method.weight"], "is not KEY=VALUE,VALUE"),
@@ -344,6 +347,11 @@ def test_what_cannot_be_run_is_refused_before_anything_is_computed(workplace, ca
     assert main(["ablate", *SHARED, *more, "--out", "refused"]) == 1
     assert sentence in capsys.readouterr().err
     assert not (workplace / "refused" / "plan.json").exists()
+
+
+def test_authors_settings_are_not_shared_by_rivals(workplace, capsys):
+    assert main(["compare", *SHARED, "--methods", "coss,seed", "--recipe", "authors", "--out", "refused"]) == 1
+    assert "each method's authors had their own" in capsys.readouterr().err
 
 
 def test_torchrun_is_told_of_jobs(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import tomllib
@@ -16,6 +17,7 @@ import understudy
 from understudy import pipeline
 from understudy.artifacts import Run
 from understudy.cli import METHOD_SETTINGS, VERBS, main
+from understudy.compare import variants_of, variants_of_grid
 from understudy.config import as_table, flatten, read_toml
 from understudy.errors import ConfigError, DataError, ModelError
 from understudy.losses import LOSSES, build
@@ -88,6 +90,7 @@ EXPECTED = {
         "coss", "resnet18", "torchvision:resnet50@moco_v3_resnet50.pth.tar", "67.20"
     ),
 }  # fmt: skip
+COMPARISONS = {"ablate-space": 2, "ablate-weight": 5, "ablate-neighbours": 8, "ablate-transform": 12}
 # Where a row differs from its method's other rows in the authors' own code.
 OWN = {
     "bingo-efficientnet-b0": {"weight_decay": 4e-5, "temperature": 0.12},
@@ -199,7 +202,7 @@ def test_tiny_shrinks_data_and_length_and_nothing_else():
 
 
 def test_the_recipes_are_the_rows_of_the_table():
-    assert set(names()) == {path.stem for path in FOLDER.iterdir()} == set(EXPECTED)
+    assert set(names()) == {path.stem for path in FOLDER.iterdir()} == {*EXPECTED, *COMPARISONS}
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -259,6 +262,26 @@ def test_every_recipe_runs_at_tiny_size(workplace: Path, monkeypatch: pytest.Mon
     }}  # fmt: skip
     assert saved["optimiser"]["lr"] == AUTHORS[method][1] and saved["views"]["recipe"] == AUTHORS[method][8]
     shutil.rmtree(run.path)  # 20 checkpoints would be 3 GB
+
+
+@pytest.mark.parametrize(("name", "rows"), COMPARISONS.items())
+def test_an_experiment_has_its_rows_and_runs_at_tiny_size(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, rows: int
+):
+    monkeypatch.chdir(workplace)
+    line = re.search(r"^#   understudy (.*)$", (FOLDER / f"{name}.toml").read_text(), flags=re.MULTILINE)
+    assert line is not None and f"--recipe {name} " in line[1]
+    verb = line[1].split()[0]
+    table = read_toml(FOLDER / f"{name}.toml")
+    made = variants_of_grid(table["vary"]) if verb == "ablate" else variants_of(table["methods"])
+    assert len(made) == rows
+    if name not in ("ablate-space", "ablate-transform"):
+        return  # the others are larger grids of the same settings
+    flags = ["--preset", "tiny", "--teacher", TINY_TEACHER, "--student", "small:resnet8x0.25", "--out", name]
+    shorter = ["--seeds", "1", "--optimiser.lr", "0.01", "--device", "cpu", "--workers", "0"]
+    assert main([verb, "--recipe", name, *flags, *shorter, "--evaluation.protocols", "knn"]) == 0, capsys.readouterr()
+    found = json.loads((workplace / name / "comparison.json").read_text())
+    assert len(found["variants"]) == rows and not any(row["failure"] for row in found["variants"])
 
 
 def test_one_command_runs_a_recipe_from_end_to_end(

@@ -369,6 +369,7 @@ def _compare_flags(parser: argparse.ArgumentParser) -> None:
     from understudy.compare import ComparisonSettings
 
     _config_flag(parser)
+    _recipe_flags(parser)
     add_settings(parser, ComparisonSettings, skip=("evaluation.eval_data", "method", "vary"))
 
 
@@ -385,6 +386,7 @@ def _ablate_flags(parser: argparse.ArgumentParser) -> None:
     from understudy.compare import ComparisonSettings
 
     _config_flag(parser)
+    _recipe_flags(parser)
     add_settings(parser, ComparisonSettings, skip=("evaluation.eval_data", "methods", "vary"))
     parser.add_argument(
         "--vary", action="append", default=argparse.SUPPRESS, metavar="KEY=V1,V2",
@@ -404,15 +406,23 @@ def _compared(options: argparse.Namespace, kind: str) -> int:
     from understudy import pipeline
     from understudy.compare import ComparisonSettings
     from understudy.compare import compare as run_comparison
+    from understudy.recipe import lay_out
+    from understudy.train.settings import DEFAULT_METHOD
 
-    settings = layered(ComparisonSettings, options)
+    if kind == "compare" and options.recipe == "authors":
+        raise ConfigError(
+            "The methods of a comparison share one budget, and each method's authors had their own. Use "
+            "`understudy run --method NAME --recipe authors` for each, or a recipe file for all."
+        )
+    written = layers(ComparisonSettings, options, "recipe", "preset")
+    settings = resolve(ComparisonSettings, *lay_out(*written, method=DEFAULT_METHOD))
     try:
         found = run_comparison(settings, kind=kind)
     except pipeline.Stopped:
         print(f"Stopped; the same command goes on from here: {settings.out}", file=sys.stderr)
         return 143
     print_comparison(found)
-    print(f"report: {Path(settings.out) / 'report.html'}")
+    print(f"report: {Path(str(settings.out)) / 'report.html'}")
     return int(any(row["failure"] or any(cell["failure"] for cell in row["cells"]) for row in found["variants"]))
 
 

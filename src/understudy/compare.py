@@ -80,7 +80,8 @@ class ComparisonSettings(RunSettings):
     """What all runs of a comparison share, and how they are compared."""
 
     methods: tuple[str, ...] = setting(
-        (), "Methods of `compare`, each NAME or NAME:KEY=VALUE:... with its own settings; a dotted KEY is any setting."
+        (),
+        "Methods of `compare`, each NAME or NAME:KEY=VALUE:... with its own settings; KEY may be any setting of a run.",
     )
     vary: tuple[str, ...] = setting((), "Grid of `ablate`: KEY=V1,V2 of any setting, e.g. method.weight=0,0.5,1.")
     seeds: int = setting(3, "Runs of each variant, with the seeds --seed, --seed + 1, ...", minimum=1)
@@ -102,9 +103,8 @@ class ComparisonSettings(RunSettings):
     evaluation: ComparedEvaluation = setting(ComparedEvaluation)
 
 
-OWN = frozenset(f.name for f in dataclasses.fields(ComparisonSettings)) - {
-    f.name for f in dataclasses.fields(RunSettings)
-}
+RUN = frozenset(f.name for f in dataclasses.fields(RunSettings))
+OWN = frozenset(f.name for f in dataclasses.fields(ComparisonSettings)) - RUN
 
 
 @dataclass(frozen=True)
@@ -176,11 +176,13 @@ class Cell:
 
 
 def variants_of(methods: Sequence[str]) -> list[Variant]:
-    """The rows of `compare`: `NAME`, or `NAME:KEY=VALUE:...` with settings of the method or, dotted, of the run.
+    """The rows of `compare`: `NAME`, or `NAME:KEY=VALUE:...` with settings of the method or of the run.
 
     Raises:
         ConfigError: none given, one given twice, or one that cannot be read.
     """
+    from understudy.losses import settings_of
+
     found = []
     for written in methods:
         name, *pairs = written.split(":")
@@ -189,7 +191,8 @@ def variants_of(methods: Sequence[str]) -> list[Variant]:
             key, equals, value = pair.partition("=")
             if not (equals and key and value):
                 raise ConfigError(f"'{pair}' in --methods {written} is not KEY=VALUE. Write e.g. coss:weight=0.5.")
-            changes[key if "." in key else f"method.{key}"] = value
+            of_the_run = "." in key or (key not in settings_of(name) and key.replace("-", "_") in OWN | RUN)
+            changes[_free_to_differ(key) if of_the_run else f"method.{key}"] = value
         found.append(Variant(written, changes))
     return _distinct(found, "--methods")
 
@@ -205,15 +208,20 @@ def variants_of_grid(vary: Sequence[str]) -> list[Variant]:
         key, equals, values = written.partition("=")
         if not equals or not key or not all(values.split(",")):
             raise ConfigError(f"'{written}' is not KEY=VALUE,VALUE. Write e.g. --vary method.weight=0,0.5,1.")
-        key = key.replace("-", "_")
-        if key in OWN | FREE | {"seed", "eval_data", "holdout"}:
-            raise ConfigError(f"'{key}' cannot be varied: all rows of an ablation share it.")
+        key = _free_to_differ(key)
         axes.append([(key, value) for value in values.split(",")])
     if len({axis[0][0] for axis in axes}) < len(axes):
         raise ConfigError("A key is given to --vary twice. Write all its values after one --vary.")
     grid = itertools.product(*axes) if axes else []
     rows = [Variant(", ".join(f"{key}={value}" for key, value in row), dict(row)) for row in grid]
     return _distinct(rows, "--vary")
+
+
+def _free_to_differ(key: str) -> str:
+    key = key.replace("-", "_")
+    if key in OWN | FREE | {"seed", "eval_data", "holdout"}:
+        raise ConfigError(f"'{key}' cannot be varied: all rows of a comparison share it.")
+    return key
 
 
 def _distinct(variants: list[Variant], flag: str) -> list[Variant]:
