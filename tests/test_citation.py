@@ -94,6 +94,10 @@ def test_a_run_cites_what_it_used_and_nothing_else(tmp_path: Path):
         "wu2018instance",
         "kornblith2019cka",
         "venna2001neighborhood",
+        "szekely2007measuring",
+        "facco2017estimating",
+        "roy2007effective",
+        "maria2014gudhi",
         "paszke2019pytorch",
         "understudy",
     ]

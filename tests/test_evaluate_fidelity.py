@@ -1,21 +1,31 @@
 """Fidelity: scikit-learn's trustworthiness, CKA from centred Gram matrices, and what each figure must not see."""
 
+import sys
+
 import numpy as np
 import pytest
 
 from understudy.errors import DataError, ShapeError
 from understudy.evaluate import fidelity as module
+from understudy.evaluate import geometry
 from understudy.evaluate.fidelity import fidelity, linear_cka, trustworthiness
 from understudy.evaluate.settings import EvaluationSettings
 from understudy.evaluate.subject import Subject
 
 SETTINGS = EvaluationSettings()
+INTERVALS = ("interval_level", "interval_draws", "images")
 
 
 def two_spaces(count: int = 150, noise: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
     generator = np.random.default_rng(0)
     teacher = generator.normal(size=(count, 8))
     return teacher, teacher @ generator.normal(size=(8, 5)) + noise * generator.normal(size=(count, 5))
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intervals from ten halves: their own test has more."""
+    monkeypatch.setattr(geometry, "DRAWS", 10)
 
 
 def compare(student: np.ndarray, teacher: np.ndarray, **facts: object) -> dict:
@@ -86,7 +96,19 @@ def test_a_perfect_student() -> None:
     figures = compare(2.5 * teacher, teacher, aligned=True)
     overlaps = {f"overlap@{k}": 100.0 for k in (1, 5, 11, 21, 31)}
     others = ("row_cosine", "column_cosine", "cka", "trustworthiness", "continuity")
-    assert figures == overlaps | {name: pytest.approx(1.0) for name in others}
+    others += ("cka_debiased", "distance_correlation")
+    best = overlaps | {name: pytest.approx(1.0) for name in others}
+    best |= {"topology_h0": pytest.approx(0, abs=1e-9), "topology_h1": pytest.approx(0, abs=1e-9)}
+    for name, value in best.items():
+        assert figures[name] == value, name
+        for end in ("low", "high"):
+            assert figures[f"{name}_{end}"] == pytest.approx(figures[name], abs=1e-9), name
+    for name in ("intrinsic_dimension", "effective_rank", "dead_dimensions"):
+        assert figures[name] == pytest.approx(figures[f"{name}_teacher"]), name
+    ends = {name for name in figures if name.endswith(("_low", "_high"))}
+    shapes = {f"{name}{end}" for name in ("intrinsic_dimension", "effective_rank", "dead_dimensions")
+              for end in ("", "_teacher")}  # fmt: skip
+    assert figures.keys() - ends == best.keys() | shapes | {"interval_level", "interval_draws", "images"}
 
 
 def test_overlap_equals_a_loop_over_sets() -> None:
@@ -129,9 +151,11 @@ def test_unrelated_spaces_share_neighbours_by_chance() -> None:
 def test_few_images_leave_figures_out_and_say_so() -> None:
     teacher, student = two_spaces(15)
     figures = compare(student, teacher)
-    assert set(figures) == {"overlap@1", "overlap@5", "overlap@11", "cka", "note"}
+    measured = {name for name in figures if not name.endswith(("_low", "_high"))}
+    assert measured == {"overlap@1", "overlap@5", "overlap@11", "cka", "note", *INTERVALS}
     assert figures["note"] == (
-        "overlap@21, overlap@31, trustworthiness, continuity left out: there are only 15 test images."
+        "overlap@21, overlap@31, trustworthiness, continuity, and the shape of the spaces left out: there are only 15 "
+        "test images."
     )
 
 
@@ -149,3 +173,30 @@ def test_what_cannot_be_compared_is_a_sentence() -> None:
     broken[3] = np.nan
     with pytest.raises(DataError, match="1 of 150 rows of the student features"):
         compare(broken, teacher)
+
+
+def test_intervals_lie_around_their_figures_and_shrink_with_more_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(geometry, "DRAWS", 40)
+    few, many = (compare(*reversed(two_spaces(count))) for count in (60, 300))
+    for name in ("overlap@5", "cka", "cka_debiased", "distance_correlation", "trustworthiness", "effective_rank"):
+        width = []
+        for figures in (few, many):
+            assert figures[f"{name}_low"] <= figures[name] <= figures[f"{name}_high"], name
+            width.append(figures[f"{name}_high"] - figures[f"{name}_low"])
+        assert 0 < width[1] < width[0], name
+    assert (few["interval_level"], few["interval_draws"], few["images"]) == (95, 40, 60)
+    assert many["intrinsic_dimension"] < many["intrinsic_dimension_teacher"] < 9
+
+
+def test_trustworthiness_of_a_half_is_trustworthiness() -> None:
+    teacher, student = two_spaces(60)
+    cosines = [rows @ rows.T for rows in (geometry.unit(teacher), geometry.unit(student))]
+    assert module._trust(*cosines) == pytest.approx(trustworthiness(teacher, student, 10), abs=1e-12)
+
+
+def test_without_gudhi_the_other_figures_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gudhi.sklearn.rips_persistence", None)
+    figures = compare(*reversed(two_spaces(50)))
+    assert "understudy[topology]" in figures["note"]
+    assert "topology_h0" not in figures
+    assert {"cka_debiased", "trustworthiness"} <= figures.keys()

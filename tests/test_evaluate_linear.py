@@ -1,10 +1,21 @@
 """The exact linear probe: scikit-learn's optimum, the stationarity condition, and the protocol around it."""
 
+import tracemalloc
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 
-from understudy.errors import DataError
-from understudy.evaluate.linear import L2_VALUES, linear, logistic_regression, validation_split
+from understudy.errors import ConfigError, DataError
+from understudy.evaluate.linear import (
+    L2_VALUES,
+    LogisticPath,
+    average_precision_11,
+    linear,
+    logistic_regression,
+    validation_split,
+)
 from understudy.evaluate.settings import EvaluationSettings
 from understudy.evaluate.subject import Subject
 
@@ -150,3 +161,58 @@ def test_what_cannot_be_fitted_is_a_sentence(labels: list[int], sentence: str) -
     rows = np.random.default_rng(0).normal(size=(4, 3))
     with pytest.raises(DataError, match=sentence):
         linear(Subject("student", rows, rows, np.array(labels), np.array(labels)), SETTINGS)
+
+
+def test_blocks_from_disk_reach_the_same_optimum_within_the_budget(tmp_path: Path) -> None:
+    """60,000 x 96 in half precision, memory-mapped, 16 MiB for the fit: the rows alone would take 46 in float64."""
+    rows, labels = features(60_000, 96, 5)
+    np.save(tmp_path / "rows.npy", rows.astype(np.float16))
+    mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    path = LogisticPath(mapped, labels, 5, device="cpu", dtype=torch.float32, memory_mb=16)
+    assert path.rows is None
+    tracemalloc.start()  # numpy's; torch's blocks are of the same size
+    solution = path.solve(1.0, start=None, tolerance=1e-3, iterations=12)
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    tracemalloc.stop()
+    assert path.block * 8 * (4 * 5 + 3 * 96) <= 4 << 20
+    whole = LogisticPath(mapped, labels, 5, device="cpu", dtype=torch.float32)
+    assert whole.rows is not None
+    other = whole.solve(1.0, start=None, tolerance=1e-3, iterations=12)
+    assert torch.allclose(path._sums(solution)[0], whole._sums(other)[0], rtol=1e-4)
+    one, two = path._sums(other)[1], whole._sums(other)[1]
+    assert torch.allclose(one, two, atol=1e-3 * float(two.abs().max()) + 1)
+    some = np.arange(0, 60_000, 7)
+    assert path.score(solution, some, "top1") == pytest.approx(whole.score(other, some, "top1"), abs=0.5)
+
+
+def test_too_many_classes_for_the_budget_is_a_sentence() -> None:
+    rows = np.random.default_rng(0).normal(size=(2100, 64))
+    labels = np.arange(2100)
+    with pytest.raises(ConfigError, match=r"2,100 classes on 64 dimensions needs at least \d+ MiB; the budget is 16"):
+        logistic_regression(rows, labels, 2100, 1.0, memory_mb=16)
+    many = LogisticPath(rows, labels, 2100, device="cpu", dtype=torch.float32, memory_mb=64)
+    solution = many.solve(1e-3, start=None, tolerance=1e-3, iterations=20)  # one image a class: all can be learned
+    assert many.score(solution, np.arange(2100), "top1") > 90
+
+
+def test_several_labels_an_image_are_independent_regressions() -> None:
+    """Against scikit-learn's two-class regression, class by class, images marked 0 left out."""
+    from sklearn.linear_model import LogisticRegression
+
+    rows, labels = features(300, 8, 3)
+    marks = np.where(labels[:, None] == np.arange(3), 1, -1)
+    marks[::17, 1] = 0
+    ours = logistic_regression(rows, marks, 3, 0.5)
+    for number in range(3):
+        counted = marks[:, number] != 0
+        theirs = LogisticRegression(C=2.0, tol=1e-9, max_iter=20_000).fit(rows[counted], marks[counted, number])
+        assert np.abs(ours.weight[number] - theirs.coef_[0]).max() < 2e-3 * np.abs(theirs.coef_).max()
+        assert ours.bias[number] == pytest.approx(theirs.intercept_[0], abs=5e-3)
+
+
+def test_average_precision_of_eleven_points_by_hand() -> None:
+    """Ranking + - + -: precision 1 up to recall 0.5, then 2/3. Six of eleven recalls are at or below 0.5."""
+    scores = np.array([[4.0], [3.0], [2.0], [1.0], [9.0]])
+    marks = np.array([[1], [-1], [1], [-1], [0]])  # the difficult one, ranked first, is not there
+    assert average_precision_11(scores, marks) == pytest.approx([(6 * 1 + 5 * 2 / 3) / 11])
+    assert len(average_precision_11(scores, -np.ones((5, 1), int))) == 0  # a class without a positive image

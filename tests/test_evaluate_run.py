@@ -25,7 +25,7 @@ from understudy.evaluate.bench import numbered_as
 from understudy.evaluate.knn import knn
 from understudy.evaluate.protocols import TAKES, Takes
 from understudy.evaluate.run import evaluate_model, evaluate_run
-from understudy.evaluate.settings import HOW, OWN, PROTOCOLS, EvaluationSettings
+from understudy.evaluate.settings import HOW, OWN, PROTOCOLS, EvaluationSettings, RobustnessSettings
 from understudy.evaluate.subject import Subject
 from understudy.models.contract import Contract
 from understudy.models.student import Student, build_student, load_student, save_student
@@ -97,6 +97,13 @@ def finished(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
 def measured(finished: Callable[..., Run], digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     run, store = finished(), tmp_path_factory.mktemp("store")
     return run, evaluate_run(run, settings(digits), store_root=store, workers=0), store
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three l2 values and intervals from five halves, where a test asks who is judged on what and not how well."""
+    monkeypatch.setattr("understudy.evaluate.linear.L2_VALUES", (10.0, 0.1, 0.001))
+    monkeypatch.setattr("understudy.evaluate.geometry.DRAWS", 5)
 
 
 def settings(digits: Path, **changes: Any) -> EvaluationSettings:
@@ -394,6 +401,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return counts
 
 
+@pytest.mark.usefixtures("quick")
 def test_further_sets_pass_each_encoder_once_and_are_filed_by_name(
     finished: Callable[..., Run], digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -482,3 +490,77 @@ def test_settings_of_one_protocol_leave_the_others_figures_alone() -> None:
     other = EvaluationSettings(sgd_epochs=3)
     assert other.binding("knn") == EvaluationSettings().binding("knn") == {"seed": 0}
     assert other.binding("linear_sgd") != EvaluationSettings().binding("linear_sgd")
+
+
+@pytest.mark.usefixtures("quick")
+def test_ten_protocols_cost_one_pass_over_each_image_set(
+    finished: Callable[..., Run], digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Main images, a labelled set, and test images alone; corruptions, which are new images, are counted apart."""
+    shutil.copytree(digits, tmp_path / "other")
+    for split in ("train", "test"):
+        for file in sorted((tmp_path / "other" / split / "digit 3").iterdir())[:3]:
+            file.unlink()
+    shutil.copytree(digits / "test", tmp_path / "alone")
+    [broken] = [path for path in (tmp_path / "alone").rglob("*.png") if path.read_bytes() == b"not an image"]
+    broken.unlink()
+    readable = {
+        split: sum(path.read_bytes() != b"not an image" for path in (tmp_path / "other" / split).rglob("*.png"))
+        for split in ("train", "test")
+    }
+    protocols = (
+        "knn", "linear", "asymmetric_knn", "semi", "transfer", "retrieval", "robustness", "fidelity", "cost"
+    )  # fmt: skip
+    on = (f"other={tmp_path / 'other'}", f"alone={tmp_path / 'alone'}")
+    few = RobustnessSettings(severities=(3,), images=10)
+    chosen = settings(digits, on=on, protocols=protocols, robustness=few, batch_size=16)
+    monkeypatch.setitem(EVALUATIONS, "cost", lambda *_: {"parameters": 1})  # its blank images are no image set
+    # The tenth: a protocol of ours that asks for everything at once.
+    monkeypatch.setitem(EVALUATIONS, "linear_sgd", lambda subject, _: {"rows": len(subject.test)})
+    counts = counted(monkeypatch)
+    result = evaluate_run(
+        finished(), replace(chosen, protocols=(*protocols, "linear_sgd")), store_root=tmp_path / "store", workers=0
+    )
+    sets = 149 + 59 + sum(readable.values()) + 59
+    assert counts["student"] == sets + 14 * 10
+    errors = {
+        (name, job): figures["error"]
+        for name in ("teacher", "student", "student_embed") for job, figures in result[name].items()
+        if "error" in figures
+    }  # fmt: skip
+    assert errors == {}
+    assert set(result["student"]) == {
+        "knn", "knn@other", "linear", "semi", "transfer@other", "retrieval", "retrieval@other", "robustness",
+        "robustness@alone", "fidelity", "cost", "linear_sgd",
+    }  # fmt: skip
+    assert {"asymmetric_knn", "asymmetric_knn@other", "retrieval"} <= set(result["student_embed"])
+    assert "asymmetric_map" in result["student_embed"]["retrieval"]
+    assert "asymmetric_map" not in result["student"]["retrieval"]
+    assert result["student"]["robustness@alone"]["top1"] == result["student"]["linear"]["top1"]
+    assert json.dumps(result, allow_nan=False)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_fault_of_one_set_stops_that_set_alone(finished: Callable[..., Run], digits: Path, tmp_path: Path) -> None:
+    """An empty class, a class that the main images lack, a set of one class, a layout that is not there."""
+    for name, count in (("digit 0", 4), ("digit 1", 3)):
+        (tmp_path / "odd" / "train" / name).mkdir(parents=True)
+        (tmp_path / "odd" / "test" / name).mkdir(parents=True)
+        for i, file in enumerate(sorted((digits / "train" / name).iterdir())[:count]):
+            shutil.copy(file, tmp_path / "odd" / ("train" if i else "test") / name)
+    (tmp_path / "odd" / "train" / "digit 2").mkdir()  # an empty class
+    shutil.copytree(digits / "test" / "digit 5", tmp_path / "lone" / "five")
+    shutil.copytree(digits / "test" / "digit 6", tmp_path / "lone" / "digit 6")
+    on = (f"odd={tmp_path / 'odd'}", f"lone={tmp_path / 'lone'}", f"dtd={tmp_path}", f"roxford5k={tmp_path}")
+    chosen = settings(digits, on=on, protocols=("knn", "transfer", "retrieval", "robustness"),
+                      robustness=RobustnessSettings(severities=(1,), images=4))  # fmt: skip
+    result = evaluate_run(finished(), chosen, store_root=tmp_path / "store", workers=0)["student"]
+    assert result["knn"]["top1@1"] >= 0
+    assert "there are only 5 training images" in result["knn@odd"]["note"]  # more neighbours than images
+    assert result["transfer@odd"]["top1"] >= 0
+    assert "No class has two of the 2 test images" in result["retrieval@odd"]["error"]
+    assert "1 of 2 classes of lone" in result["robustness@lone"]["error"]
+    assert "e.g. 'five'" in result["robustness@lone"]["error"]
+    assert "dtd/dtd/labels does not exist" in result["transfer@dtd"]["error"]
+    assert "gnd_roxford5k.pkl does not exist" in result["retrieval@roxford5k"]["error"]
+    assert result["robustness"]["clean"] >= 0

@@ -59,14 +59,18 @@ def pins() -> dict[str, set[str]]:
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     declared = set(bounds(PROJECT["dependencies"]))
     optional = {
-        name for extra in ("detection", "tensorboard") for name in bounds(PROJECT["optional-dependencies"][extra])
+        name
+        for extra in ("detection", "tensorboard", "topology")
+        for name in bounds(PROJECT["optional-dependencies"][extra])
     }
     used = imported(ROOT / "src" / "understudy")
     assert used - declared - optional == set(), "imported, not declared"
     assert declared - used == set(), "declared, not imported"
     tests = {path.stem.replace("_", "-") for path in (ROOT / "tests").glob("*.py")}
     development = {re.split(r"[>\[]", requirement)[0] for requirement in PROJECT["optional-dependencies"]["dev"]}
-    assert imported(ROOT / "tests") - tests - declared - development == set(), "imported by a test, not declared"
+    assert imported(ROOT / "tests") - tests - declared - optional - development == set(), (
+        "imported by a test, not declared"
+    )
 
 
 def test_the_lock_pins_everything_above_its_bound():
@@ -74,7 +78,7 @@ def test_the_lock_pins_everything_above_its_bound():
     extras = PROJECT["optional-dependencies"]
     development = [name for name in extras["dev"] if not name.startswith("understudy[")]
     for name, least in bounds(
-        PROJECT["dependencies"] + extras["detection"] + extras["tensorboard"] + development
+        PROJECT["dependencies"] + extras["detection"] + extras["tensorboard"] + extras["topology"] + development
     ).items():
         assert name in pinned, f"{name} is not in requirements.lock: run `make lock`"
         for version in pinned[name]:

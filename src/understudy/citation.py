@@ -153,6 +153,48 @@ PAPERS = {
   booktitle = {International Conference on Artificial Neural Networks (ICANN)},
   year      = {2001}
 }""",
+    "semi": """@inproceedings{chen2020simclr,
+  title     = {A Simple Framework for Contrastive Learning of Visual Representations},
+  author    = {Chen, Ting and Kornblith, Simon and Norouzi, Mohammad and Hinton, Geoffrey},
+  booktitle = {International Conference on Machine Learning (ICML)},
+  year      = {2020}
+}""",
+    "revisited": """@inproceedings{radenovic2018revisiting,
+  title     = {Revisiting {Oxford} and {Paris}: Large-Scale Image Retrieval Benchmarking},
+  author    = {Radenovi{\\'c}, Filip and Iscen, Ahmet and Tolias, Giorgos and Avrithis, Yannis and Chum, Ond{\\v{r}}ej},
+  booktitle = {Conference on Computer Vision and Pattern Recognition (CVPR)},
+  year      = {2018}
+}""",
+    "corruptions": """@inproceedings{hendrycks2019benchmarking,
+  title     = {Benchmarking Neural Network Robustness to Common Corruptions and Perturbations},
+  author    = {Hendrycks, Dan and Dietterich, Thomas},
+  booktitle = {International Conference on Learning Representations (ICLR)},
+  year      = {2019}
+}""",
+    "distance_correlation": """@article{szekely2007measuring,
+  title   = {Measuring and Testing Dependence by Correlation of Distances},
+  author  = {Sz{\\'e}kely, G{\\'a}bor J. and Rizzo, Maria L. and Bakirov, Nail K.},
+  journal = {The Annals of Statistics},
+  year    = {2007}
+}""",
+    "two_nn": """@article{facco2017estimating,
+  title   = {Estimating the Intrinsic Dimension of Datasets by a Minimal Neighborhood Information},
+  author  = {Facco, Elena and d'Errico, Maria and Rodriguez, Alex and Laio, Alessandro},
+  journal = {Scientific Reports},
+  year    = {2017}
+}""",
+    "effective_rank": """@inproceedings{roy2007effective,
+  title     = {The Effective Rank: A Measure of Effective Dimensionality},
+  author    = {Roy, Olivier and Vetterli, Martin},
+  booktitle = {European Signal Processing Conference (EUSIPCO)},
+  year      = {2007}
+}""",
+    "gudhi": """@inproceedings{maria2014gudhi,
+  title     = {The {Gudhi} Library: Simplicial Complexes and Persistent Homology},
+  author    = {Maria, Cl{\\'e}ment and Boissonnat, Jean-Daniel and Glisse, Marc and Yvinec, Mariette},
+  booktitle = {International Congress on Mathematical Software (ICMS)},
+  year      = {2014}
+}""",
     "digits": """@misc{alpaydin1998digits,
   title     = {Optical Recognition of Handwritten Digits},
   author    = {Alpaydin, E. and Kaynak, C.},
@@ -181,7 +223,16 @@ ARCHITECTURES = {
     r"mobilenet_?v3": "mobilenetv3",
     r"convnext(?!_?v2)": "convnext",
 }
-PROTOCOLS = {"knn": ["knn"], "linear": ["linear"], "linear_sgd": ["linear_sgd"], "fidelity": ["cka", "trustworthiness"]}
+PROTOCOLS = {
+    "knn": ["knn"],
+    "linear": ["linear"],
+    "linear_sgd": ["linear_sgd"],
+    "semi": ["semi"],
+    "transfer": ["linear"],
+    "retrieval": ["revisited"],
+    "robustness": ["corruptions"],
+    "fidelity": ["cka", "trustworthiness", "distance_correlation", "two_nn", "effective_rank", "gudhi"],
+}
 
 
 def cite(run_or_method: str | os.PathLike[str] | None = None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -153,3 +154,43 @@ def listing_fingerprint(names: pa.Array, sizes: np.ndarray, times: np.ndarray) -
     content = names.buffers()[2]
     written = memoryview(b"" if content is None else content)[offsets[0] : offsets[-1]]
     return fingerprint(written, np.diff(offsets), sizes, times)
+
+
+class JoinedImages:
+    """Several storages as one, rows of the first before those of the second.
+
+    Args:
+        parts: at least one; where they have labels, their class names are the same.
+    """
+
+    def __init__(self, parts: Sequence[Images]) -> None:
+        self.parts = tuple(parts)
+        self.starts = np.cumsum([0, *(len(part) for part in parts)])
+        self.fingerprint = fingerprint([part.fingerprint for part in parts])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def read(self, row: int) -> Image.Image:
+        """See `Images`."""
+        part = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return self.parts[part].read(row - int(self.starts[part]))
+
+    def names(self, rows: np.ndarray) -> pa.Array:
+        """See `Images`."""
+        rows = np.asarray(rows)
+        part = np.searchsorted(self.starts, rows, side="right") - 1
+        found = np.empty(len(rows), dtype=object)
+        for number in np.unique(part).tolist():
+            here = part == number
+            found[here] = self.parts[number].names(rows[here] - self.starts[number]).to_pylist()
+        return pa.array(found.tolist(), type=pa.large_string())
+
+    def labels(self) -> Labels | None:
+        """See `Images`."""
+        found = [part.labels() for part in self.parts]
+        known = [one for one in found if one is not None]
+        if len(known) < len(found):
+            return None
+        assert all(names == known[0][1] for _, names in known)
+        return np.concatenate([numbers for numbers, _ in known]), known[0][1]

@@ -25,13 +25,14 @@ class TorchvisionImages:
         name: the class in `torchvision.datasets`, e.g. "CIFAR10".
         root: the folder that torchvision keeps it in.
         split: "train", "test", or another that the data set has (`val`, `trainval`, ...).
+        literal: the split is in the data set's own words; else "train" is all that it has beside the test images.
 
     Raises:
         DataError: unknown name or split, or the files are not there (nothing is downloaded).
     """
 
-    def __init__(self, name: str, root: str, split: str = "train") -> None:
-        self.name, self.root, self.split = name, os.path.abspath(root), split
+    def __init__(self, name: str, root: str, split: str = "train", *, literal: bool = False) -> None:
+        self.name, self.root, self.split, self.literal = name, os.path.abspath(root), split, literal
         self._dataset: Any = None
         self._length = len(self.dataset)
         self.fingerprint = fingerprint("torchvision", name, split, self._length)
@@ -76,7 +77,9 @@ class TorchvisionImages:
         parameters = set(parameters)
         if "split" in parameters:
             no_train_half = {"OxfordIIITPet", "FGVCAircraft"}
-            split = "trainval" if self.split == "train" and self.name in no_train_half else self.split
+            split = (
+                "trainval" if self.split == "train" and self.name in no_train_half and not self.literal else self.split
+            )
             return {"split": split}
         if "train" in parameters:
             if self.split not in ("train", "test"):
@@ -103,6 +106,9 @@ class TorchvisionImages:
         """See `Images`: whichever list of class numbers the data set keeps."""
         kept = (getattr(self.dataset, name, None) for name in ("targets", "_labels", "labels", "y"))
         found = next((np.asarray(values) for values in kept if values is not None), None)
+        pairs = getattr(self.dataset, "_samples", None)  # (path, class number), as StanfordCars keeps them
+        if found is None and pairs:
+            found = np.asarray([number for _, number in pairs])
         if (
             found is None
             or found.ndim != 1

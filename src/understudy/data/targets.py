@@ -7,64 +7,22 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from understudy.artifacts import fingerprint
 from understudy.config import nearest
+from understudy.data.labelled import LABELLED
+from understudy.data.landmarks import LANDMARKS
 from understudy.data.masks import open_masks
 from understudy.data.objects import open_objects
 from understudy.data.parquet import split_of
-from understudy.data.sources import EVALUATION_SPLITS, Source, open_evaluation, open_source
+from understudy.data.shifted import SHIFTED
+from understudy.data.sources import EVALUATION_SPLITS, open_evaluation, open_source
+from understudy.data.target import Layout, Target
 from understudy.data.videos import open_videos
 from understudy.errors import ConfigError, DataError
-
-
-@dataclass(frozen=True, eq=False)
-class Target:
-    """One set of images to be judged on.
-
-    Args:
-        name: what the figures call it: a protocol's are filed under "PROTOCOL@NAME".
-        kind: what protocols ask for: "labelled" (training and test images), "shift" (test images only, of classes that
-            the main evaluation images have), "landmarks" (queries and a database), or a layout whose protocols read
-            the files themselves.
-        spec: where it is.
-        train: labelled images to learn from; features are computed once.
-        test: images to be judged on, or a database to search; features are computed once.
-        queries: images to search with; features are computed once.
-        facts: what else the layout says, for the protocols of this kind. Arrays are indexed by the images' ids
-            (`Source.ids`), which survive the loss of images that cannot be read.
-    """
-
-    name: str
-    kind: str
-    spec: str
-    train: Source | None = None
-    test: Source | None = None
-    queries: Source | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def sources(self) -> dict[str, Source]:
-        """The image sets whose features protocols want, by role."""
-        roles = {"train": self.train, "test": self.test, "queries": self.queries}
-        return {role: source for role, source in roles.items() if source is not None}
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a published set lies on disk.
-
-    Args:
-        kind: of the target it makes.
-        open: (name, folder) -> the target; a missing file is named, with the place the set is officially had.
-    """
-
-    kind: str
-    open: Callable[[str, str], Target]
 
 
 def _halves(kind: str, open_halves: Callable[[Path], Any]) -> Layout:
@@ -97,6 +55,9 @@ LAYOUTS: dict[str, Layout] = {
     "cityscapes": _halves("masks", open_masks),
     "index-masks": _halves("masks", open_masks),
     "davis": Layout("videos", _videos),
+    **LABELLED,
+    **SHIFTED,
+    **LANDMARKS,
 }
 """Published sets by name; without a path they are looked for below the folder in UNDERSTUDY_DATA (`data` if unset)."""
 

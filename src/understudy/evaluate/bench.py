@@ -12,19 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from understudy.artifacts import Store, atomic
 from understudy.data.sources import Source
-from understudy.data.targets import Target
+from understudy.data.target import Target
 from understudy.embed.embedding import Frozen, embed, open_rows, store_key
 from understudy.errors import DataError, UnderstudyError
 from understudy.evaluate.protocols import EVALUATIONS, TAKES
 from understudy.evaluate.settings import EvaluationSettings
-from understudy.evaluate.subject import Encoder, Figures, Progress, Subject
+from understudy.evaluate.subject import Embedding, Encoder, Figures, Progress, Subject
 from understudy.models.checkpoints import fingerprint_weights
-from understudy.models.contract import Contract
 from understudy.models.student import Student
 from understudy.models.teacher import Teacher
 
@@ -57,22 +55,6 @@ class StudentBackbone:
     def features(self, images: Tensor) -> Tensor:
         """See `Frozen`."""
         return self.student.features(images)
-
-
-@dataclass(frozen=True)
-class Embedding:
-    """A student seen as an encoder into the teacher's space."""
-
-    student: Student
-
-    @property
-    def contract(self) -> Contract:
-        """Its input contract."""
-        return self.student.contract
-
-    def features(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B D"]:
-        """Prepared images to embeddings."""
-        return self.student.embed(images)
 
 
 @dataclass(frozen=True)
@@ -322,7 +304,8 @@ class Bench:
                 if not sets:
                     parts += [f"{one} on {title}, time not foretold" for one in protocols.get(target, ()) if target]
                     continue
-                for protocol in protocols.get(target, ()):
+                # Of test images alone, what protocols ask for is the shared features.
+                for protocol in protocols.get(target, ()) if len(sets) > 1 or not target else ():
                     passes = TAKES[protocol].passes(self.settings, train, test)
                     if passes:
                         parts.append(f"{protocol} on {title} {train + test:,} x {passes / max(train + test, 1):.1f}")

@@ -12,19 +12,37 @@ Everything compares two sets of rows over the same images, without labels:
 - "trustworthiness", "continuity" (Venna & Kaski, ICANN 2001): how few strangers enter a student neighbourhood, and how
   few teacher neighbours leave it, weighted by how far they rank; at k = 10, both spaces under cosine distance, over at
   most 2,000 test images (the measure ranks all pairs, so it depends on the number of images).
+
+And over the same at most 2,000 images, of `geometry` and `topology`:
+
+- "cka_debiased": from the unbiased estimator, about 0 for unrelated spaces however few the images.
+- "distance_correlation": Székely's, of Euclidean distances between rows of unit length.
+- "intrinsic_dimension" (TwoNN, rows of unit length), "effective_rank", "dead_dimensions": of the student's space alone,
+  and with "_teacher" of the teacher's.
+- "topology_h0", "topology_h1": distance of the persistence diagrams of components and of loops, 0 for the same shape,
+  over at most 200 images.
+
+NAME_low and NAME_high hold 95 % of 100 resamples ("interval_level", "interval_draws"): the bootstrap over images for
+means of one number an image, random halves for all others (`geometry.interval_by_halves` says why).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
-from understudy.errors import DataError, ShapeError
+from understudy.errors import DataError, MissingDependency, ShapeError
+from understudy.evaluate import geometry
 from understudy.evaluate.settings import EvaluationSettings
 from understudy.evaluate.subject import Figures, Subject, check_finite
+from understudy.evaluate.topology import IMAGES as TOPOLOGY_IMAGES
+from understudy.evaluate.topology import topology_distance
 from understudy.losses.similarity import column_cosine, row_cosine
-from understudy.neighbours.overlap import neighbour_overlap
+from understudy.neighbours.overlap import shared_by_image
 from understudy.neighbours.search import search
 
 KS = (1, 5, 11, 21, 31)
@@ -62,28 +80,145 @@ def fidelity(subject: Subject, settings: EvaluationSettings) -> Figures:
     figures: Figures = {}
     ks = [k for k in KS if k < len(own)]
     ours, theirs = (side.neighbours(max(ks), settings.memory_mb) for side in (subject, subject.reference))
-    for k, share in neighbour_overlap(ours, theirs, ks).items():
-        figures[f"overlap@{k}"] = 100.0 * share
+    for k in ks:
+        _mean(figures, f"overlap@{k}", 100.0 * shared_by_image(ours, theirs, k), settings.seed)
+    chosen = np.random.default_rng(settings.seed).permutation(len(own))[:TRUST_IMAGES]
+    chosen.sort()
+    some, others = (np.asarray(rows[chosen], dtype=np.float64) for rows in (own, reference))
+    halves = _Halves(figures, len(chosen), settings.seed)
     if subject.aligned:
         if own.shape[1] != reference.shape[1]:
             raise ShapeError(f"{subject.name} has width {own.shape[1]}, {subject.reference.name} {reference.shape[1]}.")
         student, teacher = (torch.as_tensor(np.asarray(rows, dtype=np.float64)) for rows in (own, reference))
-        figures["row_cosine"] = float(row_cosine(student, teacher).mean())
-        figures["column_cosine"] = float(column_cosine(student, teacher).mean())
-    figures["cka"] = linear_cka(own, reference)
+        _mean(figures, "row_cosine", row_cosine(student, teacher).numpy(), settings.seed)
+
+        def columns(part: np.ndarray) -> float:
+            return float(column_cosine(torch.from_numpy(some[part]), torch.from_numpy(others[part])).mean())
+
+        halves("column_cosine", columns, float(column_cosine(student, teacher).mean()), images=len(own))
+    one, two = geometry.gram(some), geometry.gram(others)
+    halves("cka", _of(geometry.cka, one, two), linear_cka(own, reference), images=len(own))
 
     left_out = [f"overlap@{k}" for k in KS if k not in ks]
-    chosen = np.random.default_rng(settings.seed).permutation(len(own))[:TRUST_IMAGES]
     if len(chosen) > 2 * TRUST_K:
-        chosen.sort()
-        own, reference = own[chosen], reference[chosen]
-        figures["trustworthiness"] = trustworthiness(reference, own, TRUST_K, settings.memory_mb, subject.device)
-        figures["continuity"] = trustworthiness(own, reference, TRUST_K, settings.memory_mb, subject.device)
+        figures["trustworthiness"] = trustworthiness(others, some, TRUST_K, settings.memory_mb, subject.device)
+        figures["continuity"] = trustworthiness(some, others, TRUST_K, settings.memory_mb, subject.device)
+        unit, unit_reference = geometry.unit(some), geometry.unit(others)
+        cosines, cosines_reference = unit @ unit.T, unit_reference @ unit_reference.T
+        for name, pair in (
+            ("trustworthiness", (cosines_reference, cosines)),
+            ("continuity", (cosines, cosines_reference)),
+        ):
+            halves(name, _of(_trust, *pair), least=4 * TRUST_K + 2)
+        _geometry(figures, halves, (some, others), (one, two), (unit, unit_reference))
+        try:
+            _topology(figures, unit, unit_reference, settings.seed)
+        except MissingDependency as error:
+            figures["note"] = str(error)
     else:
-        left_out += ["trustworthiness", "continuity"]
+        left_out += ["trustworthiness", "continuity", "and the shape of the spaces"]
+    figures |= {"interval_level": geometry.LEVEL, "interval_draws": geometry.DRAWS, "images": len(own)}
     if left_out:
         figures["note"] = f"{', '.join(left_out)} left out: there are only {len(chosen)} test images."
     return figures
+
+
+def _geometry(
+    figures: Figures,
+    halves: _Halves,
+    rows: tuple[np.ndarray, np.ndarray],
+    grams: tuple[np.ndarray, np.ndarray],
+    units: tuple[np.ndarray, np.ndarray],
+) -> None:
+    """What `geometry` says of the two spaces."""
+    spaces = tuple(geometry.distances(one) for one in units)
+    halves("cka_debiased", _of(geometry.debiased_cka, *grams))
+    halves("distance_correlation", _of(geometry.distance_correlation, *spaces))
+    for number, end in enumerate(("", "_teacher")):
+        halves(f"intrinsic_dimension{end}", _of(geometry.two_nn, spaces[number]))
+        halves(f"effective_rank{end}", _of(geometry.effective_rank, grams[number]))
+        figures[f"dead_dimensions{end}"] = geometry.dead_dimensions(rows[number])
+
+
+def _topology(figures: Figures, unit: np.ndarray, unit_reference: np.ndarray, seed: int) -> None:
+    """What `topology` says of the two spaces, over its own sample."""
+    drawn = np.sort(np.random.default_rng(seed).permutation(len(unit))[:TOPOLOGY_IMAGES])
+    spaces = tuple(geometry.distances(one[drawn]) for one in (unit, unit_reference))
+    halves = _Halves(figures, len(drawn), seed)
+    found: dict[bytes, tuple[float, float]] = {}
+
+    def both(part: np.ndarray) -> tuple[float, float]:
+        # Components and loops come of one computation, and each of the two intervals asks for the same halves.
+        key = part.tobytes()
+        if key not in found:
+            found[key] = topology_distance(*_parts(part, *spaces))
+        return found[key]
+
+    halves("topology_h0", lambda part: both(part)[0])
+    halves("topology_h1", lambda part: both(part)[1])
+
+
+def _mean(figures: Figures, name: str, values: np.ndarray, seed: int) -> None:
+    """The mean of one number an image, with its interval."""
+    figures[name] = float(values.mean())
+    figures[f"{name}_low"], figures[f"{name}_high"] = geometry.interval_of_mean(values, seed)
+
+
+@dataclass(frozen=True)
+class _Halves:
+    """Adds a measure of the sample with its interval from random halves.
+
+    Args:
+        figures: what is added to.
+        count: images of the sample.
+        seed: of the halves.
+    """
+
+    figures: Figures
+    count: int
+    seed: int
+
+    def __call__(
+        self,
+        name: str,
+        measure: Callable[[np.ndarray], float],
+        value: float | None = None,
+        *,
+        images: int | None = None,
+        least: int = 10,
+    ) -> None:
+        """Add `name`, where it is not there yet, and its ends where the sample has at least so many images."""
+        if value is None:
+            known = self.figures.get(name)
+            value = float(known) if known is not None else measure(np.arange(self.count))
+        self.figures[name] = value
+        if self.count >= least:
+            ends = geometry.interval_by_halves(measure, self.count, value, self.seed, images)
+            self.figures[f"{name}_low"], self.figures[f"{name}_high"] = ends
+
+
+def _parts(part: np.ndarray, *matrices: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The matrices of some images."""
+    return tuple(matrix[np.ix_(part, part)] for matrix in matrices)
+
+
+def _of(measure: Callable[..., float], *matrices: np.ndarray) -> Callable[[np.ndarray], float]:
+    """A measure of whole matrices as one of the images at some positions."""
+    return lambda part: measure(*_parts(part, *matrices))
+
+
+def _trust(original: np.ndarray, mapped: np.ndarray) -> float:
+    """`trustworthiness` at k = 10 of two matrices of cosines."""
+    count, k = len(original), TRUST_K
+    orders = []
+    for matrix in (original, mapped):
+        others = matrix.copy()
+        np.fill_diagonal(others, -np.inf)
+        orders.append(np.argsort(-others, axis=1, kind="stable"))
+    ranks = np.empty((count, count), dtype=np.int64)
+    np.put_along_axis(ranks, orders[0], np.arange(1, count + 1)[None], axis=1)
+    penalty = np.maximum(np.take_along_axis(ranks, orders[1][:, :k], axis=1) - k, 0).sum()
+    return float(1.0 - penalty * 2.0 / (count * k * (2 * count - 3 * k - 1)))
 
 
 def linear_cka(first: Float[np.ndarray, "N F1"], second: Float[np.ndarray, "N F2"]) -> float:

@@ -6,22 +6,32 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from understudy.evaluate.asymmetric_knn import asymmetric_knn
+from understudy.evaluate.cost import cost
 from understudy.evaluate.davis import davis
 from understudy.evaluate.detection import detection
 from understudy.evaluate.fidelity import fidelity
 from understudy.evaluate.knn import knn
 from understudy.evaluate.linear import linear
 from understudy.evaluate.linear_sgd import linear_sgd
+from understudy.evaluate.retrieval import retrieval
+from understudy.evaluate.robustness import robustness
 from understudy.evaluate.segmentation import segmentation
+from understudy.evaluate.semi import semi
 from understudy.evaluate.settings import EvaluationSettings
 from understudy.evaluate.subject import Figures, Subject
+from understudy.evaluate.transfer import transfer
 
 EVALUATIONS: dict[str, Callable[[Subject, EvaluationSettings], Figures]] = {
     "knn": knn,
     "linear": linear,
     "linear_sgd": linear_sgd,
     "asymmetric_knn": asymmetric_knn,
+    "semi": semi,
+    "transfer": transfer,
+    "retrieval": retrieval,
+    "robustness": robustness,
     "fidelity": fidelity,
+    "cost": cost,
     "detection": detection,
     "segmentation": segmentation,
     "davis": davis,
@@ -54,12 +64,38 @@ class Takes:
     passes: Callable[[EvaluationSettings, int, int], float] = lambda *_: 0.0
 
 
+TRAINING = 3
+"""A step of training costs about as much as so many forward passes."""
+
+
+def _semi_passes(settings: EvaluationSettings, train: int, test: int) -> float:
+    if not settings.finetune.epochs:
+        return 0.0
+    shares = [float(share.strip("% ")) / 100 for share in settings.semi.shares if share.strip().endswith("%")]
+    draws = settings.semi.draws
+    return draws * (TRAINING * settings.finetune.epochs * sum(shares) * train + len(settings.semi.shares) * test)
+
+
+def _transfer_passes(settings: EvaluationSettings, train: int, test: int) -> float:
+    return TRAINING * settings.finetune.epochs * train + test if settings.finetune.epochs else 0.0
+
+
+def _robustness_passes(settings: EvaluationSettings, train: int, test: int) -> float:  # noqa: ARG001
+    wanted = settings.robustness
+    return (15 if wanted.frost else 14) * len(wanted.severities) * min(test, wanted.images)
+
+
 TAKES: dict[str, Takes] = {
     "knn": Takes(kinds=frozenset({"labelled"})),
     "linear": Takes(),
     "linear_sgd": Takes(passes=lambda settings, train, _: settings.sgd_epochs * train),
     "asymmetric_knn": Takes(kinds=frozenset({"labelled"}), reference=True, space=True),
+    "semi": Takes(head=False, passes=_semi_passes),
+    "transfer": Takes(main=False, kinds=frozenset({"labelled"}), head=False, passes=_transfer_passes),
+    "retrieval": Takes(kinds=frozenset({"labelled", "landmarks"})),
+    "robustness": Takes(kinds=frozenset({"shift"}), head=False, passes=_robustness_passes),
     "fidelity": Takes(labels=False, reference=True),
+    "cost": Takes(images=False, labels=False),
     "detection": Takes(main=False, kinds=frozenset({"objects"}), labels=False, head=False),
     "segmentation": Takes(main=False, kinds=frozenset({"masks"}), labels=False, head=False),
     "davis": Takes(main=False, kinds=frozenset({"videos"}), labels=False, head=False),

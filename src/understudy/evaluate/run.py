@@ -11,6 +11,8 @@ evaluation that was killed goes on where it was.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import platform
 from collections.abc import Callable, Iterable, Mapping
@@ -25,7 +27,8 @@ from understudy import __version__
 from understudy.artifacts import Run, Store, fingerprint, read_json, write_json
 from understudy.config import as_table
 from understudy.data.sources import Source, limited, open_evaluation, open_source
-from understudy.data.targets import Target, kind_of, open_target, split_target
+from understudy.data.target import Target
+from understudy.data.targets import kind_of, open_target, split_target
 from understudy.errors import ConfigError, ModelError, StoreError, UnderstudyError
 from understudy.evaluate.bench import Bench
 from understudy.evaluate.protocols import TAKES, Takes
@@ -279,7 +282,7 @@ class Agenda:
                 raise ConfigError(f"Two sets of --on are called '{name}'. Give one another name: NAME=PATH.")
             kinds[name] = kind_of(text)
             try:
-                targets[name] = open_target(text)
+                targets[name] = _at_most(open_target(text), settings.limit)
                 kinds[name] = targets[name].kind
             except UnderstudyError as error:
                 faults[name] = str(error)
@@ -309,6 +312,14 @@ class Agenda:
         if self.main is None:
             return {}
         return {"train": self.main.train, "test": self.main.test} if self.main.train else {"test": self.main.test}
+
+
+def _at_most(target: Target, limit: int | None) -> Target:
+    """The target with so many images of each half; a database is always whole, its ground truth names every image."""
+    if target.kind not in ("labelled", "shift"):
+        return target
+    train, test = (None if half is None else limited(half, limit) for half in (target.train, target.test))
+    return dataclasses.replace(target, train=train, test=test)
 
 
 def _seen(takes: Takes, main: Main | None, target: Target | None, kind: str | None, fault: str | None) -> str:
@@ -529,7 +540,8 @@ def describe(bench: Bench, agenda: Agenda) -> dict[str, Any]:
         "test_fingerprint": None if main is None else main.test.fingerprint,
         "on": {**before.get("on", {}), **{name: found for name, found in bench.images.items() if name}},
         "caveats": [] if main is None else list(main.caveats),
-        "settings": {name: value for name, value in as_table(bench.settings).items() if name not in HOW},
+        # Through JSON, as it will be read back: tuples become lists.
+        "settings": json.loads(json.dumps({k: v for k, v in as_table(bench.settings).items() if k not in HOW})),
         "hardware": {
             "device": str(device),
             "name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),

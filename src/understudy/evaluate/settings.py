@@ -13,7 +13,12 @@ PROTOCOLS = {
     "linear": "multinomial logistic regression on frozen features, l2 chosen on a validation split",
     "linear_sgd": "the paper's linear classifier by SGD with augmentation; one forward pass per epoch",
     "asymmetric_knn": "kNN vote of the teacher's training images, asked with the student's embeddings",
+    "semi": "1 % and 10 % of the labels, or a few a class: frozen probe, and full fine-tuning if asked",
+    "transfer": "logistic regression on other sets in their official splits, and full fine-tuning if asked",
+    "retrieval": "ranking by cosine, of landmarks or of classes; also the student against the teacher's database",
+    "robustness": "shifted test sets, and corruptions, those of published sets or made on the fly",
     "fidelity": "how far the student's neighbourhoods and space are the teacher's",
+    "cost": "parameters, multiply-accumulates, latency, throughput, memory, file size",
     "detection": "the backbone fine-tuned under Mask R-CNN or Faster R-CNN: AP of boxes and masks",
     "segmentation": "a linear layer on frozen feature maps: mIoU",
     "davis": "masks carried through videos by similarity of feature maps: J and F",
@@ -23,12 +28,15 @@ PROTOCOLS = {
 HOW = frozenset({"eval_data", "on", "protocols", "limit", "batch_size", "memory_mb"})
 """Settings that change no figure: images count by their fingerprints, and figures are kept protocol by protocol."""
 
-OWN = {
+OWN: dict[str, tuple[str, ...]] = {
     "linear_sgd": ("sgd_epochs", "sgd_lr"),
+    "semi": ("semi", "finetune"),
+    "transfer": ("finetune",),
+    "robustness": ("robustness",),
     "detection": ("detection",),
     "segmentation": ("segmentation",),
 }
-"""Settings that change the figures of one protocol only. All others change every figure."""
+"""Settings that change the figures of these protocols only. All others change every figure."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,32 @@ class SegmentationSettings:
 
 
 @dataclass(frozen=True)
+class SemiSettings:
+    """Which labels `semi` uses."""
+
+    shares: tuple[str, ...] = setting(("1%", "10%"), "per cent of each class, as 1%, or images of each class, as 5")
+    draws: int = setting(3, "draws of the labelled images", minimum=1)
+    lists: str | None = setting(None, "folder with SimCLR's 1percent.txt and 10percent.txt, in place of draws")
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """How `semi` and `transfer` train the whole network."""
+
+    epochs: int = setting(0, "passes over the labelled images; 0: the frozen probe alone", minimum=0)
+    lr: float = setting(0.01, "learning rate of the backbone for batches of 256, the classifier's is ten times it")
+
+
+@dataclass(frozen=True)
+class RobustnessSettings:
+    """Which corruptions `robustness` makes of the main test images."""
+
+    severities: tuple[int, ...] = setting((1, 2, 3, 4, 5), "of 1 to 5")
+    images: int = setting(2000, "test images at most, drawn by the seed", minimum=1)
+    frost: str | None = setting(None, "folder of the authors' photographs of frost; without it frost is left out")
+
+
+@dataclass(frozen=True)
 class EvaluationSettings:
     """What `understudy evaluate` measures.
 
@@ -76,6 +110,9 @@ class EvaluationSettings:
     sgd_epochs: int = setting(100, "linear_sgd: passes over the training images; the paper's 100", minimum=1)
     sgd_lr: float = setting(30.0, "linear_sgd: learning rate; the paper's 30", minimum=0.0)
     seed: int = setting(0, "seed of splits, samples and augmentation", minimum=0)
+    semi: SemiSettings = setting(SemiSettings)
+    finetune: FinetuneSettings = setting(FinetuneSettings)
+    robustness: RobustnessSettings = setting(RobustnessSettings)
     detection: DetectionSettings = setting(DetectionSettings)
     segmentation: SegmentationSettings = setting(SegmentationSettings)
 
@@ -89,5 +126,5 @@ class EvaluationSettings:
 
     def binding(self, protocol: str) -> dict[str, Any]:
         """The settings that decide a protocol's figures."""
-        others = {name for owner, names in OWN.items() if owner != protocol for name in names}
+        others = {name for names in OWN.values() for name in names} - set(OWN.get(protocol, ()))
         return {name: value for name, value in as_table(self).items() if name not in HOW | others}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from understudy.neighbours.search import search
 
 if TYPE_CHECKING:
     from understudy.data.sources import Source
-    from understudy.data.targets import Target
+    from understudy.data.target import Target
     from understudy.models.contract import Contract
 
 Figures = dict[str, float | str]
@@ -39,6 +39,22 @@ class Encoder(Protocol):
 
     def features(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B F"]:
         """(B, F) features of prepared (resized, normalised) images, in eval mode and without gradient."""
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """A student seen as an encoder into the teacher's space."""
+
+    student: Student
+
+    @property
+    def contract(self) -> Contract:
+        """Its input contract."""
+        return self.student.contract
+
+    def features(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B D"]:
+        """Prepared images to embeddings."""
+        return self.student.embed(images)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +117,8 @@ class Subject:
     device: str | torch.device = "cpu"
     workers: int | None = None
     progress: Progress | None = None
+    kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+    """What several protocols derive from the same rows: filled by the first that needs it."""
     _neighbours: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
     def neighbours(self, k: int, memory_mb: int) -> Int[np.ndarray, "M K"]:

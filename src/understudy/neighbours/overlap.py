@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float64
 
 from understudy.errors import ConfigError, ShapeError
 
@@ -31,9 +32,19 @@ def neighbour_overlap(first: np.ndarray, second: np.ndarray, ks: Sequence[int]) 
     held = min(first.shape[1], second.shape[1])
     if wrong := [k for k in ks if not 1 <= k <= held]:
         raise ConfigError(f"The overlap at k = {wrong[0]} needs that many neighbours; {held} are given.")
-    common = dict.fromkeys(ks, 0)
+    return {k: float(shared_by_image(first, second, k).mean()) for k in ks}
+
+
+def shared_by_image(first: np.ndarray, second: np.ndarray, k: int) -> Float64[np.ndarray, " M"]:
+    """Share of the k nearest neighbours that two searches have in common, query by query; see `neighbour_overlap`.
+
+    Args:
+        first: (M, >= k) neighbour indices, nearest first, no index twice in a row.
+        second: the same queries in another space.
+        k: size of the neighbourhoods.
+    """
+    common = np.empty(len(first), dtype=np.float64)
     for low in range(0, len(first), ROWS):
-        same = first[low : low + ROWS, :, None] == second[low : low + ROWS, None, :]
-        for k in ks:
-            common[k] += int(np.count_nonzero(same[:, :k, :k]))
-    return {k: common[k] / (k * len(first)) for k in ks}
+        same = first[low : low + ROWS, :k, None] == second[low : low + ROWS, None, :k]
+        common[low : low + ROWS] = same.sum(axis=(1, 2)) / k
+    return common

@@ -1,0 +1,104 @@
+"""Published test images whose classes are those of a training set: other photographs, drawings, corruptions.
+
+They are judged with what the main evaluation images teach (`--eval-data`), class by class name: wnids, or for
+ImageNet-v2, whose folders are numbers, the place among the sorted wnids. The facts of the target: "part" (one number an
+image id) and "parts" (their names, "gaussian_noise/3"), where a set falls into parts, and "kind" for what to report.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from understudy.data.arrays import ArrayImages
+from understudy.data.images import JoinedImages
+from understudy.data.sources import Source, open_source
+from understudy.data.target import Layout, Target, below
+from understudy.errors import DataError
+
+CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+CIFAR_C_HOME = "https://zenodo.org/records/2535967 (CIFAR-10-C)"
+IMAGENET_C_HOME = "https://zenodo.org/records/2235448 (ImageNet-C)"
+
+
+def class_folders(home: str) -> Layout:
+    """Class folders, directly or one folder down (imagenetv2-..., imagenet-a, sketch)."""
+
+    def open_set(name: str, path: str) -> Target:
+        root = Path(path).expanduser()
+        if not root.is_dir():
+            raise DataError(f"{root} does not exist. Give the folder of class folders; the set is had at {home}.")
+        inside = [entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+        if len(inside) == 1:  # the archive's own folder
+            root = inside[0]
+        test = open_source(root)
+        if test.labels is None:
+            raise DataError(f"{root} must hold class folders (CLASS/IMAGE), and nothing deeper; it is had at {home}.")
+        return Target(name, "shift", path, test=test, facts={"home": home})
+
+    return Layout("shift", open_set)
+
+
+def open_imagenet_c(name: str, path: str) -> Target:
+    """`CORRUPTION/SEVERITY/WNID/IMAGE`, severities 1 to 5."""
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise DataError(f"{root} does not exist. Give the folder of corruptions; the set is had at {IMAGENET_C_HOME}.")
+    source = open_source(root)
+    names = source.names
+    depth = pc.count_substring(names, "/")
+    # The archives unpack into noise/, blur/, weather/, digital/: one folder more, or none.
+    levels = int(depth[0].as_py())
+    if levels not in (3, 4) or not pc.all(pc.equal(depth, levels)).as_py():
+        raise DataError(
+            f"{root} must hold CORRUPTION/SEVERITY/CLASS/IMAGE and nothing else; there is {names[0].as_py()}. The set "
+            f"is had at {IMAGENET_C_HOME}."
+        )
+    pieces = pc.split_pattern(names, "/")
+    corruption, severity, wnid = (pc.list_element(pieces, levels - back) for back in (3, 2, 1))
+    part = pc.binary_join_element_wise(corruption, severity, pa.scalar("/", corruption.type)).dictionary_encode()
+    wnids = wnid.dictionary_encode()
+    classes = [str(one) for one in wnids.dictionary.to_pylist()]
+    test = source.relabelled((_numbers(wnids), classes))
+    facts = {"part": _numbers(part), "parts": part.dictionary.to_pylist(), "normalise": True, "home": IMAGENET_C_HOME}
+    return Target(name, "shift", path, test=test, facts=facts)
+
+
+def open_cifar10_c(name: str, path: str) -> Target:
+    """`labels.npy` (50,000,) and CORRUPTION.npy (50,000, 32, 32, 3): 10,000 images for each severity in turn."""
+    root = below(path, "labels.npy", had=CIFAR_C_HOME)
+    try:
+        labels = np.load(root / "labels.npy", allow_pickle=False).astype(np.int64)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{root / 'labels.npy'} is not a .npy file that can be read ({error}).") from None
+    files = sorted(file for file in root.glob("*.npy") if file.name != "labels.npy")
+    if not files:
+        raise DataError(f"{root} holds labels.npy and no corruption (gaussian_noise.npy, ...). Had at {CIFAR_C_HOME}.")
+    storages = [ArrayImages(file) for file in files]
+    for file, storage in zip(files, storages, strict=True):
+        if len(storage) != len(labels) or len(labels) % 5:
+            raise DataError(f"{file} holds {len(storage)} images, labels.npy {len(labels)}; both must be 5 severities.")
+    each = len(labels) // 5
+    part = np.repeat(np.arange(5 * len(files)), each)
+    parts = [f"{file.stem}/{severity}" for file in files for severity in range(1, 6)]
+    source = Source(path, JoinedImages(storages)).relabelled((np.tile(labels, len(files)), CIFAR10_CLASSES))
+    facts = {"part": part, "parts": parts, "normalise": False, "home": CIFAR_C_HOME}
+    return Target(name, "shift", path, test=source, facts=facts)
+
+
+def _numbers(encoded: pa.DictionaryArray) -> np.ndarray:
+    return np.asarray(encoded.indices.to_numpy(zero_copy_only=False), dtype=np.int64)
+
+
+SHIFTED: dict[str, Layout] = {
+    "imagenet-v2": class_folders("https://github.com/modestyachts/ImageNetV2"),
+    "imagenet-sketch": class_folders("https://github.com/HaohanWang/ImageNet-Sketch"),
+    "imagenet-a": class_folders("https://github.com/hendrycks/natural-adv-examples"),
+    "imagenet-r": class_folders("https://github.com/hendrycks/imagenet-r"),
+    "imagenet-c": Layout("shift", open_imagenet_c),
+    "cifar10-c": Layout("shift", open_cifar10_c),
+}
+"""Published shifted test sets by name."""

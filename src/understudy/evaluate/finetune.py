@@ -1,0 +1,158 @@
+"""Full fine-tuning: backbone and a new classifier, trained on labels.
+
+As SimCLR and BYOL fine-tune (arXiv 2002.05709, appendix B.5 and B.8): SGD with Nesterov momentum 0.9, batches of 256,
+no weight decay, RandomResizedCrop and flip, the encoder's own resize and centre crop for testing. They choose learning
+rate and length on a grid; here they are settings, the rate falls along a cosine, and the classifier, which starts at
+zero while the backbone starts at a solution, learns ten times as fast. BatchNorm follows the new images. The last epoch
+counts: no epoch is chosen on the test images.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import nn
+
+from understudy.data.batches import NeighbourBatches
+from understudy.data.loader import Loader
+from understudy.data.sources import Source
+from understudy.data.views import photometry
+from understudy.embed.embedding import extract
+from understudy.errors import DataError
+from understudy.evaluate.linear_sgd import RECIPE
+from understudy.evaluate.settings import EvaluationSettings
+from understudy.evaluate.subject import Encoder, Figures, Subject
+from understudy.models.onnx_encoder import OnnxEncoder
+from understudy.models.student import Student
+from understudy.models.teacher import Teacher
+
+BATCH = 256
+HEAD_RATE = 10.0
+
+
+def finetuned(
+    subject: Subject,
+    settings: EvaluationSettings,
+    *,
+    chosen: Int[np.ndarray, " n"] | None = None,
+    labels: Int[np.ndarray, " N"] | None = None,
+) -> Figures:
+    """Train a copy of a subject's backbone with a new classifier, and test it.
+
+    Args:
+        subject: its encoder, and training and test images as pixels. The encoder itself stays as it is.
+        settings: `finetune.epochs`, `finetune.lr` and `seed`.
+        chosen: positions of the training images to use; all unless given.
+        labels: (N,) of all training images; the subject's own unless given.
+
+    Returns:
+        "finetuned_top1", "finetuned_mean_class" in per cent, "finetuned_top5" with more than 5 classes; or a "note"
+        that says why the network cannot be trained.
+
+    Raises:
+        DataError: no pixels, or a loss that is not finite.
+    """
+    data = subject.labelled()
+    source, test = subject.train_source, subject.test_source
+    if subject.encoder is None or source is None or test is None:
+        raise DataError(f"Fine-tuning needs pixels, and of {subject.name} there are only features.")
+    network = trainable(subject.encoder)
+    if network is None:
+        return {"note": f"{subject.name} was not fine-tuned: it is frozen as it is (an ONNX file, or an embedding)."}
+    labels = data.train_labels if labels is None else labels
+    if chosen is not None:
+        source, labels = source.subset(chosen), labels[chosen]
+    device, contract = torch.device(subject.device), subject.encoder.contract
+    classifier = nn.Linear(data.train.shape[1], data.classes)
+    nn.init.zeros_(classifier.weight)
+    nn.init.zeros_(classifier.bias)
+    model = nn.Sequential(network, classifier).to(device)
+    _train(model, source, labels, subject, settings)
+
+    model.eval()
+
+    def ranked(images: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = model(images)
+        return scores.topk(min(5, data.classes), dim=1).indices.float()
+
+    found, kept, _ = extract(
+        ranked, contract, test, device=device, batch_size=settings.batch_size, workers=subject.workers
+    )
+    truth = np.asarray(data.test_labels)[kept]
+    hits = found.astype(np.int64) == truth[:, None]
+    images = np.bincount(truth, minlength=data.classes)
+    correct = np.bincount(truth, weights=hits[:, 0], minlength=data.classes)
+    figures: Figures = {"finetuned_top1": 100.0 * float(hits[:, 0].mean())}
+    figures["finetuned_mean_class"] = 100.0 * float((correct[images > 0] / images[images > 0]).mean())
+    if data.classes > 5:
+        figures["finetuned_top5"] = 100.0 * float(hits.any(axis=1).mean())
+    return figures
+
+
+def trainable(encoder: Encoder) -> nn.Module | None:
+    """A copy of an encoder's backbone that can be trained; None for one that cannot."""
+    module = (
+        encoder.module if isinstance(encoder, Teacher) else encoder.backbone if isinstance(encoder, Student) else None
+    )
+    if module is None or any(isinstance(part, OnnxEncoder) for part in module.modules()):
+        return None
+    copied: nn.Module = copy.deepcopy(module)
+    return copied.requires_grad_(True)
+
+
+def _train(
+    model: nn.Sequential, source: Source, labels: np.ndarray, subject: Subject, settings: EvaluationSettings
+) -> None:
+    assert subject.encoder is not None
+    device, contract = torch.device(subject.device), subject.encoder.contract
+    epochs, count = settings.finetune.epochs, len(source)
+    batch = min(BATCH, count)
+    batches = NeighbourBatches(count, batch, seed=settings.seed)
+    steps = batches.steps_for(epochs)
+    loader = Loader(
+        source,
+        batches,
+        size=contract.size,
+        recipe=RECIPE,
+        seed=settings.seed,
+        interpolation=contract.interpolation,
+        workers=subject.workers,
+        steps=steps,
+        pin=device.type == "cuda",
+    )
+    rate = settings.finetune.lr * batch / 256
+    backbone, classifier = model
+    groups = [
+        {"params": list(backbone.parameters()), "lr": rate, "rate": rate},
+        {"params": list(classifier.parameters()), "lr": HEAD_RATE * rate, "rate": HEAD_RATE * rate},
+    ]
+    optimiser = torch.optim.SGD(groups, momentum=0.9, nesterov=True)
+    targets = torch.as_tensor(np.array(labels))
+    model.train()
+    with contextlib.closing(loader):
+        for step, images in enumerate(loader):
+            for group in optimiser.param_groups:
+                group["lr"] = group["rate"] * 0.5 * (1 + math.cos(math.pi * step / steps))
+            with torch.no_grad():
+                pixels = photometry(images.pixels[0].to(device, non_blocking=True), images.rows[0], RECIPE)
+                pixels = contract.prepare(pixels)
+            if len(pixels) < 2:  # BatchNorm has no statistics of one image
+                continue
+            loss = nn.functional.cross_entropy(model(pixels), targets[images.index].to(device, non_blocking=True))
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            if (step + 1) % 10 == 0 or step + 1 == steps:
+                value = float(loss.detach())
+                if not math.isfinite(value):
+                    raise DataError(
+                        f"Fine-tuning {subject.name} diverged at step {step + 1} of {steps} (loss {value}). Lower "
+                        f"--finetune.lr, which is {settings.finetune.lr:g}."
+                    )
+                if subject.progress:
+                    subject.progress(step + 1, steps, f"fine-tuning: loss {value:.3f}")

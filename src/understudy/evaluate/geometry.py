@@ -1,0 +1,201 @@
+"""The shape of a space, and of two spaces against each other, over at most a few thousand images.
+
+Measures that follow from one matrix of inner products or distances take that matrix, so that an interval can ask for
+them on many subsets of the images without going back to the features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float, Int
+
+DRAWS = 100
+LEVEL = 95
+"""Resamples behind an interval, and the share of them, in per cent, that it holds."""
+
+DEAD = 1e-3
+"""A dimension is dead whose spread over the images is below this share of the root mean square over dimensions."""
+
+
+def unit(rows: Float[np.ndarray, "N F"]) -> Float[np.ndarray, "N F"]:
+    """The rows in float64 at length 1; rows of zero stay zero."""
+    rows = np.asarray(rows, dtype=np.float64)
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    found: np.ndarray = np.where(length > 1e-12, rows / np.maximum(length, 1e-300), 0.0)
+    return found
+
+
+def gram(rows: Float[np.ndarray, "N F"]) -> Float[np.ndarray, "N N"]:
+    """Inner products of rows about their mean, in float64."""
+    centred = np.asarray(rows, dtype=np.float64)
+    centred = centred - centred.mean(axis=0)
+    found: np.ndarray = centred @ centred.T
+    return found
+
+
+def distances(rows: Float[np.ndarray, "N F"]) -> Float[np.ndarray, "N N"]:
+    """Euclidean distances between rows, in float64; exactly 0 on the diagonal."""
+    rows = np.asarray(rows, dtype=np.float64)
+    rows = rows - rows.mean(axis=0)  # smaller numbers cancel less
+    squares = (rows**2).sum(axis=1)
+    found: np.ndarray = np.sqrt(np.maximum(squares[:, None] + squares[None] - 2 * rows @ rows.T, 0.0))
+    np.fill_diagonal(found, 0.0)
+    return found
+
+
+def debiased_cka(first: Float[np.ndarray, "N N"], second: Float[np.ndarray, "N N"]) -> float:
+    """Linear CKA from the unbiased estimator of HSIC: about 0 for unrelated spaces, however few the images.
+
+    Args:
+        first: inner products of N >= 4 images in one space, centred or not.
+        second: of the same images in another.
+
+    Returns:
+        A number up to 1, below 0 at times; 0 if either space is constant.
+
+    Source:
+        Song et al., JMLR 2012, equation 4; Nguyen et al., ICLR 2021 (arXiv 2010.15327), section 2.2.
+    """
+
+    def hsic(one: np.ndarray, two: np.ndarray) -> float:
+        count = len(one)
+        sums, others = one.sum(axis=1), two.sum(axis=1)
+        total = (one * two).sum() + sums.sum() * others.sum() / ((count - 1) * (count - 2))
+        return float(total - 2 * (sums @ others) / (count - 2)) / (count * (count - 3))
+
+    one, two = (matrix - np.diag(np.diag(matrix)) for matrix in (first, second))
+    scale = hsic(one, one) * hsic(two, two)
+    return hsic(one, two) / float(np.sqrt(scale)) if scale > 0 else 0.0
+
+
+def cka(first: Float[np.ndarray, "N N"], second: Float[np.ndarray, "N N"]) -> float:
+    """Linear CKA, the biased estimator, of inner products; they need not be centred."""
+    one, two = (_centred(matrix) for matrix in (first, second))
+    scale = np.linalg.norm(one) * np.linalg.norm(two)
+    return float((one * two).sum() / scale) if scale > 0 else 0.0
+
+
+def distance_correlation(first: Float[np.ndarray, "N N"], second: Float[np.ndarray, "N N"]) -> float:
+    """Székely's distance correlation of two matrices of distances; 0 only for independence, with many images.
+
+    Args:
+        first: Euclidean distances of N images in one space.
+        second: of the same images in another.
+
+    Returns:
+        A number in [0, 1]; 0 if either space is constant.
+
+    Source:
+        Székely, Rizzo & Bakirov, "Measuring and testing dependence by correlation of distances", Annals of Statistics
+        2007, definition 4.
+    """
+    one, two = (_centred(matrix) for matrix in (first, second))
+    scale = float(np.sqrt((one * one).mean() * (two * two).mean()))
+    return float(np.sqrt(max((one * two).mean(), 0.0) / scale)) if scale > 0 else 0.0
+
+
+def _centred(matrix: np.ndarray) -> np.ndarray:
+    found: np.ndarray = matrix - matrix.mean(axis=0) - matrix.mean(axis=1, keepdims=True) + matrix.mean()
+    return found
+
+
+def two_nn(matrix: Float[np.ndarray, "N N"]) -> float:
+    """Intrinsic dimension from the ratio of the distances to the second and the first neighbour.
+
+    The maximum-likelihood estimate of the ratios' Pareto law, without bias in its inverse: (n - 1) / sum log(r2 / r1).
+    Images with an exact duplicate say nothing and are left out.
+
+    Args:
+        matrix: Euclidean distances of N images.
+
+    Returns:
+        The dimension; 0 where fewer than 3 images are left, or all ratios are 1.
+
+    Source:
+        Facco, d'Errico, Rodriguez & Laio, Scientific Reports 2017, equation 2.
+    """
+    if len(matrix) < 3:
+        return 0.0
+    others = matrix + np.diag(np.full(len(matrix), np.inf))
+    near = np.partition(others, 1, axis=1)[:, :2]
+    near = near[near[:, 0] > 0]
+    spread = float(np.log(near[:, 1] / near[:, 0]).sum())
+    return (len(near) - 1) / spread if len(near) > 2 and spread > 0 else 0.0
+
+
+def effective_rank(matrix: Float[np.ndarray, "N N"]) -> float:
+    """Exp of the entropy of the singular values: how many dimensions the centred rows use.
+
+    Args:
+        matrix: inner products of rows; they need not be centred.
+
+    Returns:
+        Between 1 and the rank; 0 for a constant space.
+
+    Source:
+        Roy & Vetterli, "The effective rank", EUSIPCO 2007.
+    """
+    strengths = np.sqrt(np.maximum(np.linalg.eigvalsh(_centred(matrix)), 0.0))
+    # What rounding leaves in the other directions is the root of the machine's precision: many of them would count.
+    strengths = strengths[strengths > strengths.max(initial=0.0) * 1e-6]
+    if not len(strengths):
+        return 0.0
+    shares = strengths / strengths.sum()
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+def dead_dimensions(rows: Float[np.ndarray, "N F"]) -> int:
+    """How many columns hardly vary over the images.
+
+    Args:
+        rows: (N, F).
+    """
+    spread = np.asarray(rows, dtype=np.float64).std(axis=0)
+    size = float(np.sqrt((spread**2).mean()))
+    return int((spread <= DEAD * size).sum())
+
+
+def interval_of_mean(values: Float[np.ndarray, " N"], seed: int) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean over images.
+
+    Args:
+        values: one for each image.
+        seed: of the draws.
+    """
+    rng = np.random.default_rng(seed)
+    # Counts of a resample are multinomial: no N x draws matrix of positions.
+    shares = np.full(len(values), 1 / len(values))
+    means = [float(rng.multinomial(len(values), shares) @ values) / len(values) for _ in range(DRAWS)]
+    return _ends(np.array(means))
+
+
+def interval_by_halves(
+    measure: Callable[[Int[np.ndarray, " n"]], float], count: int, value: float, seed: int, images: int | None = None
+) -> tuple[float, float]:
+    """Interval of a measure that does not bear an image twice (neighbours, distances): from random halves.
+
+    Over halves drawn without replacement a measure varies about as much as it would over fresh sets of all the images:
+    the variance of the half less the share that both have in common. The interval is the value with the halves'
+    deviations from their own mean, which a bias of small sets does not move.
+
+    Args:
+        measure: of the images at these positions.
+        count: N, images there are.
+        value: the measure on all of them.
+        seed: of the draws.
+        images: images that the value itself was taken on, if more than N: deviations shrink with the root.
+
+    Source:
+        Shao & Wu, "A general theory for jackknife variance estimation", Annals of Statistics 1989 (delete-half).
+    """
+    rng = np.random.default_rng(seed)
+    found = np.array([measure(np.sort(rng.permutation(count)[: count // 2])) for _ in range(DRAWS)])
+    low, high = _ends((found - found.mean()) * np.sqrt(count / (images or count)))
+    return value + low, value + high
+
+
+def _ends(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.percentile(values, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
+    return float(low), float(high)
