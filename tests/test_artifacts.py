@@ -18,10 +18,12 @@ from understudy.artifacts import (
     Store,
     StoreKey,
     atomic,
+    blocks_of,
     file_fingerprint,
     fingerprint,
     lock,
     read_json,
+    sweep,
     write_json,
 )
 from understudy.errors import StoreError
@@ -227,3 +229,30 @@ def test_run_metrics_leave_out_a_line_cut_off_by_a_kill(tmp_path: Path):
     run.metrics_path.write_text("\n".join(json.dumps(row) for row in rows) + '\n{"step": 3, "lo')
     assert run.metrics() == rows
     assert not run.trained
+
+
+def test_a_shared_lock_keeps_out_only_those_who_would_be_alone(tmp_path: Path):
+    alone = pytest.raises(StoreError, match="is writing")
+    with lock(tmp_path, shared=True), lock(tmp_path, shared=True), alone, lock(tmp_path):
+        pass
+    with lock(tmp_path), pytest.raises(StoreError, match="is writing"), lock(tmp_path, shared=True):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"),
+    [(0, []), (3, [3]), (4, [4]), (9, [4, 4, 1]), (12, [4, 4, 4]), (13, [8, 5]), (24, [8, 8, 8]), (25, [12, 12, 1])],
+)
+def test_blocks_cover_the_work_and_are_few(count: int, sizes: list[int]):
+    blocks = blocks_of(count, smallest=4, most=3)
+    assert [len(block) for block in blocks] == sizes
+    assert [item for block in blocks for item in block] == list(range(count))
+
+
+def test_only_what_was_left_half_written_is_swept(tmp_path: Path):
+    for name in (".a.npy.17.partial", ".b.json.4.partial", "a.npy", ".lock"):
+        (tmp_path / name).touch()
+    sweep(tmp_path, "a.npy.*")
+    assert sorted(os.listdir(tmp_path)) == [".b.json.4.partial", ".lock", "a.npy"]
+    sweep(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".lock", "a.npy"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -15,8 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from understudy.artifacts import Store, lock, read_json
+from understudy.artifacts import ALONE, Store, Writers, lock, read_json
 from understudy.data.sources import open_source
+from understudy.embed import blocks
 from understudy.embed import embedding as module
 from understudy.embed.embedding import embed, extract, open_rows
 from understudy.errors import ConfigError, DataError, ModelError, StoreError
@@ -69,8 +71,9 @@ def failing() -> None:
 
 @pytest.fixture(autouse=True)
 def one_batch_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sample that a teacher must pass first is one forward pass."""
+    """The sample that a teacher must pass first is one forward pass; few images make several blocks."""
     monkeypatch.setattr(module, "SAMPLE", 8)
+    monkeypatch.setattr(module, "BLOCK", 32)
 
 
 def pixels(count: int = 75) -> np.ndarray:
@@ -179,7 +182,7 @@ def test_goes_on_after_an_error_with_the_same_bytes(
 ):
     source = open_source(folder)
     whole = embed(teacher_of(), source, tmp_path / "whole", batch_size=8, workers=0)
-    monkeypatch.setattr(module, "SAVE_SECONDS", save_seconds)
+    monkeypatch.setattr(blocks, "SAVE_SECONDS", save_seconds)
     seen: list[int] = []
     with pytest.raises(RuntimeError, match="goes down"):
         embed(teacher_of(before=stop_after(batches, failing)), source, tmp_path / "cut", batch_size=8, workers=0)
@@ -201,40 +204,54 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import test_embed_embedding as tests
 from understudy.artifacts import Store
-from understudy.embed import embedding
+from understudy.embed import blocks, embedding
 
 def kill(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
 
 root, photos, moment = Path(sys.argv[2]), sys.argv[3], sys.argv[4]
-embedding.SAVE_SECONDS, embedding.SAMPLE = 0.0, 8
+blocks.SAVE_SECONDS, embedding.SAMPLE, embedding.BLOCK = 0.0, 8, 32
 before = None
 if moment == "between saves":
-    embedding.SAVE_SECONDS = 1e9
-    save = embedding._Partial.save
-    append = embedding._Partial.append
+    blocks.SAVE_SECONDS = 1e9
+    save = blocks.Block.save
+    append = blocks.Block.append
     def appended(self, *args):
         append(self, *args)
         if self.done == 16: save(self)
         self._file.flush()
-    embedding._Partial.append = appended
-    embedding._Partial.save = lambda self: None
+    blocks.Block.append = appended
+    blocks.Block.save = lambda self: None
     before = tests.stop_after(3, kill)
 elif moment == "while saving":
     count = iter(range(99))
-    write = embedding.write_json
-    embedding.write_json = lambda *a: kill() if next(count) == 2 else write(*a)
+    write = blocks.write_json
+    blocks.write_json = lambda *a: kill() if next(count) == 2 else write(*a)
 elif moment == "before the listing":
     embedding.write_listing = kill
+elif moment == "while merging":
+    copy = blocks.shutil.copyfileobj
+    def half(rows, file, _):
+        if file.tell() > 200: file.write(rows.read(5)), file.flush(), kill()
+        copy(rows, file)
+    blocks.shutil.copyfileobj = half
 elif moment == "before the manifest":
     Store.finish = kill
 else:
-    embedding._Partial.forget = kill
+    embedding.shutil.rmtree = kill
 tests.embed(tests.teacher_of(before=before), tests.open_source(photos), root, batch_size=8, workers=0)
 """
 
 
 @pytest.mark.parametrize(
-    "moment", ["between saves", "while saving", "before the listing", "before the manifest", "after the manifest"]
+    "moment",
+    [
+        "between saves",
+        "while saving",
+        "before the listing",
+        "while merging",
+        "before the manifest",
+        "after the manifest",
+    ],
 )
 def test_goes_on_after_sigkill_with_the_same_bytes(tmp_path: Path, folder: Path, moment: str):
     source = open_source(folder)
@@ -247,9 +264,9 @@ def test_goes_on_after_sigkill_with_the_same_bytes(tmp_path: Path, folder: Path,
     cut = Store(tmp_path / "cut" / whole.folder.name)
     assert cut.complete == (moment == "after the manifest")
     if moment == "between saves":  # rows beyond the record are there, and must not be trusted
-        record = read_json(cut.folder / "partial.json")
+        record = read_json(cut.folder / "blocks" / "0000.json")
         assert (record["done"], record["rows"]) == (16, 13)
-        assert (cut.folder / "embeddings.partial").stat().st_size > 128 + 13 * WIDTH * 2
+        assert (cut.folder / "blocks" / "0000.rows").stat().st_size > 13 * WIDTH * 2
     passes: list[int] = []
     again = embed(
         teacher_of(), source, tmp_path / "cut", batch_size=8, workers=0, progress=lambda done, *_: passes.append(done)
@@ -263,13 +280,64 @@ def test_goes_on_after_sigkill_with_the_same_bytes(tmp_path: Path, folder: Path,
 
 def test_a_record_without_its_rows_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     source = open_source(pixels())
-    monkeypatch.setattr(module, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(blocks, "SAVE_SECONDS", 0.0)
     with pytest.raises(RuntimeError, match="goes down"):
         embed(teacher_of(before=stop_after(3, failing)), source, tmp_path, batch_size=8)
     (folder,) = tmp_path.iterdir()
-    os.truncate(folder / "embeddings.partial", 130)
+    os.truncate(folder / "blocks" / "0000.rows", 130)
     store = embed(teacher_of(), source, tmp_path, dtype="float16", batch_size=8)
     np.testing.assert_allclose(store.embeddings(), by_hand(pixels()), atol=1e-2)
+
+
+def test_an_array_that_lost_its_blocks_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source = open_source(pixels())
+    monkeypatch.setattr(Store, "finish", lambda *_, **__: failing())
+    with pytest.raises(RuntimeError, match="goes down"):
+        embed(teacher_of(), source, tmp_path)
+    (folder,) = tmp_path.iterdir()
+    os.truncate(folder / "embeddings.npy", 128 + 40 * WIDTH * 2)
+    with pytest.raises(StoreError, match=r"has 608 bytes, and its first 2 blocks alone had 896\. Delete the folder"):
+        embed(teacher_of(), source, tmp_path)
+
+
+def test_another_number_of_processes_goes_on_where_the_first_stopped(tmp_path: Path, folder: Path):
+    """Three processes one after the other, each failing at the end of its share; then two, then one."""
+    source = open_source(folder)
+    options = {"batch_size": 8, "workers": 0}
+    whole = embed(teacher_of(), source, tmp_path / "whole", **options)
+    seen: list[int] = []
+
+    class Shares(Writers):
+        def barrier(self) -> None:  # the first is passed before, the second after the share is filled
+            passed.append(1)
+            if len(passed) == 2:
+                failing()
+
+        def agree(self, flag: bool) -> bool:
+            return flag
+
+    for rank, world in ((1, 3), (1, 2), (0, 1)):
+        passed: list[int] = []
+        writers = ALONE if world == 1 else Shares(rank, world)
+        with contextlib.suppress(RuntimeError):
+            embed(
+                teacher_of(), source, tmp_path / "shared", **options, writers=writers,
+                progress=lambda done, total, _: seen.append((done, total)),
+            )  # fmt: skip
+    # 40 images are blocks of 32 and 8: rank 1 of 3 does the second, rank 1 of 2 finds it done, the last does the first.
+    assert seen == [(8, 8), (16, 40), (24, 40), (32, 40), (40, 40)]
+    again = Store(tmp_path / "shared" / whole.folder.name)
+    assert (again.folder / "embeddings.npy").read_bytes() == (whole.folder / "embeddings.npy").read_bytes()
+    assert again.manifest["skipped"] == whole.manifest["skipped"]
+
+
+def test_nobody_goes_on_while_a_process_of_a_killed_run_still_writes(tmp_path: Path):
+    source = open_source(pixels())
+    (orphan,) = {embed(teacher_of(), source, tmp_path).folder}
+    (orphan / "manifest.json").unlink()
+    with lock(orphan / "blocks", shared=True), pytest.raises(StoreError, match=f"Process {os.getpid()} is writing"):
+        embed(teacher_of(), source, tmp_path)
+    assert embed(teacher_of(), source, tmp_path).complete
 
 
 def test_only_one_process_writes_a_store(tmp_path: Path):

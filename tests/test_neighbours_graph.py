@@ -15,6 +15,7 @@ from understudy.artifacts import Store, StoreKey, lock
 from understudy.config import resolve
 from understudy.errors import ConfigError, DataError, StoreError
 from understudy.neighbours import approximate as approximate_module
+from understudy.neighbours import graph as graph_module
 from understudy.neighbours.approximate import approximate, recall
 from understudy.neighbours.graph import build_graph, check_graph
 from understudy.neighbours.settings import NeighbourSettings
@@ -77,18 +78,23 @@ from understudy.artifacts import Store
 from understudy.neighbours import graph
 from understudy.neighbours.settings import NeighbourSettings
 
+graph.BLOCK = 64
+
 def kill(*_): os.kill(os.getpid(), signal.SIGKILL)
 
 if sys.argv[2] == "while searching":
     progress = kill
+elif sys.argv[2] == "after two blocks":
+    progress = lambda done, *_: kill() if done > 128 else None
 elif sys.argv[2] == "while writing":
     progress = None
-    save = np.save
-    def half(file, array):
-        save(file, array[:10])
+    header = np.lib.format.write_array_header_1_0
+    def half(file, facts):
+        header(file, facts)
+        file.write(bytes(10))
         file.flush()
         kill()
-    graph.np.save = half
+    np.lib.format.write_array_header_1_0 = half
 else:
     progress = None
     amend = Store.amend
@@ -99,23 +105,37 @@ graph.build_graph(Store(sys.argv[1]), NeighbourSettings(k=3, n=12), progress=pro
 
 @pytest.mark.parametrize(
     ("moment", "had_one"),
-    [("while searching", True), ("while writing", True), ("before the entry", True), ("while writing", False)],
+    [
+        ("while searching", True),
+        ("after two blocks", True),
+        ("while writing", True),
+        ("before the entry", True),
+        ("while writing", False),
+    ],
 )
-def test_a_killed_build_leaves_no_half_graph(tmp_path: Path, moment: str, had_one: bool):
+def test_a_killed_build_leaves_no_half_graph_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, had_one: bool
+):
+    monkeypatch.setattr(graph_module, "BLOCK", 64)
     rows = clusters(300, 8, 5)
     store = store_of(tmp_path, rows)
     if had_one:
         build_graph(store, NeighbourSettings(k=3, n=9))
     done = subprocess.run([sys.executable, "-c", KILLED, tmp_path, moment], check=False)
     assert done.returncode == -signal.SIGKILL
-    if had_one and moment == "while searching":
+    if moment in ("while searching", "after two blocks"):
         np.testing.assert_array_equal(store.graph(), brute_force(rows, 9))  # the old one, untouched
         assert store.manifest["graph"]["K"] == 9
     else:
         with pytest.raises(StoreError, match="no neighbour graph yet"):
             store.graph()
-    np.testing.assert_array_equal(build_graph(store, NeighbourSettings(k=3, n=12)), brute_force(rows, 12))
+    searched: list[int] = []
+    made = build_graph(store, NeighbourSettings(k=3, n=12), progress=lambda done, *_: searched.append(done))
+    np.testing.assert_array_equal(made, brute_force(rows, 12))
     assert store.manifest["graph"]["K"] == 12
+    blocks = {"while searching": [64, 128, 192, 256, 300], "after two blocks": [192, 256, 300]}
+    assert sorted(set(searched)) == blocks.get(moment, [])  # what was found before the kill is not looked for again
+    assert not (tmp_path / "graph").exists() and not list(tmp_path.glob(".graph*"))
 
 
 def test_only_one_process_builds(tmp_path: Path):

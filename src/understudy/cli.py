@@ -271,26 +271,29 @@ def _embed_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def embed(options: argparse.Namespace) -> int:
-    """Teacher (or student) over a data source: images to an embedding store; goes on where it was."""
+    """Teacher (or student) over a data source: images to an embedding store; resumes; torchrun shares the work."""
     from understudy.data.sources import open_source
     from understudy.embed.embedding import embed as embed_images
     from understudy.embed.settings import EmbedSettings
     from understudy.models.teacher import build_teacher
-    from understudy.train.distributed import choose_device
+    from understudy.train.distributed import join
     from understudy.train.log import StageProgress, say
 
     settings = layered(EmbedSettings, options)
+    processes = join(settings.device)
     source = open_source(settings.data, limit=settings.limit, listings=Path(settings.store) / "listings")
     teacher = build_teacher(
         settings.teacher, mean=settings.teacher_mean, std=settings.teacher_std, image_size=settings.image_size
     )
-    device = choose_device(settings.device)
-    say(f"teacher: {teacher.spec}, D = {teacher.width}; {teacher.weights}")
-    with StageProgress("embed") as progress:
+    if processes.main:
+        say(f"teacher: {teacher.spec}, D = {teacher.width}; {teacher.weights}")
+    with StageProgress("embed", quiet=not processes.main) as progress:
         store = embed_images(
-            teacher.to(device), source, settings.store, dtype=settings.dtype, device=device,
-            batch_size=settings.batch_size, workers=settings.workers, progress=progress,
+            teacher, source, settings.store, dtype=settings.dtype, device=processes.device,
+            batch_size=settings.batch_size, workers=settings.workers, writers=processes, progress=progress,
         )  # fmt: skip
+    if not processes.main:
+        return 0
     manifest = store.manifest
     for name, reason in manifest.get("skipped", []):
         say(f"skipped {name}: {reason}")
@@ -312,14 +315,17 @@ def graph(options: argparse.Namespace) -> int:
     from understudy.artifacts import Store
     from understudy.neighbours.graph import build_graph
     from understudy.neighbours.settings import NeighbourSettings
-    from understudy.train.distributed import choose_device
+    from understudy.train.distributed import join
     from understudy.train.log import StageProgress, say
 
     flags = {k.removeprefix("neighbours."): v for k, v in vars(options).items() if k.startswith("neighbours.")}
     settings = resolve(NeighbourSettings, flags)
     store = Store(options.store)
-    with StageProgress("graph") as progress:
-        build_graph(store, settings, device=str(choose_device(options.device)), progress=progress)
+    processes = join(options.device)
+    with StageProgress("graph", quiet=not processes.main) as progress:
+        build_graph(store, settings, device=str(processes.device), writers=processes, progress=progress)
+    if not processes.main:
+        return 0
     say(", ".join(f"{name} {value}" for name, value in store.manifest["graph"].items()))
     print(store.folder / "graph.npy")
     return 0

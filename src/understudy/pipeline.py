@@ -8,6 +8,7 @@ Every stage whose result is fresh is skipped, so a second call recomputes nothin
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from understudy.artifacts import Run, fingerprint
+from understudy.artifacts import Run, fingerprint, lock
 from understudy.config import resolve, setting
 from understudy.errors import ConfigError, StoreError
 from understudy.evaluate.settings import EvaluationSettings
@@ -146,34 +147,37 @@ def train_stage(settings: RunSettings, *, quiet: bool = False) -> Run | None:
     if teacher is not None and (
         settings.neighbours.k or settings.views.teacher == "recorded" or settings.transform != "none"
     ):
-        made = on_main_first(processes, lambda: embed_stage(settings, teacher, source, processes, quiet=quiet))
+        made = embed_stage(settings, teacher, source, processes, quiet=quiet)
         rows, store = open_rows_of(made, source), made
         if settings.neighbours.k:
-            graph = on_main_first(processes, lambda: graph_stage(settings, made, processes, quiet=quiet))
+            graph = graph_stage(settings, made, processes, quiet=quiet)
         if settings.transform != "none":
             transform = on_main_first(processes, lambda: transform_of(made, settings.transform))
     rows = decoded_images(settings, rows, processes)
     probe = probe_of(settings, teacher, held_out, processes) if processes.main else None
     if probe is not None and probe.teacher is not None and transform is not None:
         probe.target = transform.apply(probe.teacher)
-    done = train(
-        settings, folder, rows, teacher=teacher, graph=graph, store=store, transform=transform,
-        processes=processes, probe=probe, quiet=quiet, listing=source.fingerprint,
-    )  # fmt: skip
+    # Another process may still be at it, e.g. one that outlived a torchrun that was killed.
+    with lock(folder.path) if processes.main else contextlib.nullcontext():
+        done = train(
+            settings, folder, rows, teacher=teacher, graph=graph, store=store, transform=transform,
+            processes=processes, probe=probe, quiet=quiet, listing=source.fingerprint,
+        )  # fmt: skip
     return folder if done else None
 
 
 def embed_stage(
     settings: TrainSettings, teacher: Teacher, source: Source, processes: Processes, *, quiet: bool = False
 ) -> Store:
-    """Images to teacher embeddings, once per teacher, preprocessing and listing."""
+    """Images to teacher embeddings, once per teacher, preprocessing and listing; shared by all processes."""
     from understudy.embed.embedding import embed
     from understudy.train.log import StageProgress
 
     with StageProgress("embed", quiet) as progress:
         return embed(
-            teacher, source, settings.store, device=processes.device, workers=settings.workers, progress=progress
-        )
+            teacher, source, settings.store, device=processes.device, workers=settings.workers, writers=processes,
+            progress=progress,
+        )  # fmt: skip
 
 
 def graph_stage(settings: TrainSettings, store: Store, processes: Processes, *, quiet: bool = False) -> np.ndarray:
@@ -182,7 +186,9 @@ def graph_stage(settings: TrainSettings, store: Store, processes: Processes, *, 
     from understudy.train.log import StageProgress
 
     with StageProgress("graph", quiet) as progress:
-        return build_graph(store, settings.neighbours, device=str(processes.device), progress=progress)
+        return build_graph(
+            store, settings.neighbours, device=str(processes.device), writers=processes, progress=progress
+        )
 
 
 def evaluate_stage(folder: Run, settings: RunSettings, *, quiet: bool = False) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import os
 import signal
 import warnings
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -147,7 +147,7 @@ class ImageLoader:
         interpolation: "nearest", "bilinear", "bicubic" or "lanczos".
         batch_size: images per batch.
         workers: as for `Loader`.
-        start: position in the source to begin at.
+        parts: ranges of positions to read, each cut into batches by itself; the whole source unless given.
     """
 
     def __init__(
@@ -159,16 +159,17 @@ class ImageLoader:
         interpolation: str,
         batch_size: int,
         workers: int | None = None,
-        start: int = 0,
+        parts: Sequence[range] | None = None,
     ) -> None:
         self.workers = choose_workers(source) if workers is None else workers
-        self._jobs = [range(i, min(i + batch_size, len(source))) for i in range(start, len(source), batch_size)]
+        parts = [range(len(source))] if parts is None else parts
+        self._jobs = [part[i : i + batch_size] for part in parts for i in range(0, len(part), batch_size)]
         self._reader = _CentreReader(source, size, crop, interpolation)
 
     def __len__(self) -> int:
         return len(self._jobs)
 
-    def __iter__(self) -> Iterator[tuple[np.ndarray, Tensor, Skipped]]:
+    def __iter__(self) -> Generator[tuple[np.ndarray, Tensor, Skipped]]:
         return _stream(self._reader, self._jobs, self.workers, pin=False)
 
 

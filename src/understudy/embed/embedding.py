@@ -1,12 +1,13 @@
-"""Images through a frozen encoder: into a store, resumably, or into memory."""
+"""Images through a frozen encoder: into a store, resumably and by many processes, or into memory."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import time
-from collections.abc import Callable, Iterator
-from typing import IO, TYPE_CHECKING, Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,9 +15,10 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from understudy import __version__
-from understudy.artifacts import Store, StoreKey, lock, read_json, write_json
+from understudy.artifacts import ALONE, Store, StoreKey, Writers, blocks_of, lock, sweep
 from understudy.data.loader import ImageLoader, Skipped
 from understudy.data.sources import Source, read_listing, write_listing
+from understudy.embed.blocks import Block, merge, take_back
 from understudy.errors import ConfigError, DataError, ModelError, StoreError
 from understudy.models.heap import kept_heap
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, str], None]
 
-SAVE_SECONDS = 10.0  # at most so much work is lost to a kill
+BLOCK, BLOCKS = 512, 256  # images in the smallest block, and how many blocks there are at most
 SAMPLE = 256  # images spread over the source that a teacher must pass before the long way begins
 DTYPES = ("float16", "float32")
 
@@ -83,9 +85,10 @@ def extract(
     features: np.ndarray | None = None
     kept: list[np.ndarray] = []
     skipped: Skipped = []
-    rows = 0
+    rows = done = 0
+    begun = time.monotonic()
     with kept_heap(device):
-        for _, positions, pixels, unreadable in _batches(source, contract, batch_size, workers, 0, progress):
+        for positions, pixels, unreadable in _loader(source, contract, batch_size, workers):
             skipped += unreadable
             if len(positions):
                 with torch.inference_mode():
@@ -95,6 +98,9 @@ def extract(
                 features[rows : rows + len(found)] = found
                 kept.append(positions)
                 rows += len(found)
+            if progress is not None:
+                done = min(done + batch_size, len(source))
+                progress(done, len(source), _rate(done, begun))
     if features is None:
         raise _nothing_readable(source, skipped)
     return features[:rows], np.concatenate(kept), skipped
@@ -110,12 +116,14 @@ def embed(
     device: str | torch.device = "cpu",
     batch_size: int = 128,
     workers: int | None = None,
+    writers: Writers = ALONE,
     progress: Progress | None = None,
 ) -> Store:
     """The teacher's embeddings of a source, as a store; a complete store of the same key is used as it is.
 
-    Killed at any moment, it goes on where it was when it is called again, at the boundary of a batch: with the same
-    batch size the finished array has, on the CPU, the same bytes as without the kill. Memory does not grow with N.
+    Killed at any moment, it goes on where it was when it is called again, at the boundary of a batch and with any
+    number of processes: with the same batch size the finished array has, on the CPU, the same bytes as without the
+    kill, made by one process or by many. Memory does not grow with N.
 
     Args:
         teacher: a frozen encoder.
@@ -125,13 +133,15 @@ def embed(
         judge: refuse an encoder that is no teacher. False stores whatever comes: a student that diverged is reported
             by the evaluation, protocol by protocol.
         device: where the teacher runs.
-        batch_size: images per forward pass.
+        batch_size: images per forward pass, at most those of a block (512, more from 131,072 images on).
         workers: processes that read images; None chooses.
-        progress: called with (images done, N, note).
+        writers: the processes that share the images; all call this with the same arguments but for the device.
+        progress: called with (images done, images of this process, note).
 
     Returns:
-        The store. Its manifest has, besides the key: rows, images, D, dtype, seconds, images_per_s, skipped as
-        `[[name, reason], ...]`, weights (what the teacher loaded) and versions. `open_rows` gives its images.
+        The store. Its manifest has, besides the key: rows, images, D, dtype, seconds (of all processes together),
+        images_per_s (of one of them), skipped as `[[name, reason], ...]`, weights (what the teacher loaded) and
+        versions. `open_rows` gives its images.
 
     Raises:
         ModelError: embeddings that are not finite, constant, or look like those of a random network.
@@ -143,44 +153,85 @@ def embed(
         raise ConfigError(f"Embeddings are stored as {' or '.join(DTYPES)}; got {dtype!r}.")
     key = store_key(teacher, source, dtype)
     store = Store.at(root, key)
-    if store.complete:
+    if writers.agree(store.complete):
         return store
-    with lock(store.folder):
-        if store.manifest_path.exists():  # another process has just finished it
+    teacher = teacher.to(torch.device(device))
+    folder = store.folder / "blocks"
+    with lock(store.folder) if writers.main else contextlib.nullcontext():
+        if writers.main and not store.complete:  # another process may just have finished it
+            with lock(folder):  # nobody else of a run that was killed is still writing
+                sweep(folder)
+                take_back(store)
+            if judge and not any(folder.glob("*.json")):
+                _refuse_bad_teacher(teacher, source, device, batch_size, workers)
+        writers.barrier()
+        if writers.agree(store.complete):
             return store
-        teacher = teacher.to(torch.device(device))
-        partial = _Partial(store, teacher.width, np.dtype(dtype), len(source))
-        if judge and not partial.progress_path.exists():
-            _refuse_bad_teacher(teacher, source, device, batch_size, workers)
-        with partial, kept_heap(device):
-            batches = _batches(source, teacher.contract, batch_size, workers, partial.done, progress)
-            for done, positions, pixels, unreadable in batches:
-                rows = np.empty((0, teacher.width), dtype=np.float32)
-                if len(positions):
-                    with torch.inference_mode():
-                        rows = teacher(_unit_range(pixels, device)).float().cpu().numpy()
-                stored = _storable(rows, dtype, source, positions) if judge else rows.astype(dtype)
-                partial.append(stored, positions, unreadable, done)
-            skipped = [(name, reason) for _, name, reason in partial.skipped]
-            if partial.rows == 0:
+        with lock(folder, shared=True), kept_heap(device):
+            blocks = [
+                Block(store, number, images, teacher.width, np.dtype(dtype))
+                for number, images in enumerate(blocks_of(len(source), smallest=BLOCK, most=BLOCKS))
+            ]
+            share = blocks[writers.rank :: writers.world]
+            _fill(share, teacher, source, judge, device, batch_size, workers, progress)
+        writers.barrier()
+        if writers.main:
+            blocks = [block.again() for block in blocks]
+            skipped = [(name, reason) for block in blocks for _, name, reason in block.skipped]
+            rows = sum(block.rows for block in blocks)
+            if rows == 0:
                 raise _nothing_readable(source, skipped)
-            partial.save()
-            write_listing(store.listing_path, source.subset(partial.kept()))
-            partial.publish()
-        store.finish(
-            key,
-            rows=partial.rows,
-            images=len(source),
-            D=teacher.width,
-            dtype=dtype,
-            seconds=round(partial.seconds, 2),
-            images_per_s=round(len(source) / partial.seconds, 1),
-            skipped=skipped,
-            weights=teacher.weights,
-            versions={"understudy": __version__, "torch": torch.__version__, "numpy": np.__version__},
-        )
-        partial.forget()
+            gone = [place for block in blocks for place, _, _ in block.skipped]
+            write_listing(store.listing_path, source.subset(np.delete(np.arange(len(source)), gone)))
+            merge(store, blocks)
+            seconds = sum(block.seconds for block in blocks)
+            store.finish(
+                key,
+                rows=rows,
+                images=len(source),
+                D=teacher.width,
+                dtype=dtype,
+                seconds=round(seconds, 2),
+                images_per_s=round(len(source) / seconds, 1),
+                skipped=skipped,
+                weights=teacher.weights,
+                versions={"understudy": __version__, "torch": torch.__version__, "numpy": np.__version__},
+            )
+            shutil.rmtree(folder)
+        writers.barrier()
     return store
+
+
+def _fill(
+    share: list[Block],
+    teacher: Frozen,
+    source: Source,
+    judge: bool,
+    device: str | torch.device,
+    batch_size: int,
+    workers: int | None,
+    progress: Progress | None,
+) -> None:
+    """What is still missing of a process' blocks."""
+    todo = [block for block in share if not block.whole]
+    parts = [range(block.done, block.images.stop) for block in todo]
+    total, missing = sum(len(block.images) for block in share), sum(map(len, parts))
+    before, begun = total - missing, time.monotonic()
+    with contextlib.closing(iter(_loader(source, teacher.contract, batch_size, workers, parts))) as batches:
+        for block in todo:
+            with block:
+                while not block.whole:
+                    positions, pixels, unreadable = next(batches)
+                    rows = np.empty((0, teacher.width), dtype=np.float32)
+                    if len(positions):
+                        with torch.inference_mode():
+                            rows = teacher(_unit_range(pixels, device)).float().cpu().numpy()
+                    stored = _storable(rows, block.dtype, source, positions) if judge else rows.astype(block.dtype)
+                    done = min(block.done + batch_size, block.images.stop)
+                    missing -= done - block.done
+                    block.append(stored, positions, unreadable, done)
+                    if progress is not None:
+                        progress(total - missing, total, _rate(total - missing - before, begun))
 
 
 def store_key(encoder: Frozen, source: Source, dtype: str) -> StoreKey:
@@ -215,128 +266,23 @@ def open_rows(store: Store, source: Source) -> Source:
     return source if manifest["rows"] == len(source) else read_listing(store.listing_path, source)
 
 
-class _Partial:
-    """The rows written so far and how far the source was read; what `save` has recorded survives a kill.
-
-    Rows go to the end of a plain file behind an .npy header, not through a memory map: the process then holds a batch
-    of them, not the file. Rows behind the last `save` are cut off when the file is opened again.
-
-    Args:
-        store: the store to be; its lock is held.
-        width: D.
-        dtype: as stored.
-        images: N.
-    """
-
-    def __init__(self, store: Store, width: int, dtype: np.dtype[Any], images: int) -> None:
-        self.width, self.dtype, self.images = width, dtype, images
-        self.path, self.progress_path = store.folder / "embeddings.partial", store.folder / "partial.json"
-        self.final = store.folder / "embeddings.npy"
-        self.skipped: list[tuple[int, str, str]] = []  # position, name, reason
-        self.counts = (0, 0, 0)  # images read, rows written, images skipped
-        self.seconds = 0.0
-        self._saved = self._entered = 0.0
-        self._file: IO[bytes]
-
-    @property
-    def done(self) -> int:
-        """Images read."""
-        return self.counts[0]
-
-    @property
-    def rows(self) -> int:
-        """Rows written."""
-        return self.counts[1]
-
-    def __enter__(self) -> _Partial:
-        if self.final.exists() and not self.path.exists():
-            os.replace(self.final, self.path)  # killed after `publish`, before the manifest
-        exists = self.path.exists() and self.progress_path.exists()
-        self._file = open(self.path, "r+b" if exists else "w+b")
-        self._header(self.images)
-        start = self._file.tell()
-        if exists:
-            state = read_json(self.progress_path)
-            if self.path.stat().st_size >= start + state["rows"] * self.width * self.dtype.itemsize:
-                self.skipped = [(place, name, reason) for place, name, reason in state["skipped"]]
-                self.counts, self.seconds = (state["done"], state["rows"], len(self.skipped)), state["seconds"]
-        self._file.truncate(start + self.rows * self.width * self.dtype.itemsize)
-        self._file.seek(0, os.SEEK_END)
-        self._saved = self._entered = time.monotonic()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if kind is not None:
-            self.save()
-        self._file.close()
-
-    def append(self, rows: np.ndarray, positions: np.ndarray, skipped: Skipped, done: int) -> None:
-        """Add the rows of one batch, which ends before position `done` of the source."""
-        assert rows.shape[1:] == (self.width,)
-        self._file.write(np.ascontiguousarray(rows).data)
-        gone = sorted(set(range(self.done, done)) - set(positions.tolist()))
-        self.skipped += [(place, name, reason) for place, (name, reason) in zip(gone, skipped, strict=True)]
-        # In one assignment: Ctrl-C falls before or after it, never between counts that must agree.
-        self.counts = (done, self.rows + len(rows), len(self.skipped))
-        if time.monotonic() - self._saved > SAVE_SECONDS:
-            self.save()
-
-    def save(self) -> None:
-        """Make what was appended survive: rows first, then the record that counts them."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        now = time.monotonic()
-        self.seconds += now - self._entered
-        self._saved = self._entered = now
-        done, rows, skipped = self.counts
-        state = {"done": done, "rows": rows, "skipped": self.skipped[:skipped], "seconds": self.seconds}
-        write_json(self.progress_path, state)
-
-    def kept(self) -> np.ndarray:
-        """Positions of the images that rows belong to, (rows,) int64."""
-        return np.delete(np.arange(self.done), [place for place, _, _ in self.skipped])
-
-    def publish(self) -> None:
-        """Put the true number of rows into the header, and the file in its place."""
-        end = self._file.tell()
-        self._header(self.rows)
-        self._file.seek(end)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        os.replace(self.path, self.final)
-
-    def forget(self) -> None:
-        """Remove the record: the manifest is there."""
-        self.progress_path.unlink()
-
-    def _header(self, rows: int) -> None:
-        # numpy pads the first dimension to 21 digits, so that the header of fewer rows has the same length.
-        kind = np.lib.format.dtype_to_descr(self.dtype)
-        header = {"descr": kind, "fortran_order": False, "shape": (rows, self.width)}
-        self._file.seek(0)
-        np.lib.format.write_array_header_1_0(self._file, header)
-
-
-def _batches(
-    source: Source, contract: Contract, batch_size: int, workers: int | None, start: int, progress: Progress | None
-) -> Iterator[tuple[int, np.ndarray, Tensor, Skipped]]:
-    """Batches of un-augmented images, each with the position it ends before; reports progress after each was used."""
-    loader = ImageLoader(
+def _loader(
+    source: Source, contract: Contract, batch_size: int, workers: int | None, parts: list[range] | None = None
+) -> ImageLoader:
+    """Un-augmented images as the contract wants them."""
+    return ImageLoader(
         source,
         size=contract.size,
         crop=contract.crop,
         interpolation=contract.interpolation,
         batch_size=batch_size,
         workers=workers,
-        start=start,
+        parts=parts,
     )
-    begun, done = time.monotonic(), start
-    for positions, pixels, skipped in loader:
-        done = min(done + batch_size, len(source))
-        yield done, positions, pixels, skipped
-        if progress is not None:
-            rate = (done - start) / max(time.monotonic() - begun, 1e-9)
-            progress(done, len(source), f"{rate:,.0f} images/s")
+
+
+def _rate(images: int, begun: float) -> str:
+    return f"{images / max(time.monotonic() - begun, 1e-9):,.0f} images/s"
 
 
 def _unit_range(pixels: Tensor, device: str | torch.device) -> Tensor:
@@ -344,7 +290,7 @@ def _unit_range(pixels: Tensor, device: str | torch.device) -> Tensor:
     return pixels.to(device, non_blocking=True).float() / 255
 
 
-def _storable(rows: np.ndarray, dtype: str, source: Source, positions: np.ndarray) -> np.ndarray:
+def _storable(rows: np.ndarray, dtype: np.dtype[Any], source: Source, positions: np.ndarray) -> np.ndarray:
     """The rows in the stored precision.
 
     Raises:

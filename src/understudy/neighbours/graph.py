@@ -2,36 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int32
 
-from understudy.artifacts import Store, atomic, lock
+from understudy.artifacts import ALONE, Store, Writers, atomic, blocks_of, lock, sweep
 from understudy.errors import StoreError
 from understudy.neighbours.approximate import approximate
-from understudy.neighbours.search import Progress, search
+from understudy.neighbours.search import Progress, Rows, search
 from understudy.neighbours.settings import NeighbourSettings
 
 EXACT_UP_TO = {"cpu": 200_000, "cuda": 2_000_000}  # images; `index = auto` is exact up to here: minutes, not hours
 LOWEST_RECALL = 0.9
 CHECK_ROWS = 65_536
+BLOCK, BLOCKS = 8192, 20
+"""Images in the smallest block whose neighbours are searched at once, and how many blocks there are at most: each goes
+through all embeddings once for every 8,192 of its images (65,536 on a GPU), so larger ones save nothing."""
 
 
 def build_graph(
-    store: Store, settings: NeighbourSettings, *, device: str = "cpu", progress: Progress | None = None
+    store: Store,
+    settings: NeighbourSettings,
+    *,
+    device: str = "cpu",
+    writers: Writers = ALONE,
+    progress: Progress | None = None,
 ) -> Int32[np.ndarray, "N K"]:
     """Find the n nearest other images of every image of a store, and save them in it.
 
     A graph that is already there is used if the same kind of index made it with at least n neighbours. Else another is
     built; the old one's entry leaves the manifest before its file is replaced, and the new one is entered when its own
-    is whole. So at any moment the manifest speaks of the graph that is there, or of none.
+    is whole. So at any moment the manifest speaks of the graph that is there, or of none. The exact search is shared by
+    the processes, and goes on where it was killed, in blocks of images; an approximate one is made by the first process
+    while the others wait, and begins anew: it takes minutes for a million images, most of them spent on an index that
+    every process would have to make for itself.
 
     Args:
         store: a complete store.
         settings: `n` neighbours, the kind of index, the memory budget.
         device: "cpu" or "cuda"; approximate search runs on the CPU.
-        progress: called with (images done, N, note).
+        writers: the processes that share the search; all call this with the same arguments but for the device.
+        progress: called with (images done, images of this process, note).
 
     Returns:
         (N, K >= n) neighbour indices, nearest first, memory-mapped; an image is never its own neighbour, an exact
@@ -55,28 +71,27 @@ def build_graph(
         wanted = (kind, "exact" if settings.index == "auto" else kind)
         return bool(made and made["index"] in wanted and made["K"] >= settings.n)
 
-    if fits():  # asked before the lock: several runs may begin at the same moment
+    if writers.agree(fits()):  # asked before the lock: several runs may begin at the same moment
         return check_graph(store.graph(), rows)
-    with lock(store.folder):
-        if fits():
+    with lock(store.folder) if writers.main else contextlib.nullcontext():
+        if writers.agree(writers.main and fits()):
             return check_graph(store.graph(), rows)
         start = time.perf_counter()
-        embeddings = store.embeddings()
         facts: dict[str, object] = {"K": settings.n, "index": kind, "exact": kind == "exact", "recall": 1.0}
+        parts: Iterator[np.ndarray] = iter(())
         if kind == "exact":
-            indices, _ = search(
-                embeddings,
-                embeddings,
-                settings.n,
-                exclude=np.arange(rows),
-                memory_mb=settings.memory_mb,
-                device=device,
-                progress=progress,
-            )
-        else:
+            blocks = [
+                (store.folder / "graph" / f"{settings.n}-nearest-of-{images.start}-{images.stop}.npy", images)
+                for images in blocks_of(rows, smallest=BLOCK, most=BLOCKS)
+            ]
+            _search_blocks(store, blocks[writers.rank :: writers.world], settings, device, progress)
+            writers.barrier()
+            parts = (np.load(path, allow_pickle=False) for path, _ in blocks)
+        elif writers.main:
             indices, _, found = approximate(
-                embeddings, settings.n, kind=kind, memory_mb=settings.memory_mb, progress=progress
+                store.embeddings(), settings.n, kind=kind, memory_mb=settings.memory_mb, progress=progress
             )
+            parts = iter([indices])
             if found["recall"] < LOWEST_RECALL:
                 raise StoreError(
                     f"The {kind} index found only {found['recall']:.1%} of the true neighbours of "
@@ -84,11 +99,55 @@ def build_graph(
                     "neighbours.index = exact."
                 )
             facts |= found
-        store.amend(graph=None)
-        with atomic(store.folder / "graph.npy") as path, open(path, "wb") as file:
-            np.save(file, indices)
-        store.amend(graph=facts | {"seconds": round(time.perf_counter() - start, 2)})
+        if writers.main:
+            store.amend(graph=None)
+            with atomic(store.folder / "graph.npy") as path, open(path, "wb") as file:
+                np.lib.format.write_array_header_1_0(
+                    file, {"descr": "<i4", "fortran_order": False, "shape": (rows, settings.n)}
+                )
+                file.writelines(np.ascontiguousarray(part, dtype="<i4").data for part in parts)
+            store.amend(graph=facts | {"seconds": round(time.perf_counter() - start, 2)})
+            shutil.rmtree(store.folder / "graph", ignore_errors=True)
+            sweep(store.folder, "graph.npy.*")
+        writers.barrier()
     return check_graph(store.graph(), rows)
+
+
+def _search_blocks(
+    store: Store,
+    blocks: list[tuple[Path, range]],
+    settings: NeighbourSettings,
+    device: str,
+    progress: Progress | None,
+) -> None:
+    """The neighbours of each block's images into its file, where that is not there yet."""
+    import torch
+
+    if all(path.exists() for path, _ in blocks):
+        return
+    embeddings = store.embeddings()
+    place = torch.device("cpu" if device.startswith("mps") else device)
+    base = Rows(embeddings, place, "embeddings")
+    total, before = sum(len(images) for _, images in blocks), 0
+
+    def report(done: int, _: int, note: str) -> None:
+        if progress is not None:
+            progress(before + done, total, note)
+
+    for path, images in blocks:
+        if not path.exists():
+            indices, _ = search(
+                embeddings[images.start : images.stop],
+                base,
+                settings.n,
+                exclude=np.arange(images.start, images.stop),
+                memory_mb=settings.memory_mb,
+                device=device,
+                progress=report,
+            )
+            with atomic(path) as temporary, open(temporary, "wb") as file:
+                np.save(file, indices)
+        before += len(images)
 
 
 def check_graph(graph: np.ndarray, rows: int) -> Int32[np.ndarray, "N K"]:

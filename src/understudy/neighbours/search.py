@@ -96,7 +96,7 @@ class Rows:
 
 def search(
     queries: np.ndarray,
-    database: np.ndarray,
+    database: np.ndarray | Rows,
     k: int,
     *,
     exclude: np.ndarray | None = None,
@@ -108,7 +108,8 @@ def search(
 
     Args:
         queries: (M, D) float16, float32 or float64; may be a memory map.
-        database: (N, D), likewise; pass the same object for neighbours within one set.
+        database: (N, D), likewise; pass the same object for neighbours within one set, and `Rows` of the same device to
+            be searched several times.
         k: neighbours per query.
         exclude: (M,) database index that each query must not return: itself, by identity. An exact duplicate of it
             stays a neighbour. -1 excludes nothing.
@@ -130,7 +131,10 @@ def search(
 
     place = torch.device("cpu" if str(device).startswith("mps") else device)
     with torch.no_grad(), torch.autocast(place.type, enabled=False), _ieee_products():
-        base = Rows(database, place, "database rows" if queries is not database else "embeddings")
+        if isinstance(database, Rows):
+            base = database
+        else:
+            base = Rows(database, place, "database rows" if queries is not database else "embeddings")
         asked = base if queries is database else Rows(queries, place, "query rows")
         if asked.width != base.width:
             raise ShapeError(f"Queries have width {asked.width}, the database has {base.width}. They must be equal.")

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from understudy.artifacts import Run, atomic
+from understudy.artifacts import Run, atomic, sweep
 from understudy.errors import TrainingError
 
 FORMAT = 1
@@ -29,10 +29,7 @@ def load_checkpoint(run: Run, device: torch.device) -> dict[str, Any] | None:
     Raises:
         TrainingError: the file is damaged or of another format.
     """
-    folder = run.checkpoint_path.parent
-    if folder.is_dir():
-        for leftover in folder.glob(".*.partial"):  # of a process killed while it wrote
-            leftover.unlink()
+    sweep(run.checkpoint_path.parent)
     if not run.checkpoint_path.is_file():
         return None
     try:

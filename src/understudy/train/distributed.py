@@ -2,38 +2,56 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import time
+import uuid
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from understudy.errors import ConfigError
+from understudy.artifacts import Writers
+from understudy.errors import ConfigError, TrainingError
+
+# Public since torch 2.15.
+_set_timeout: Any = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+
+CONNECT = timedelta(minutes=5)
+"""How long processes have to find each other; then they fail, and torchrun starts them again."""
+
+PATIENCE = timedelta(days=7)
+"""How long a process waits for the others' word. One of them may be listing images, building a graph or decoding for
+hours, while torch by itself gives up after 10 or 30 minutes. A process that died is noticed without it: its connections
+break, and torchrun stops the others."""
 
 
 @dataclass(frozen=True)
-class Processes:
-    """This process' place among all that train together.
+class Processes(Writers):
+    """This process' place among all that embed, graph and train together.
 
     Args:
-        rank: 0 ... world - 1; only rank 0 writes files and prints.
-        world: how many processes there are.
+        rank: 0 ... world - 1; only rank 0 writes results and prints.
+        world: how many there are.
         device: where this process computes.
+        words: the group in which their hosts talk; None where that is the only one there is.
     """
 
-    rank: int
-    world: int
     device: torch.device
-
-    @property
-    def main(self) -> bool:
-        """Whether this process writes files and prints."""
-        return self.rank == 0
+    words: Any = None
 
     def wrap(self, student: nn.Module) -> nn.Module:
-        """The student as DDP when there are several processes. BatchNorm stays local, as the authors ran."""
+        """The student as DDP when there are several processes.
+
+        BatchNorm stays local, as the authors ran: in training it sees each process' own images, and the running
+        statistics that are kept are those of rank 0. So with it the number of processes changes the weights.
+        """
         if self.world == 1:
             return student
         ids = [self.device.index] if self.device.type == "cuda" else None
@@ -51,24 +69,19 @@ class Processes:
 
     def agree(self, flag: bool) -> bool:
         """Whether any process raised the flag; every process must call it."""
-        if self.world == 1:
-            return flag
-        votes = torch.tensor([float(flag)], device=self.device)
-        dist.all_reduce(votes, op=dist.ReduceOp.MAX)
-        return bool(votes.item() > 0)
+        return self.total(int(flag)) > 0
 
     def total(self, count: int) -> int:
         """The sum of every process' count; every process must call it."""
         if self.world == 1:
             return count
-        summed = torch.tensor([count], dtype=torch.int64, device=self.device)
-        dist.all_reduce(summed)
+        summed = torch.tensor([count], dtype=torch.int64)  # on the host: nobody waits for a GPU
+        dist.all_reduce(summed, group=self.words)
         return int(summed.item())
 
     def barrier(self) -> None:
-        """Wait for all processes."""
-        if self.world > 1:
-            dist.barrier()
+        """Wait for all processes, however long they take."""
+        self.total(0)
 
 
 def choose_device(name: str) -> torch.device:
@@ -109,5 +122,64 @@ def join(device: str) -> Processes:
         chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(chosen)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    return Processes(dist.get_rank(), dist.get_world_size(), chosen)
+        store, rank, world = next(rendezvous("env://", timeout=CONNECT))
+        store.set_timeout(CONNECT)
+        store = PrefixStore(_meet(store, rank, world), store)
+        if chosen.type == "cuda":  # with its own time limit: there, only gradients and keys are waited for
+            dist.init_process_group("nccl", store=store, rank=rank, world_size=world)
+        else:
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=CONNECT)
+            _set_timeout(PATIENCE, dist.group.WORLD)
+    return Processes(dist.get_rank(), dist.get_world_size(), chosen, _words() if chosen.type == "cuda" else None)
+
+
+def _meet(store: Store, rank: int, world: int) -> str:
+    """A name that those who are there now agree on, and nobody before them had.
+
+    torchrun keeps one store for all restarts, with all that the killed processes wrote into it (torch 2.11 to 2.15). A
+    process that reads the address of a dead one there waits for it for ever. Restarts are counted by each node for
+    itself, so their number is no common name.
+
+    Args:
+        store: that of torchrun, or of the process 0 where something else launched us.
+        rank: of this process.
+        world: how many there are.
+
+    Returns:
+        The prefix under which these processes alone have written.
+
+    Raises:
+        TrainingError: not all came within `CONNECT`.
+    """
+    mine, begun = uuid.uuid4().hex, time.monotonic()
+    if rank == 0:
+        store.set("understudy", mine)
+        try:
+            others = [store.get(f"{mine}/{other}").decode() for other in range(1, world)]
+        except dist.DistStoreError:
+            raise _nobody(rank, world) from None
+        store.set(f"{mine}/all", " ".join(others))
+        return mine
+    while time.monotonic() - begun < CONNECT.total_seconds():
+        if store.check(["understudy"]):
+            name = store.get("understudy").decode()  # perhaps that of a process 0 that is dead
+            store.set(f"{name}/{rank}", mine)
+            if store.check([f"{name}/all"]) and mine in store.get(f"{name}/all").decode().split():
+                return str(name)
+        time.sleep(0.05)
+    raise _nobody(rank, world)
+
+
+def _nobody(rank: int, world: int) -> TrainingError:
+    return TrainingError(
+        f"Process {rank} waited {CONNECT.total_seconds():g} s, and not all {world} processes came. Look for the "
+        "error of another one above; over several machines check that all reach MASTER_ADDR and MASTER_PORT."
+    )
+
+
+@functools.cache
+def _words() -> Any:
+    """A group of all, made once, in which nobody waits on a GPU."""
+    group = dist.new_group(backend="gloo", timeout=CONNECT)
+    _set_timeout(PATIENCE, group)
+    return group

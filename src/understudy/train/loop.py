@@ -50,6 +50,8 @@ LANDING_IMAGES = 2048
 LOG_SECONDS = 10.0
 FLUSH_STEPS = {"cpu": 1, "cuda": 50, "mps": 50}
 """How many steps may pass before the losses are read back; reading one waits for the GPU."""
+TALK_STEPS = 10
+"""Several processes ask each other every so many steps whether to stop or to save."""
 
 
 def train(
@@ -162,7 +164,7 @@ def train(
         if key_student is not None:
             key_student.load_state_dict(checkpoint["key"])
         if recorded is not None:
-            recorded.computed = checkpoint["teacher_views"]
+            recorded.computed = checkpoint["teacher_views"] if processes.main else 0  # it counts those of all
         first, seconds_before, skipped = checkpoint["step"], checkpoint["seconds"], dict(checkpoint["skipped"])
     elif processes.main:
         write_text(run.config_path, write_toml(resolved(settings)))
@@ -190,11 +192,14 @@ def train(
     step = first
 
     def state() -> dict[str, Any]:
+        """What the checkpoint holds; every process must call it."""
+        if recorded is not None:
+            recorded.flush()  # a resumed run begins behind these steps, and may never ask for their views again
         return {
             "step": step,
             "seconds": seconds_before + time.monotonic() - begun,
             "skipped": skipped,
-            "teacher_views": recorded.computed if recorded is not None else 0,
+            "teacher_views": processes.total(recorded.computed) if recorded is not None else 0,
             "student": student.state_dict(),
             "key": key_student.state_dict() if key_student is not None else None,
             "loss": loss.state_dict(),
@@ -327,31 +332,32 @@ def train(
                 with meter.paused():
                     signals = probe.measure(student, device)
                     log.write("signal", step, passes=passes, **signals)
-            stopping = stop.is_set() if processes.world == 1 else step % 10 == 0 and processes.agree(stop.is_set())
-            if stopping and step < steps:
+            stopping, due = stop.is_set(), time.monotonic() - last_checkpoint >= 60 * settings.checkpoint_minutes
+            if processes.world > 1:  # all stop and save together, or none
+                talking = step % TALK_STEPS == 0
+                stopping = talking and processes.agree(stopping)
+                due = talking and processes.agree(due and processes.main)
+            if (stopping or due) and step < steps:
                 meter.flush(source)
+                reached = state()
                 if processes.main:
-                    save_checkpoint(run, state())
-                    say(f"Stopped at step {step:,} of {steps:,}; the same command goes on from here.")
-                if log:
-                    log.close()
-                return False
-            if (
-                processes.main
-                and time.monotonic() - last_checkpoint >= 60 * settings.checkpoint_minutes
-                and step < steps
-            ):
-                meter.flush(source)
-                save_checkpoint(run, state())
+                    save_checkpoint(run, reached)
                 last_checkpoint = time.monotonic()
+                if stopping:
+                    if processes.main:
+                        say(f"Stopped at step {step:,} of {steps:,}; the same command goes on from here.")
+                    if log:
+                        log.close()
+                    return False
     meter.flush(source)
 
     costs = spent(steps * batches.batch_size, loss)
     if recorded is not None:
         costs["teacher_forwards"] = processes.total(recorded.computed)
+    reached = state()
     if processes.main:
         seconds = seconds_before + time.monotonic() - begun
-        save_checkpoint(run, state())
+        save_checkpoint(run, reached)
         student.eval()
         if transform is not None and store is not None:
             find_way_back(student, transform, source, store.embeddings(), device)

@@ -1,0 +1,168 @@
+"""A store in the making: blocks of consecutive images, each with a file of rows and a record of how far it is.
+
+    store/<fingerprint>/blocks/0000.rows  0000.json  0001.rows ...
+
+Each block is written by one process at a time; when all are whole, one process puts the rows behind each other. A block
+gives its rows up only when they have reached the disk in their place, so there is never a second copy of everything.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from understudy.artifacts import Store, read_json, write_json
+from understudy.data.loader import Skipped
+from understudy.errors import StoreError
+
+SAVE_SECONDS = 10.0  # at most so much work is lost to a kill
+
+
+class Block:
+    """The rows written so far and how far the images were read; what `save` has recorded survives a kill.
+
+    Rows go to the end of a plain file, not through a memory map: the process then holds a batch of them, not the file.
+    Rows behind the last `save` are cut off when the file is opened again.
+
+    Args:
+        store: the store to be.
+        number: of the block.
+        images: positions of its images in the source.
+        width: D.
+        dtype: as stored.
+    """
+
+    def __init__(self, store: Store, number: int, images: range, width: int, dtype: np.dtype[Any]) -> None:
+        self.store, self.number, self.images, self.width, self.dtype = store, number, images, width, dtype
+        stem = store.folder / "blocks" / f"{number:04d}"
+        self.path, self.record_path = stem.with_suffix(".rows"), stem.with_suffix(".json")
+        self.skipped: list[tuple[int, str, str]] = []  # position, name, reason
+        self.counts = (images.start, 0, 0)  # position the images were read up to, rows written, images skipped
+        self.seconds = 0.0
+        self._saved = self._entered = 0.0
+        self._file: IO[bytes]
+        if self.record_path.exists():
+            state = read_json(self.record_path)
+            written = self.path.stat().st_size if self.path.exists() else 0
+            given_up = state["done"] == images.stop and not self.path.exists() and merging(store).exists()
+            if state["images"] == [images.start, images.stop] and (
+                given_up or written >= state["rows"] * width * dtype.itemsize
+            ):
+                self.skipped = [(place, name, reason) for place, name, reason in state["skipped"]]
+                self.counts, self.seconds = (state["done"], state["rows"], len(self.skipped)), state["seconds"]
+
+    def again(self) -> Block:
+        """The same block as it is on the disk now."""
+        return Block(self.store, self.number, self.images, self.width, self.dtype)
+
+    @property
+    def done(self) -> int:
+        """Position in the source that the images were read up to."""
+        return self.counts[0]
+
+    @property
+    def rows(self) -> int:
+        """Rows written."""
+        return self.counts[1]
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of its images were read."""
+        return self.done == self.images.stop
+
+    @property
+    def bytes(self) -> int:
+        """Size of the rows written."""
+        return self.rows * self.width * self.dtype.itemsize
+
+    def __enter__(self) -> Block:
+        self._file = open(self.path, "r+b" if self.path.exists() else "w+b")
+        self._file.truncate(self.bytes)
+        self._file.seek(0, os.SEEK_END)
+        self._saved = self._entered = time.monotonic()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.save()
+        self._file.close()
+
+    def append(self, rows: np.ndarray, positions: np.ndarray, skipped: Skipped, done: int) -> None:
+        """Add the rows of one batch, which ends before position `done` of the source."""
+        assert rows.shape[1:] == (self.width,)
+        self._file.write(np.ascontiguousarray(rows).data)
+        gone = sorted(set(range(self.done, done)) - set(positions.tolist()))
+        self.skipped += [(place, name, reason) for place, (name, reason) in zip(gone, skipped, strict=True)]
+        # In one assignment: Ctrl-C falls before or after it, never between counts that must agree.
+        self.counts = (done, self.rows + len(rows), len(self.skipped))
+        if time.monotonic() - self._saved > SAVE_SECONDS:
+            self.save()
+
+    def save(self) -> None:
+        """Make what was appended survive: rows first, then the record that counts them."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        now = time.monotonic()
+        self.seconds += now - self._entered
+        self._saved = self._entered = now
+        done, rows, skipped = self.counts
+        state = {
+            "images": [self.images.start, self.images.stop], "done": done, "rows": rows,
+            "skipped": self.skipped[:skipped], "seconds": self.seconds,
+        }  # fmt: skip
+        write_json(self.record_path, state)
+
+
+def merging(store: Store) -> Path:
+    """The array while rows are put into it."""
+    return store.folder / "embeddings.partial"
+
+
+def take_back(store: Store) -> None:
+    """Undo the last step of a merge that was killed before the manifest was written."""
+    final = store.folder / "embeddings.npy"
+    if final.exists() and not merging(store).exists():
+        os.replace(final, merging(store))
+
+
+def merge(store: Store, blocks: list[Block]) -> None:
+    """Put the rows of whole blocks behind each other, as `embeddings.npy`.
+
+    Killed and called again, it goes on: a block whose rows are gone had put them into the array.
+
+    Raises:
+        StoreError: the array does not hold what its blocks had put there.
+    """
+    path = merging(store)
+    with open(path, "r+b" if path.exists() else "w+b") as file:
+        np.lib.format.write_array_header_1_0(
+            file,
+            {
+                "descr": np.lib.format.dtype_to_descr(blocks[0].dtype),
+                "fortran_order": False,
+                "shape": (sum(block.rows for block in blocks), blocks[0].width),
+            },
+        )
+        size = path.stat().st_size
+        for block in blocks:
+            assert block.whole
+            start = file.tell()
+            if block.path.exists():
+                with open(block.path, "rb") as rows:
+                    shutil.copyfileobj(rows, file, 1 << 20)
+                assert file.tell() == start + block.bytes
+                file.flush()
+                os.fsync(file.fileno())
+                block.path.unlink()
+            elif size < start + block.bytes:
+                raise StoreError(
+                    f"{path} has {size:,} bytes, and its first {block.number + 1} blocks alone had "
+                    f"{start + block.bytes:,}. Delete the folder {store.folder} and embed again."
+                )
+            file.seek(start + block.bytes)
+        file.truncate()
+    os.replace(path, store.folder / "embeddings.npy")
