@@ -168,7 +168,7 @@ def test_what_is_told_apart_by_colour_is_followed(tmp_path: Path, monkeypatch: p
     assert figures["j"] > 90 and figures["f"] > 90
     assert figures["j_recall"] == figures["f_recall"] == 100
     assert figures["j_and_f"] == pytest.approx((figures["j"] + figures["f"]) / 2)
-    assert notes == ["1/2 davis: bike-packing", "2/2 davis: void"]
+    assert notes == ["1/2 bike-packing", "2/2 void"]
     # Features that say nothing leave only the place: the objects move out of it.
     blind = Colours()
     nn.init.zeros_(blind.grid.weight)

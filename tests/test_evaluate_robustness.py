@@ -15,10 +15,10 @@ from understudy.data.corruptions import (
     corrupt,
     frost_photographs,
 )
+from understudy.data.shifted import CIFAR10_CLASSES, imagenet_wnids, numbered_as
 from understudy.data.sources import Source, open_source
 from understudy.data.targets import open_target
 from understudy.errors import ConfigError, DataError
-from understudy.evaluate.bench import numbered_as
 from understudy.evaluate.linear import linear, main_classifier
 from understudy.evaluate.robustness import ALEXNET_ERROR, robustness, summary
 from understudy.evaluate.settings import EvaluationSettings, RobustnessSettings
@@ -26,6 +26,11 @@ from understudy.evaluate.subject import Subject
 from understudy.models.contract import Contract
 
 SETTINGS = EvaluationSettings()
+
+
+@pytest.fixture
+def two_l2_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("understudy.evaluate.linear.L2_VALUES", (1.0, 0.01))
 
 
 def photograph(size: int = 96, seed: int = 0) -> np.ndarray:
@@ -124,15 +129,21 @@ def test_frost_needs_photographs(tmp_path: Path) -> None:
 
 
 def test_means_by_hand() -> None:
-    """Fog 80 and 60, contrast 50: errors 30 and 50. Speckle noise is an extra one and in no mean."""
-    found = summary(
-        {("fog", 1): 80.0, ("fog", 2): 60.0, ("contrast", 1): 50.0, ("speckle_noise", 1): 0.0}, normalise=True
-    )
+    """Fog 80, 60 and thrice 70, contrast 50: errors 30 and 50. Speckle noise is an extra one and in no mean.
+
+    AlexNet's errors are means over five severities, and contrast has but one.
+    """
+    fog = {("fog", severity): accuracy for severity, accuracy in enumerate((80.0, 60.0, 70.0, 70.0, 70.0), 1)}
+    found = summary({**fog, ("contrast", 1): 50.0, ("speckle_noise", 1): 0.0}, normalise=True)
     assert (found["fog"], found["contrast"], found["speckle_noise"]) == (70, 50, 0)
     assert found["mean_error"] == pytest.approx(40)
     assert (found["severity_1"], found["severity_2"]) == (65, 60)
-    assert found["mce"] == pytest.approx((30 / 0.819324 + 50 / 0.853204) / 2)
+    assert found["mce"] == pytest.approx(30 / 0.819324)
     assert found["note"].startswith("Means are over 2 of 15 corruptions; missing: gaussian_noise")
+    assert found["note"].endswith("The mCE is over 1 corruptions: of the others some severities are missing.")
+    assert "mce" not in summary({("contrast", 1): 50.0}, normalise=True)
+    both = {(name, s): float(50 + s) for name in ("fog", "contrast") for s in range(1, 6)}
+    assert summary(both, normalise=True)["mce"] == pytest.approx((47 / 0.819324 + 47 / 0.853204) / 2)
     alexnet = {(name, s): 100 - 100 * error for name, error in ALEXNET_ERROR.items() for s in range(1, 6)}
     assert summary(alexnet, normalise=True)["mce"] == pytest.approx(100)  # by definition
 
@@ -170,8 +181,8 @@ def main_subject(tmp_path: Path) -> Subject:
     )  # fmt: skip
 
 
-def test_corruptions_made_on_the_fly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("understudy.evaluate.linear.L2_VALUES", (1.0, 0.01))
+@pytest.mark.usefixtures("two_l2_values")
+def test_corruptions_made_on_the_fly(tmp_path: Path) -> None:
     subject = main_subject(tmp_path)
     settings = EvaluationSettings(robustness=RobustnessSettings(severities=(1, 5), images=20), batch_size=16)
     figures = robustness(subject, settings)
@@ -204,6 +215,7 @@ def test_corruptions_made_on_the_fly(tmp_path: Path, monkeypatch: pytest.MonkeyP
         robustness(Subject("s", subject.test, subject.train, subject.test_labels, subject.train_labels), SETTINGS)
 
 
+@pytest.mark.usefixtures("two_l2_values")
 def test_some_of_the_classes_are_judged_among_themselves(tmp_path: Path) -> None:
     """ImageNet-A and -R: a subset of the wnids. Images of class 1, lightened, look like class 2, which is not there."""
     main = main_subject(tmp_path)
@@ -215,7 +227,7 @@ def test_some_of_the_classes_are_judged_among_themselves(tmp_path: Path) -> None
     target = open_target(f"imagenet-a={tmp_path / 'shift'}")
     assert target.kind == "shift"
     assert target.test is not None
-    labels = numbered_as(target.test, main.class_names, target)
+    labels = numbered_as(target.test, main.class_names, "imagenet-a")
     assert set(labels) == {1, 3}
     rows = as_rows(target.test) + np.where(labels == 1, 30 / 255, 0)[:, None].astype(np.float32)
     subject = Subject(
@@ -233,9 +245,10 @@ def test_some_of_the_classes_are_judged_among_themselves(tmp_path: Path) -> None
     assert "classifier" in main.kept  # fitted once, for `linear` and for every shifted set
 
 
+@pytest.mark.usefixtures("two_l2_values")
 def test_imagenet_c_layout(tmp_path: Path) -> None:
     for corruption in ("fog", "contrast"):
-        for severity in (1, 2):
+        for severity in range(1, 6):
             coloured(tmp_path / "c" / corruption / str(severity), 3, 2, severity)
     target = open_target(f"imagenet-c={tmp_path / 'c'}")
     assert target.test is not None
@@ -255,12 +268,75 @@ def test_imagenet_c_layout(tmp_path: Path) -> None:
     figures = robustness(subject, SETTINGS)
     assert figures["fog"] == figures["contrast"] == 100
     assert figures["mce"] == 0
-    assert figures["images"] == 24
+    assert figures["images"] == 60
+    (tmp_path / "archive" / "weather").mkdir(parents=True)
+    (tmp_path / "c").rename(tmp_path / "archive" / "weather" / "c")
+    for name in ("fog", "contrast"):
+        (tmp_path / "archive" / "weather" / "c" / name).rename(tmp_path / "archive" / "weather" / name)
+    (tmp_path / "archive" / "weather" / "c").rmdir()
+    deeper = open_target(f"imagenet-c={tmp_path / 'archive'}")  # as the archives unpack, one folder more
+    assert list(deeper.facts["parts"]) == list(target.facts["parts"])
+    assert deeper.test is not None
+    assert (deeper.test.labels == target.test.labels).all()
     coloured(tmp_path / "bad", 2, 1, 0)
     with pytest.raises(DataError, match="CORRUPTION/SEVERITY/CLASS/IMAGE"):
         open_target(f"imagenet-c={tmp_path / 'bad'}")
     with pytest.raises(DataError, match=r"does not exist.*zenodo"):
         open_target(f"imagenet-c={tmp_path / 'none'}")
+
+
+def test_classes_of_imagenet_by_name_number_and_part(tmp_path: Path) -> None:
+    """Names in place of wnids, ImageNet-v2's numbers against a part of ImageNet, and classes that are not shared."""
+    wnids = imagenet_wnids()
+    assert (len(wnids), wnids[0], wnids[217], wnids[999]) == (1000, "n01440764", "n02102040", "n15075141")
+    tench, springer, zebra = wnids[0], wnids[217], "n02391049"
+    for name in (tench, springer, zebra):
+        coloured(tmp_path / "r" / name, 1, 1, 0)
+        (tmp_path / "r" / name / "n00000000" / "0.png").rename(tmp_path / "r" / name / "0.png")
+        (tmp_path / "r" / name / "n00000000").rmdir()
+    source = open_source(tmp_path / "r")
+    assert source.class_names == [tench, springer, zebra]
+    names = [f"class {number}" for number in range(1000)]
+    assert numbered_as(source, names, "r").tolist() == [0, 217, 340]  # 340 is the zebra in every list of labels
+    assert numbered_as(source, [springer, tench, "n03000684"], "r", published=True).tolist() == [1, 0, -1]
+    with pytest.raises(DataError, match="1 of 3 classes of r are not among the 3"):
+        numbered_as(source, [springer, tench, "n03000684"], "r")
+    with pytest.raises(DataError, match="2 of 3 classes of r"):  # one class alone can be told from nothing
+        numbered_as(source, ["n03000684", tench], "r", published=True)
+    for old, new in ((tench, "0"), (springer, "217"), (zebra, "340")):
+        (tmp_path / "r" / old).rename(tmp_path / "r" / new)
+    numbers = open_source(tmp_path / "r")
+    assert numbers.class_names == ["0", "217", "340"]
+    assert numbered_as(numbers, [tench, springer, zebra], "v2", published=True).tolist() == [0, 1, 2]
+    assert numbered_as(numbers, [tench, zebra], "v2", published=True).tolist() == [0, -1, 1]
+    assert numbered_as(numbers, names, "v2", published=True).tolist() == [0, 217, 340]
+    with pytest.raises(DataError, match="2 of 3 classes of v2"):
+        numbered_as(numbers, ["a", "b", "c"], "v2", published=True)
+
+
+@pytest.mark.usefixtures("two_l2_values")
+def test_cifar10_c_is_judged_by_the_plain_mean(tmp_path: Path) -> None:
+    """Shades tell the classes; of severity 3 of the noise every image has the next class's: 20 % of it, 10 of both."""
+    labels = np.tile(np.arange(10), 2)
+    shades = (20 + 20 * labels[:, None, None, None] + np.zeros((1, 32, 32, 3))).astype(np.uint8)
+    right, wrong = shades, (shades - 20 * (labels[:, None, None, None] == 9) + 20 * (labels < 9)[:, None, None, None])
+    np.save(tmp_path / "labels.npy", np.tile(labels, 5))
+    np.save(tmp_path / "fog.npy", np.concatenate([right] * 5))
+    np.save(tmp_path / "gaussian_noise.npy", np.concatenate([right, right, wrong.astype(np.uint8), right, right]))
+    target = open_target(f"cifar10-c={tmp_path}")
+    assert target.test is not None
+    rows = as_rows(target.test)
+    main = Subject(
+        "s", rows[:100], rows[:100], target.test.labels[:100], target.test.labels[:100], tuple(CIFAR10_CLASSES)
+    )
+    subject = Subject(
+        "s", rows, main.train, target.test.labels, main.train_labels, main.class_names, base=main, target=target,
+        test_source=target.test,
+    )  # fmt: skip
+    figures = robustness(subject, SETTINGS)
+    assert (figures["fog"], figures["gaussian_noise"], figures["mean_error"]) == (100, 80, 10)
+    assert (figures["severity_2"], figures["severity_3"]) == (100, 50)
+    assert "mce" not in figures  # AlexNet's errors are those on ImageNet-C
 
 
 def test_cifar10_c_layout(tmp_path: Path) -> None:

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from understudy.artifacts import Run, write_json
+from understudy.data.shifted import numbered_as
 from understudy.data.sources import Source, open_evaluation, open_source
 from understudy.data.targets import split_target
 from understudy.errors import ConfigError, DataError, ModelError, StoreError
 from understudy.evaluate import EVALUATIONS
-from understudy.evaluate.bench import numbered_as
 from understudy.evaluate.knn import knn
 from understudy.evaluate.protocols import TAKES, Takes
 from understudy.evaluate.run import evaluate_model, evaluate_run
@@ -247,7 +247,7 @@ def test_a_users_fault_stops_one_protocol_only(
     """One class on either side: nothing to classify, but neighbourhoods can be compared."""
     halves = open_evaluation(str(digits))
     ones = [half.subset(np.flatnonzero(half.labels == 1)) for half in halves]
-    monkeypatch.setattr("understudy.evaluate.run.open_evaluation", lambda _: ones)
+    monkeypatch.setattr("understudy.evaluate.run.open_evaluation", lambda *_, **__: ones)
     chosen = settings(digits, protocols=("knn", "linear", "fidelity"))
     result = evaluate_run(finished(), chosen, store_root=tmp_path, workers=0)
     assert result["student"]["knn"] == result["student"]["linear"]
@@ -343,7 +343,11 @@ def test_progress_names_the_stage(finished: Callable[..., Run], digits: Path, tm
         finished(), settings(digits), store_root=tmp_path, workers=0, progress=lambda *report: told.append(report)
     )
     assert all(0 <= done <= total for done, total, _ in told)
-    assert {note.split(":")[0] for _, _, note in told} == {"teacher", "student", "student_embed"}
+    assert {note.split(":")[0] for _, _, note in told} == {
+        "teacher, main train images", "teacher, main test images", "student, main train images",
+        "student, main test images", "teacher, knn", "student, knn", "student_embed, knn", "teacher, fidelity",
+        "student, fidelity", "student_embed, fidelity",
+    }  # fmt: skip
 
 
 def test_what_cannot_be_evaluated_is_a_sentence(finished: Callable[..., Run], digits: Path, tmp_path: Path) -> None:
@@ -361,7 +365,7 @@ def test_the_real_teacher_scores_what_its_notes_say(shared: Path, tmp_path: Path
     train, test = (open_source(shared / "data" / "cifar10" / f"{split}.parquet") for split in ("train", "test"))
     halves = train.subset(np.arange(500)), test.subset(np.arange(250))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("understudy.evaluate.run.open_evaluation", lambda _: halves)
+        patch.setattr("understudy.evaluate.run.open_evaluation", lambda *_, **__: halves)
         found = evaluate_model(
             f"onnx:{shared / 'weights' / 'resnet56_cifar10.onnx'}",
             EvaluationSettings(eval_data="cifar10", protocols=("knn", "linear")),
@@ -424,7 +428,7 @@ def test_further_sets_pass_each_encoder_once_and_are_filed_by_name(
     assert "neither a published set nor a path" in result["teacher"]["knn@nowhere"]["error"]
     assert result["about"]["on"]["alone"] == {"test": 59, "skipped": 0}
     assert [line.split(":")[0] for line in told] == ["teacher", "student"]
-    assert re.search(r"student: main images 210 x 1, again 210 x 1, alone 59 x 1; [\d.]+ ms an image", told[1])
+    assert re.search(r"student: 479 image passes \(main images 210, again 210, alone 59\) at [\d.]+ ms", told[1])
 
     before = dict(counts)
     (tmp_path / "nothing").symlink_to(digits)
@@ -455,18 +459,18 @@ def test_test_images_alone_take_the_class_numbers_of_the_main_images(digits: Pat
     names = tuple(f"digit {i}" for i in range(10))
     source = open_source(digits / "test")
     odd = source.subset(np.flatnonzero(np.isin(source.labels, [3, 7])))
-    assert set(numbered_as(odd, names, None)) == {3, 7}
-    assert (numbered_as(odd, names[::-1], None) == 9 - odd.labels).all()
+    assert set(numbered_as(odd, names, "odd")) == {3, 7}
+    assert (numbered_as(odd, names[::-1], "odd") == 9 - odd.labels).all()
     for number in (0, 2, 10):
         (tmp_path / "v2" / str(number)).mkdir(parents=True)
         source.read(0).save(tmp_path / "v2" / str(number) / "a.png")
     eleven = tuple(f"n{i:08d}" for i in range(11))
     found = open_source(tmp_path / "v2")  # its own class numbers are those of sorted strings: 0, 10, 2
-    assert numbered_as(found, eleven, None).tolist() == [0, 10, 2]
+    assert numbered_as(found, eleven, "v2").tolist() == [0, 10, 2]
     with pytest.raises(DataError, match="1 of 3 classes .* e.g. '10'"):
-        numbered_as(found, eleven[:10], None)
-    with pytest.raises(DataError, match="2 of 2 classes of .* e.g. 'digit 3'"):
-        numbered_as(odd, eleven, None)
+        numbered_as(found, eleven[:10], "v2")
+    with pytest.raises(DataError, match="2 of 2 classes of odd .* e.g. 'digit 3'"):
+        numbered_as(odd, eleven, "odd")
 
 
 def test_sets_that_cannot_be_asked_for(finished: Callable[..., Run], digits: Path, tmp_path: Path) -> None:
@@ -541,6 +545,24 @@ def test_ten_protocols_cost_one_pass_over_each_image_set(
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_published_set_is_judged_on_the_classes_that_both_have(
+    finished: Callable[..., Run], digits: Path, tmp_path: Path
+) -> None:
+    """ImageNet-R against a part of ImageNet, here three class folders of which the main images lack one."""
+    for name in ("digit 1", "digit 2"):
+        shutil.copytree(digits / "test" / name, tmp_path / "r" / name)
+    shutil.copytree(digits / "test" / "digit 3", tmp_path / "r" / "zebra")
+    few = RobustnessSettings(severities=(3,), images=2)
+    chosen = settings(digits, on=(f"imagenet-r={tmp_path / 'r'}",), protocols=("robustness",), robustness=few)
+    result = evaluate_run(finished(), chosen, store_root=tmp_path / "store", workers=0)
+    for name in ("teacher", "student"):
+        figures = result[name]["robustness@imagenet-r"]
+        assert (figures["classes"], figures["images"]) == (2, 12)
+        assert figures["note"] == "Judged on 2 of its 3 classes: the main evaluation images lack the others."
+        assert figures["top1"] >= 50
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_fault_of_one_set_stops_that_set_alone(finished: Callable[..., Run], digits: Path, tmp_path: Path) -> None:
     """An empty class, a class that the main images lack, a set of one class, a layout that is not there."""
     for name, count in (("digit 0", 4), ("digit 1", 3)):
@@ -564,3 +586,53 @@ def test_a_fault_of_one_set_stops_that_set_alone(finished: Callable[..., Run], d
     assert "dtd/dtd/labels does not exist" in result["transfer@dtd"]["error"]
     assert "gnd_roxford5k.pkl does not exist" in result["retrieval@roxford5k"]["error"]
     assert result["robustness"]["clean"] >= 0
+
+
+def test_shards_are_indexed_once_for_training_and_evaluation(digits: Path, tmp_path: Path) -> None:
+    """Main images and a set of `--on` in tar shards: their indices lie beside the stores, where training looks too."""
+    import tarfile
+
+    for split in ("train", "test"):
+        with tarfile.open(tmp_path / f"digits-{split}.tar", "w", format=tarfile.USTAR_FORMAT) as file:
+            file.add(digits / split, arcname=".")
+    chosen = settings(tmp_path, on=(f"cifar10={tmp_path}",), protocols=("knn",))  # a root will do for any labelled set
+    found = evaluate_model(SPEC, chosen, store_root=tmp_path / "store", workers=0)
+    plain = evaluate_model(SPEC, settings(digits, protocols=("knn",)), store_root=tmp_path / "plain", workers=0)
+    assert found["teacher"]["knn@cifar10"] == found["teacher"]["knn"] == plain["teacher"]["knn"]
+    assert len(list((tmp_path / "store" / "listings").iterdir())) == 2
+
+
+def test_the_table_sets_intervals_behind_their_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    from understudy.cli import print_figures
+
+    fidelity = {
+        "overlap@11": 51.25, "overlap@11_low": 50.0, "overlap@11_high": 52.5, "dead_dimensions": 1234,
+        "interval_level": 95, "images": 400,
+    }  # fmt: skip
+    print_figures([("", {"teacher": {}, "student": {"fidelity": fidelity}})], details=True)
+    told = capsys.readouterr().out
+    assert "fidelity, with 95 % intervals" in told
+    assert re.search(r"overlap@11 *│ *51.25  50 to 52.5", told)
+    assert re.search(r"dead_dimensions *│ *1,234", told)
+    assert not re.search("_low|interval_level", told)
+    print_figures([("", {"student": {"fidelity": fidelity}})])
+    assert "intervals" not in capsys.readouterr().out  # in the headlines already
+
+
+def test_progress_counts_each_part_by_itself(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from understudy.train import log
+
+    clock = [0.0]
+    monkeypatch.setattr(log.time, "monotonic", lambda: clock[0])
+    progress = log.StageProgress("evaluate")
+    for seconds, done, note in ((20, 100, "knn"), (100, 1, "linear"), (120, 41, "linear"), (140, 80, "9 images/s")):
+        clock[0] = float(seconds)
+        progress(done, 200, note)
+    assert capsys.readouterr().err.splitlines() == [
+        "evaluate: 100 of 200, 5/s, knn",
+        "evaluate: 1 of 200, linear",
+        "evaluate: 41 of 200, 2/s, linear",
+        "evaluate: 80 of 200, 9 images/s",
+    ]

@@ -367,7 +367,7 @@ def evaluate(options: argparse.Namespace) -> int:
         from understudy.artifacts import write_json
 
         write_json(options.out, result)
-    print_figures([("", result)])
+    print_figures([("", result)], details=True)
     return 0
 
 
@@ -531,8 +531,13 @@ def print_table(runs: Sequence[Any]) -> None:
     print_figures(rows)
 
 
-def print_figures(figures: Sequence[tuple[str, dict[str, Any]]]) -> None:
-    """One row per model, one column per headline figure."""
+def print_figures(figures: Sequence[tuple[str, dict[str, Any]]], *, details: bool = False) -> None:
+    """One row per model, one column per headline figure; then a table of each other protocol.
+
+    Args:
+        figures: (run, what evaluation.json holds).
+        details: a table of the protocols with a headline figure too.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -564,15 +569,22 @@ def print_figures(figures: Sequence[tuple[str, dict[str, Any]]]) -> None:
             figure for _, _, protocols in models for figure, value in protocols.get(protocol, {}).items()
             if isinstance(value, int | float)
         )  # fmt: skip
-        if not names or any((protocol, figure) in columns for figure in names):
+        if not names or (not details and any((protocol, figure) in columns for figure in names)):
             continue
-        table = Table("figure", title=protocol, title_justify="left", show_edge=False)
+        level = next(
+            (p[protocol]["interval_level"] for _, _, p in models if "interval_level" in p.get(protocol, {})), 0
+        )
+        title = f"{protocol}, with {level} % intervals" if level else protocol
+        table = Table("figure", title=title, title_justify="left", show_edge=False)
         measured = [model for model in models if protocol in model[2]]
         for run, name, _ in measured:
             table.add_column(f"{run}: {name}".removeprefix(": "), justify="right")
         for figure in names:
-            values = [protocols[protocol].get(figure, "") for _, _, protocols in measured]
-            table.add_row(figure, *(value if isinstance(value, str) else f"{value:,.4g}" for value in values))
+            if figure.startswith("interval_") or figure.removesuffix("_low").removesuffix("_high") in names.keys() - {
+                figure
+            }:
+                continue  # it stands behind its figure
+            table.add_row(figure, *(_cell(protocols[protocol], figure) for _, _, protocols in measured))
         console.print(table)
     for run, found in figures:
         for name, protocols in found.items():
@@ -584,6 +596,18 @@ def print_figures(figures: Sequence[tuple[str, dict[str, Any]]]) -> None:
         for sentence in [*about.get("caveats", []), about.get("sample")]:
             if sentence:
                 print(f"{run}: {sentence}".removeprefix(": "))
+
+
+def _cell(figures: dict[str, Any], figure: str) -> str:
+    """A figure, and its interval where it has one."""
+
+    def written(value: float) -> str:
+        return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+    if not isinstance(figures.get(figure), int | float):
+        return ""
+    ends = [written(figures[f"{figure}_{end}"]) for end in ("low", "high") if f"{figure}_{end}" in figures]
+    return written(figures[figure]) + (f"  {ends[0]} to {ends[1]}" if len(ends) == 2 else "")
 
 
 def _is_main() -> bool:

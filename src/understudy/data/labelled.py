@@ -9,14 +9,13 @@ and the others to test; EuroSAT, a fifth of each class to test.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from understudy.data.images import JoinedImages
 from understudy.data.published import TorchvisionImages
-from understudy.data.sources import Source, open_evaluation
+from understudy.data.sources import Source
 from understudy.data.target import Layout, Target, below, listed
 from understudy.errors import DataError
 
@@ -64,21 +63,7 @@ def torchvision(
             halves = [Source(halves[0].spec, joined), halves[2]]
         return Target(name, "labelled", path, train=halves[0], test=halves[1], facts=facts)
 
-    return Layout("labelled", rooted_or(open_set, metric))
-
-
-def rooted_or(open_set: Callable[[str, str], Target], metric: str) -> Callable[[str, str], Target]:
-    """A root with train and test halves (class folders, parquet) is taken as it is, whatever the set's own layout."""
-
-    def open_either(name: str, path: str) -> Target:
-        from understudy.data.targets import has_halves
-
-        if has_halves(path):
-            train, test = open_evaluation(path)
-            return Target(name, "labelled", path, train=train, test=test, facts={"metric": metric})
-        return open_set(name, path)
-
-    return open_either
+    return Layout("labelled", open_set, metric)
 
 
 def divided(source: Source, shots: int | None) -> tuple[Source, Source]:
@@ -212,9 +197,9 @@ LABELLED: dict[str, Layout] = {
     "cars": torchvision(
         "StanfordCars", "stanford_cars/devkit", "https://ai.stanford.edu/~jkrause/cars/car_dataset.html"
     ),
-    "sun397": Layout("labelled", rooted_or(open_sun397, "top1")),
+    "sun397": Layout("labelled", open_sun397, "top1"),
     "voc2007": Layout("labelled", open_voc2007),
-    "cub200": Layout("labelled", rooted_or(open_cub200, "top1")),
+    "cub200": Layout("labelled", open_cub200, "top1"),
     "eurosat": torchvision("EuroSAT", "eurosat/2750", "https://github.com/phelber/EuroSAT", splits=("train",)),
     "svhn": torchvision("SVHN", "train_32x32.mat", "http://ufldl.stanford.edu/housenumbers/"),
 }

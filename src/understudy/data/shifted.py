@@ -1,17 +1,21 @@
 """Published test images whose classes are those of a training set: other photographs, drawings, corruptions.
 
 They are judged with what the main evaluation images teach (`--eval-data`), class by class name: wnids, or for
-ImageNet-v2, whose folders are numbers, the place among the sorted wnids. The facts of the target: "part" (one number an
-image id) and "parts" (their names, "gaussian_noise/3"), where a set falls into parts, and "kind" for what to report.
+ImageNet-v2, whose folders are numbers, the place among the sorted wnids. The facts of the target: "home", where the set
+is had; where it falls into parts, "part" (one number an image id), "parts" (their names, "gaussian_noise/3") and
+"normalise", whether errors are divided by AlexNet's.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from jaxtyping import Int
 
 from understudy.data.arrays import ArrayImages
 from understudy.data.images import JoinedImages
@@ -19,9 +23,67 @@ from understudy.data.sources import Source, open_source
 from understudy.data.target import Layout, Target, below
 from understudy.errors import DataError
 
+IMAGENET = 1000
+WNID = re.compile(r"n\d{8}")
+
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 CIFAR_C_HOME = "https://zenodo.org/records/2535967 (CIFAR-10-C)"
 IMAGENET_C_HOME = "https://zenodo.org/records/2235448 (ImageNet-C)"
+
+
+def imagenet_wnids() -> list[str]:
+    """The wnids of ImageNet's 1,000 classes, in the order of their numbers; timm keeps the list."""
+    from timm.data import ImageNetInfo
+
+    names: list[str] = ImageNetInfo("imagenet-1k").label_names()
+    return names
+
+
+def numbered_as(source: Source, names: Sequence[str], title: str, *, published: bool = False) -> Int[np.ndarray, " M"]:
+    """The labels of test images alone, as class numbers of the main evaluation images.
+
+    Classes are matched by name. Where the main images call their 1,000 classes otherwise (parquet: "tench, Tinca
+    tinca"), wnids count ImageNet's. Folders that are all numbers, as ImageNet-v2's, count ImageNet's classes where the
+    main images' are wnids of it, all or some, and else the main images' own.
+
+    Args:
+        source: M test images.
+        names: of the main evaluation images' classes, by number.
+        title: of the set, for messages.
+        published: the classes are what they are: those that the main images lack are left out, unless fewer than two
+            are left. A user's own folders must all be named like the main images' classes.
+
+    Returns:
+        (M,) class numbers; -1 for an image that is left out.
+
+    Raises:
+        DataError: no labels, or a class is not among the main evaluation images' classes.
+    """
+    labels, own = source.labels, source.class_names
+    if labels is None or own is None:
+        raise DataError(f"{title} has no labels: its images must lie at CLASS/IMAGE.")
+    own = list(own)
+    known = {name: number for number, name in enumerate(names)}
+    used = [own[number] for number in np.unique(labels).tolist()]
+    if not all(name in known for name in used):
+        if all(name.isdecimal() for name in used):
+            own = [name.lstrip("0") or "0" for name in own]
+            wnids = imagenet_wnids() if all(WNID.fullmatch(name) for name in names) else []
+            if set(names) <= set(wnids):  # all of ImageNet's classes, or some
+                known = {str(number): known[wnid] for number, wnid in enumerate(wnids) if wnid in known}
+            else:
+                known, published = {str(number): number for number in range(len(names))}, False
+        elif len(names) == IMAGENET and not any(WNID.fullmatch(name) for name in names):
+            known = {wnid: number for number, wnid in enumerate(imagenet_wnids())}
+    table = np.array([known.get(name, -1) for name in own], dtype=np.int64)
+    found: np.ndarray = table[labels]
+    unknown = [own[number] for number in np.unique(labels[found < 0]).tolist()]
+    if unknown and not (published and len(used) - len(unknown) >= 2):
+        raise DataError(
+            f"{len(unknown)} of {len(used)} classes of {title} are not among the {len(names)} of the main evaluation "
+            f"images, e.g. '{unknown[0]}'; those are {', '.join(names[:5])}, ... Class folders must be named alike."
+        )
+    return found
 
 
 def class_folders(home: str) -> Layout:

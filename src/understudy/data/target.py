@@ -51,10 +51,13 @@ class Layout:
     Args:
         kind: of the target it makes.
         open: (name, folder) -> the target; a missing file is named, with the place the set is officially had.
+        metric: what convention asks for of the set, where a root with train and test halves will do in place of its
+            own layout: class folders, parquet.
     """
 
     kind: str
     open: Callable[[str, str], Target]
+    metric: str | None = None
 
 
 def below(path: str, first: str, *, had: str) -> Path:

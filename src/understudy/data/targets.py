@@ -19,7 +19,7 @@ from understudy.data.masks import open_masks
 from understudy.data.objects import open_objects
 from understudy.data.parquet import split_of
 from understudy.data.shifted import SHIFTED
-from understudy.data.sources import EVALUATION_SPLITS, open_evaluation, open_source
+from understudy.data.sources import EVALUATION_SPLITS, HOLDERS, open_evaluation, open_source
 from understudy.data.target import Layout, Target
 from understudy.data.videos import open_videos
 from understudy.errors import ConfigError, DataError
@@ -84,37 +84,45 @@ def kind_of(text: str) -> str:
     return "labelled" if layout is None else layout.kind
 
 
-def open_target(text: str) -> Target:
+def open_target(text: str, *, listings: str | os.PathLike[str] | None = None) -> Target:
     """Open one set of `--on`.
 
     Args:
         text: `NAME=PATH`; `NAME` alone for a published set below UNDERSTUDY_DATA; or a spec: a labelled root (train and
             val or test), `torchvision:NAME`, or class folders without halves, which are test images of the main
             evaluation's classes.
+        listings: where the indices of tar shards are kept, as for `open_source`.
 
     Raises:
         DataError: a file is missing or the layout is another; the sentence says what was expected and where.
     """
     name, spec = split_target(text)
-    if name in LAYOUTS:
-        return LAYOUTS[name].open(name, spec)
+    layout = LAYOUTS.get(name)
+    if layout is not None:
+        if layout.metric is None or not has_halves(spec):
+            return layout.open(name, spec)
+        train, test = open_evaluation(spec, listings=listings)
+        return Target(name, "labelled", spec, train=train, test=test, facts={"metric": layout.metric})
     if not Path(spec).expanduser().exists() and ":" not in spec and spec != "digits" and "," not in spec:
         raise DataError(f"'{text}' is neither a published set nor a path that exists. {nearest(name, LAYOUTS)}")
     if Path(spec).expanduser().is_dir() and not has_halves(spec):
-        test = open_source(spec)
+        test = open_source(spec, listings=listings)
         if test.labels is None:
             raise DataError(
                 f"{spec} has neither train and test halves nor class folders (CLASS/IMAGE), so it has no labels. Give "
                 f"a labelled root, or the name of its layout as NAME={spec}. {nearest(name, LAYOUTS)}"
             )
         return Target(name, "shift", spec, test=test)
-    train, test = open_evaluation(spec)
+    train, test = open_evaluation(spec, listings=listings)
     return Target(name, "labelled", spec, train=train, test=test)
 
 
 def has_halves(spec: str) -> bool:
-    """Whether a folder is a labelled root: train beside val or test, as folders or as parquet files."""
+    """Whether a folder is a labelled root: train beside val or test, as folders, or as parquet, tar or Arrow files."""
     root = Path(spec).expanduser()
     folders = {name for name in ("train", *EVALUATION_SPLITS) if (root / name).is_dir()}
-    files = {split_of(path.name) for pattern in ("*.parquet", "*/*.parquet") for path in root.glob(pattern)}
-    return any("train" in found and bool(found & set(EVALUATION_SPLITS)) for found in (folders, files))
+    files = [
+        {split_of(path.relative_to(root).as_posix()) for depth in ("", "*/") for path in root.glob(f"{depth}*{ending}")}
+        for ending in HOLDERS
+    ]
+    return any("train" in found and bool(found & set(EVALUATION_SPLITS)) for found in (folders, *files))

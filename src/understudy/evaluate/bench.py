@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from understudy.artifacts import Store, atomic
+from understudy.data.shifted import numbered_as
 from understudy.data.sources import Source
 from understudy.data.target import Target
 from understudy.embed.embedding import Frozen, embed, open_rows, store_key
@@ -71,6 +73,13 @@ class Encoded:
     rows: Mapping[str, np.ndarray]
     skipped: int
 
+    def subset(self, kept: Int[np.ndarray, " n"]) -> Encoded:
+        """Some of the images; subjects that share their rows still do."""
+        parts = {id(rows): rows[kept] for rows in {id(rows): rows for rows in self.rows.values()}.values()}
+        return Encoded(
+            self.source.subset(kept), {name: parts[id(rows)] for name, rows in self.rows.items()}, self.skipped
+        )
+
 
 @dataclass
 class Bench:
@@ -98,6 +107,8 @@ class Bench:
     lands: bool = True
     seconds: dict[str, float] = field(default_factory=dict)
     images: dict[str, dict[str, int]] = field(default_factory=dict)
+    now: str = field(default="", init=False)
+    """What is being done, for progress."""
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -125,13 +136,17 @@ class Bench:
             found["student"] = StudentBackbone(self.student), Path(self.student_root), "float32"
         return found
 
-    def encode(self, source: Source) -> Encoded:
+    def encode(self, source: Source, title: str) -> Encoded:
         """One forward pass of each encoder, none where its features are kept; the head works on the backbone's.
+
+        Args:
+            source: an image set.
+            title: what progress calls it.
 
         Raises:
             UnderstudyError: as `embed` says.
         """
-        images = source
+        self.now, images = title, source
         rows: dict[str, np.ndarray] = {}
         for name, (encoder, root, dtype) in self.roots.items():
             with self.stage(name):
@@ -172,11 +187,15 @@ class Bench:
         return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
 
     def note(self, what: str) -> Progress | None:
-        """`progress` with a word before its note."""
+        """`progress` with the encoder and what is being done before its note."""
         if self.progress is None:
             return None
         report = self.progress
-        return lambda done, total, note: report(done, total, f"{what}: {note}" if note else what)
+
+        def told(done: int, total: int, note: str) -> None:
+            report(done, total, ": ".join(part for part in (f"{what}, {self.now}", note) if part))
+
+        return told
 
     def subjects(
         self, target: Target | None, encoded: Mapping[str, Encoded], base: Mapping[str, Subject] | None = None
@@ -199,6 +218,12 @@ class Bench:
                 f"{target.name} has test images only: what is known of its classes is learned from the main "
                 "evaluation images, and there are none. Give --eval-data."
             )
+        numbers: np.ndarray | None = None
+        if lone and base and target is not None and test is not None:
+            names = next(iter(base.values())).class_names
+            numbers = numbered_as(test.source, names, target.name, published="home" in target.facts)
+            if (numbers < 0).any():
+                test, numbers = test.subset(np.flatnonzero(numbers >= 0)), numbers[numbers >= 0]
         encoders: dict[str, Encoder] = {}
         if self.teacher is not None:
             encoders["teacher"] = self.teacher
@@ -211,10 +236,14 @@ class Bench:
             main = base[name] if lone and base else None
             facts: dict[str, Any] = {}
             if main is not None:
-                assert test is not None
-                names, source = main.class_names, main.train_source
-                facts = {"train": main.train, "train_labels": main.train_labels, "train_source": source, "base": main}
-                facts |= {"class_names": names, "test_labels": numbered_as(test.source, names, target)}
+                facts = {
+                    "train": main.train,
+                    "train_labels": main.train_labels,
+                    "train_source": main.train_source,
+                    "class_names": main.class_names,
+                    "test_labels": numbers,
+                    "base": main,
+                }
             elif train is not None:
                 facts = {
                     "train": train.rows[name],
@@ -270,6 +299,7 @@ class Bench:
             elif name == "student_embed" and subject.test is subjects["student"].test:
                 results[name] = results["student"]  # no head: the same rows, the same figures
             else:
+                self.now = job
                 with self.stage(job):
                     try:
                         results[name] = EVALUATIONS[protocol](subject, self.settings)
@@ -292,7 +322,7 @@ class Bench:
         """
         lines = []
         for name, (encoder, root, dtype) in self.roots.items():
-            each, total, parts = self._seconds_an_image(encoder), 0.0, []
+            each, total, parts, later = self._seconds_an_image(encoder), 0, [], []
             for target, sets in sources.items():
                 fresh = [one for one in sets if not Store.at(root, store_key(encoder, one, dtype)).complete]
                 images = sum(len(one) for one in fresh)
@@ -300,19 +330,24 @@ class Bench:
                 train, test = (counts[0], counts[-1]) if counts else (0, 0)
                 title = target or "main images"
                 if images:
-                    parts.append(f"{title} {images:,} x 1")
+                    parts.append(f"{title} {images:,}")
                 if not sets:
-                    parts += [f"{one} on {title}, time not foretold" for one in protocols.get(target, ()) if target]
+                    later += [f"{one} on {title}" for one in protocols.get(target, ()) if target]
                     continue
                 # Of test images alone, what protocols ask for is the shared features.
                 for protocol in protocols.get(target, ()) if len(sets) > 1 or not target else ():
                     passes = TAKES[protocol].passes(self.settings, train, test)
                     if passes:
-                        parts.append(f"{protocol} on {title} {train + test:,} x {passes / max(train + test, 1):.1f}")
+                        parts.append(f"{protocol} on {title} {passes:,.0f}")
                     images += int(passes)
-                total += images * each
-            told = ", ".join(parts) or "no image passes, all features are kept"
-            lines.append(f"{name}: {told}; {1000 * each:.1f} ms an image on blank ones, about {_duration(total)}")
+                total += images
+            line = f"{name}: no image passes, all features are kept"
+            if parts:
+                line = (
+                    f"{name}: {total:,} image passes ({', '.join(parts)}) at {1000 * each:.1f} ms, measured on blank "
+                    f"images: about {_duration(total * each)} beside reading them"
+                )
+            lines.append(line + (f"; and of unknown length: {', '.join(later)}" if later else ""))
         return lines
 
     @torch.no_grad()
@@ -327,35 +362,6 @@ class Bench:
             module(images).float().cpu()
             seconds.append(time.perf_counter() - start)
         return min(seconds) / len(images)
-
-
-def numbered_as(source: Source, names: tuple[str, ...], target: Target | None) -> np.ndarray:
-    """The labels of test images alone, as class numbers of the main evaluation images.
-
-    Folders are matched by name (wnids, say); folders that are all numbers, as ImageNet-v2's, count the sorted classes.
-
-    Raises:
-        DataError: a class is not among the main evaluation images' classes.
-    """
-    labels, own = source.labels, source.class_names
-    title = target.name if target is not None else source.spec
-    if labels is None or own is None:
-        raise DataError(f"{title} has no labels: its images must lie at CLASS/IMAGE.")
-    known = {name: number for number, name in enumerate(names)}
-    used = [own[number] for number in np.unique(labels).tolist()]
-    unknown = [name for name in used if name not in known]
-    if unknown and all(name.isdecimal() for name in used):
-        known = {str(number): number for number in range(len(names))}
-        unknown = [name for name in used if str(int(name)) not in known]
-        own = [str(int(name)) for name in own]
-    if unknown:
-        raise DataError(
-            f"{len(unknown)} of {len(used)} classes of {title} are not among the {len(names)} of the main evaluation "
-            f"images, e.g. '{unknown[0]}'; those are {', '.join(names[:5])}, ... Class folders must be named alike."
-        )
-    table = np.array([known.get(name, -1) for name in own], dtype=np.int64)
-    found: np.ndarray = table[labels]
-    return found
 
 
 def _duration(seconds: float) -> str:

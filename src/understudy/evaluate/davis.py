@@ -81,7 +81,7 @@ def davis(subject: Subject, settings: EvaluationSettings) -> Figures:
             j, f = np.array(pairs).T
             scores.append((float(j.mean()), float(f.mean()), float((j > 0.5).mean()), float((f > 0.5).mean())))
         if subject.progress:
-            subject.progress(done + 1, len(videos.names), f"davis: {name}")
+            subject.progress(done + 1, len(videos.names), name)
     j_mean, f_mean, j_recall, f_recall = (100.0 * np.mean(scores, axis=0)).tolist()
     return {
         "j_and_f": (j_mean + f_mean) / 2,

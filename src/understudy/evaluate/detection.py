@@ -272,7 +272,7 @@ def _train(
                     f"for batches of {batch}. Lower --detection.lr, now {settings.lr:g}."
                 )
             if subject.progress:
-                subject.progress(step + 1, steps, f"detection: loss {mean:.3f}")
+                subject.progress(step + 1, steps, f"loss {mean:.3f}")
         if time.monotonic() - saved >= CHECKPOINT_SECONDS or step + 1 == steps:
             save(step + 1)
             saved = time.monotonic()
@@ -333,7 +333,7 @@ def _detect(detector: nn.Module, objects: Objects, masks: bool, subject: Subject
                 one["segmentation"] = tools.encode(np.asfortranarray(inside))
             found.append(one)
         if subject.progress and ((row + 1) % 50 == 0 or row + 1 == len(objects)):
-            subject.progress(row + 1, len(objects), "detection: testing")
+            subject.progress(row + 1, len(objects), "testing")
     return found
 
 

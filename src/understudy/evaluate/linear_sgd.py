@@ -106,7 +106,7 @@ def linear_sgd(subject: Subject, settings: EvaluationSettings) -> Figures:
                 if last[0] > best[0]:
                     best, best_epoch = last, epoch
                 if subject.progress:
-                    subject.progress(epoch, epochs, f"linear_sgd: epoch {epoch}, loss {mean:.3f}, top-1 {last[0]:.1f}")
+                    subject.progress(epoch, epochs, f"epoch {epoch}, loss {mean:.3f}, top-1 {last[0]:.1f}")
 
     figures: Figures = {"top1": best[0], "best_epoch": best_epoch, "top1_last": last[0]}
     if data.classes > 5:

@@ -24,6 +24,7 @@ from torch import Tensor
 from understudy.data.corruptions import CORRUPTIONS, CorruptedImages, frost_photographs
 from understudy.data.images import JoinedImages
 from understudy.data.sources import Source
+from understudy.data.target import Target
 from understudy.embed.embedding import extract
 from understudy.errors import ConfigError, DataError
 from understudy.evaluate.knn import TEMPERATURE
@@ -55,7 +56,8 @@ def robustness(subject: Subject, settings: EvaluationSettings) -> Figures:
     Returns:
         Accuracies in per cent. Shifted: "top1", "knn". Corrupted: one figure per corruption, the mean over its
         severities; "mean_error"; "severity_1" ... over all corruptions; "mce" for ImageNet-C; generated ones also
-        "clean", on the same images. "images" counts them; "note" names what is missing.
+        "clean", on the same images. "images" counts them, and "classes" where only some are in the set; "note" names
+        what is missing.
 
     Raises:
         DataError: no labels, one class, features that are not finite, or no pixels.
@@ -71,9 +73,7 @@ def robustness(subject: Subject, settings: EvaluationSettings) -> Figures:
     hits = _hits(classifier, known, data.test, data.test_labels, present)
     if part is None:
         figures: Figures = {"top1": 100.0 * float(hits.mean()), "knn": _vote(subject, settings, present)}
-        if int(present.sum()) < len(known):
-            figures["classes"] = int(present.sum())
-        return figures
+        return figures | _classes(subject.target, present, known) | {"images": len(hits)}
     number = np.asarray(part)[subject.test_source.ids]
     accuracy: dict[tuple[str, int], float] = {}
     for place, title in enumerate(subject.target.facts["parts"]):
@@ -81,7 +81,20 @@ def robustness(subject: Subject, settings: EvaluationSettings) -> Figures:
         if here.any():
             corruption, _, severity = title.rpartition("/")
             accuracy[corruption, int(severity)] = 100.0 * float(hits[here].mean())
-    return {**summary(accuracy, normalise=bool(subject.target.facts.get("normalise"))), "images": len(hits)}
+    figures = summary(accuracy, normalise=bool(subject.target.facts.get("normalise")))
+    some = _classes(subject.target, present, known)
+    if "note" in some and "note" in figures:
+        some["note"] = f"{figures['note']} {some['note']}"
+    return figures | some | {"images": len(hits)}
+
+
+def _classes(target: Target, present: Bool[np.ndarray, " C"], known: Int[np.ndarray, " Ck"]) -> Figures:
+    """How many classes were judged, where it is not all that the main images teach or all of the set's."""
+    count, own = int(present.sum()), target.test
+    figures: Figures = {"classes": count} if count < len(known) else {}
+    if own is not None and own.labels is not None and (had := len(np.unique(own.labels))) > count:
+        figures["note"] = f"Judged on {count} of its {had} classes: the main evaluation images lack the others."
+    return figures
 
 
 def summary(accuracy: dict[tuple[str, int], float], *, normalise: bool) -> Figures:
@@ -89,7 +102,8 @@ def summary(accuracy: dict[tuple[str, int], float], *, normalise: bool) -> Figur
 
     Args:
         accuracy: `{(corruption, severity): per cent}`; all severities of a corruption weigh the same.
-        normalise: give "mce" too, over the corruptions that AlexNet's errors are known of.
+        normalise: give "mce" too, over the corruptions that AlexNet's errors are known of, which are means over five
+            severities: over corruptions of which all five are there.
     """
     mean: Figures = {}
     for corruption in dict.fromkeys(name for name, _ in accuracy):
@@ -98,16 +112,23 @@ def summary(accuracy: dict[tuple[str, int], float], *, normalise: bool) -> Figur
     counted = [float(mean[name]) for name in mean if name in CORRUPTIONS]
     figures: Figures = dict(mean)
     missing = [name for name in CORRUPTIONS if name not in mean]
+    notes: list[str] = []
     if counted:
         figures["mean_error"] = 100.0 - float(np.mean(counted))
         for severity in sorted({severity for _, severity in accuracy}):
             own = [value for (name, which), value in accuracy.items() if which == severity and name in CORRUPTIONS]
             figures[f"severity_{severity}"] = float(np.mean(own))
         if normalise:
-            errors = [(100.0 - float(mean[name])) / ALEXNET_ERROR[name] for name in mean if name in ALEXNET_ERROR]
-            figures["mce"] = float(np.mean(errors))
+            whole = [name for name in mean if name in ALEXNET_ERROR and all((name, s) in accuracy for s in range(1, 6))]
+            errors = [(100.0 - float(mean[name])) / ALEXNET_ERROR[name] for name in whole]
+            if errors:
+                figures["mce"] = float(np.mean(errors))
+            if len(whole) < len(counted):
+                notes.append(f"The mCE is over {len(whole)} corruptions: of the others some severities are missing.")
     if missing:
-        figures["note"] = f"Means are over {len(counted)} of 15 corruptions; missing: {', '.join(missing)}."
+        notes.insert(0, f"Means are over {len(counted)} of 15 corruptions; missing: {', '.join(missing)}.")
+    if notes:
+        figures["note"] = " ".join(notes)
     return figures
 
 

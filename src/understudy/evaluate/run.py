@@ -86,10 +86,11 @@ def evaluate_run(
         raise StoreError(f"{run.path} holds no finished student. Run `understudy train` on it again: it resumes.")
     facts = run.student
     origin = facts.get("teacher")
-    images = _images(settings, held_out, facts)
+    listings = Path(store_root) / "listings"
+    images = _images(settings, held_out, facts, listings)
     known = origin["fingerprint"] if origin else control.fingerprint if control else None
     record = Record(run.evaluation_path, (facts["weights"], known), settings)
-    agenda = Agenda.of(settings, images, record)
+    agenda = Agenda.of(settings, images, record, listings)
     sampled = record.about.get("sample_of") == record.sample_key(agenda)
     sampled = sampled and (run.sample_path.is_file() or bool(record.about["sample"]))
     if record.whole and sampled and not agenda.missing:
@@ -177,11 +178,12 @@ def evaluate_teacher(
         DataError: the evaluation images cannot be opened.
     """
     teacher = teacher.to(device)
-    images = None if settings.eval_data is None and held_out is None else _images(settings, held_out, {})
+    listings = Path(store_root) / "listings"
+    images = None if settings.eval_data is None and held_out is None else _images(settings, held_out, {}, listings)
     root = Path(store_root).parent if Store(store_root).complete else Path(store_root)
     key = fingerprint(FORMAT, teacher.fingerprint, None if images is None else images.test.fingerprint)
     record = Record(root / "evaluations" / f"{key}.json", (teacher.fingerprint, None), settings)
-    agenda = Agenda.of(settings, images, record)
+    agenda = Agenda.of(settings, images, record, listings)
     bench = Bench(settings, teacher, None, device, store_root, workers=workers, progress=progress)
     if record.whole and not agenda.missing:
         return record.whole
@@ -199,15 +201,16 @@ class Main:
     caveats: tuple[str, ...] = ()
 
 
-def _images(settings: EvaluationSettings, held_out: Source | None, facts: Mapping[str, Any]) -> Main:
+def _images(settings: EvaluationSettings, held_out: Source | None, facts: Mapping[str, Any], listings: Path) -> Main:
     if settings.eval_data is not None:
-        train, test = (limited(half, settings.limit) for half in open_evaluation(settings.eval_data))
+        halves = open_evaluation(settings.eval_data, listings=listings)
+        train, test = (limited(half, settings.limit) for half in halves)
         return Main(train, test, settings.eval_data)
     unlabelled = "No evaluation images were given, so nothing was measured with labels."
     if held_out is not None:
         caveat = f"{unlabelled} Fidelity was measured on {len(held_out)} images held out of training."
         return Main(None, held_out, held_out.spec, (caveat,))
-    source = open_source(facts["data"]["spec"], limit=UNLABELLED)
+    source = open_source(facts["data"]["spec"], limit=UNLABELLED, listings=listings)
     caveat = f"{unlabelled} Fidelity was measured on {len(source)} of the training images: it flatters the student."
     return Main(None, source, source.spec, (caveat,))
 
@@ -267,7 +270,7 @@ class Agenda:
     before: Mapping[str, Any]
 
     @classmethod
-    def of(cls, settings: EvaluationSettings, main: Main | None, record: Record) -> Agenda:
+    def of(cls, settings: EvaluationSettings, main: Main | None, record: Record, listings: Path) -> Agenda:
         """Open the sets and match them with the protocols.
 
         Raises:
@@ -282,7 +285,7 @@ class Agenda:
                 raise ConfigError(f"Two sets of --on are called '{name}'. Give one another name: NAME=PATH.")
             kinds[name] = kind_of(text)
             try:
-                targets[name] = _at_most(open_target(text), settings.limit)
+                targets[name] = _at_most(open_target(text, listings=listings), settings.limit)
                 kinds[name] = targets[name].kind
             except UnderstudyError as error:
                 faults[name] = str(error)
@@ -465,7 +468,10 @@ def _work(
         subjects: dict[str, Subject] = {}
         if len(faults) < len(wanted[name]) or not name:
             try:
-                encoded = {role: bench.encode(source) for role, source in sources(name).items()}
+                encoded = {
+                    role: bench.encode(source, f"{name or 'main'} {role} images")
+                    for role, source in sources(name).items()
+                }
                 main = None if agenda.main is None else Target("", "main", agenda.main.spec)
                 subjects = bench.subjects(agenda.targets[name] if name else main, encoded, base)
             except UnderstudyError as error:

@@ -100,7 +100,7 @@ def segmentation(subject: Subject, settings: EvaluationSettings) -> Figures:
                     f"--segmentation.lr, now {schedule.lr:g}; or the encoder's features are not finite."
                 )
             if progress:
-                progress(step + 1, steps, f"segmentation: loss {mean:.3f}")
+                progress(step + 1, steps, f"loss {mean:.3f}")
 
     head.eval()
     confusion = np.zeros((test.count, test.count), dtype=np.int64)
@@ -109,7 +109,7 @@ def segmentation(subject: Subject, settings: EvaluationSettings) -> Figures:
         predicted = _predict(body, head, image, contract, side, device)
         confusion += confusion_matrix(truth, predicted, test.count)
         if progress and ((i + 1) % 50 == 0 or i + 1 == len(test)):
-            progress(i + 1, len(test), "segmentation: testing")
+            progress(i + 1, len(test), "testing")
     if not confusion.any():
         raise DataError(f"{test.name}: every pixel of {len(test)} masks is to be ignored; nothing can be scored.")
     return {**mean_iou(confusion), "images": len(test), "iterations": steps}

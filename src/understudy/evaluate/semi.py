@@ -57,7 +57,13 @@ def semi(subject: Subject, settings: EvaluationSettings) -> Figures:
                 notes += [str(found.pop("note"))] if "note" in found else []
                 runs[-1] |= found
             if subject.progress:
-                subject.progress(number + 1, settings.semi.draws, f"semi: {share}, {size} images")
+                subject.progress(
+                    number + 1,
+                    settings.semi.draws,
+                    f"{share} of the labels, {size} images"
+                    if "%" in share
+                    else f"{share} labels a class, {size} images",
+                )
         for name in runs[0]:
             values = [float(run[name]) for run in runs]
             figures[f"{name} {share}"] = float(np.mean(values))

@@ -41,10 +41,10 @@ class StageProgress:
 
     def __init__(self, title: str, quiet: bool = False) -> None:
         self.title, self.quiet = title, quiet
-        self.started = self.last_line = time.monotonic()
+        self.started = self.begun = self.last_line = time.monotonic()
         self.bar: Progress | None = None
         self.task: TaskID | None = None
-        self.done = 0
+        self.done = self.first = 0
 
     def __enter__(self) -> StageProgress:
         if not self.quiet and sys.stderr.isatty():
@@ -63,13 +63,16 @@ class StageProgress:
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
         """Show that `done` of `total` are done."""
+        if done < self.done:  # the next part of the stage
+            self.begun, self.first = time.monotonic(), done
         self.done = done
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=done, total=max(total, 1), note=note)
         elif not self.quiet and time.monotonic() - self.last_line >= 10:
             self.last_line = time.monotonic()
-            rate = done / max(1e-9, self.last_line - self.started)
-            say(f"{self.title}: {done:,} of {total:,}, {rate:,.0f}/s {note}".rstrip())
+            spent = self.last_line - self.begun
+            rate = f", {(done - self.first) / spent:,.0f}/s" if spent >= 1 and "/s" not in note else ""
+            say(f"{self.title}: {done:,} of {total:,}{rate}{note and f', {note}'}")
 
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
