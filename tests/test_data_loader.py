@@ -7,14 +7,16 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from understudy.data import loader as loader_module
 from understudy.data.batches import NeighbourBatches
-from understudy.data.loader import ImageBatch, ImageLoader, Loader, choose_workers
+from understudy.data.loader import ImageBatch, ImageLoader, Loader, advice, choose_workers, enough_workers
 from understudy.data.pixels import PixelMap, decoded
 from understudy.data.sources import Source, open_source
 from understudy.data.views import RECIPES, centre, draw, geometry
@@ -236,6 +238,55 @@ def test_workers_are_chosen_by_source_and_cores(folder: Source, monkeypatch: pyt
     assert choose_workers(folder, world=4) == 3
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
     assert choose_workers(folder) == 0
+
+
+def test_as_many_workers_as_keep_a_step_fed():
+    assert enough_workers(0.001, 0.1, 7) == 0
+    assert enough_workers(0.01, 0.1, 7) == 1
+    assert enough_workers(0.1, 0.1, 7) == 2
+    assert enough_workers(0.4, 0.1, 7) == 5
+    assert enough_workers(9.0, 0.1, 7) == 7
+
+
+@pytest.mark.parametrize("slow", ["step", "read"])
+def test_workers_are_measured_and_change_no_batch(folder: Source, monkeypatch: pytest.MonkeyPatch, slow: str):
+    wanted = list(loader_of(folder))
+    clock, cost = [0.0], {"read": 0.5, "step": 2.0} if slow == "read" else {"read": 0.01, "step": 2.0}
+    monkeypatch.setattr(loader_module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(loader_module, "choose_workers", lambda *_: 3)
+    parent, read = os.getpid(), loader_module._ViewReader.__getitem__
+
+    def reading(self, job):
+        if os.getpid() == parent:
+            clock[0] += cost["read"]
+        return read(self, job)
+
+    monkeypatch.setattr(loader_module._ViewReader, "__getitem__", reading)
+    told: list[str] = []
+    loader = loader_of(folder, workers=None, tell=told.append)
+    found, children = [], []
+    for batch in loader:
+        found.append(batch)
+        children.append(len(multiprocessing.active_children()))
+        clock[0] += cost["step"]
+    assert all_equal(iter(found), iter(wanted)) and len(found) > loader_module.TRIAL + 1
+    number = 1 if slow == "read" else 0
+    assert (
+        told == [f"Reading a batch takes {cost['read']:g} s of a core, a step 2 s: {number} of at most 3 workers."]
+        and loader.workers == number
+    )
+    assert children[: loader_module.TRIAL] == [0] * loader_module.TRIAL and children[loader_module.TRIAL] == number
+
+
+def test_who_waits_for_images_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert advice(0.1, 0, 224) is None
+    assert advice(0.25, 2, 224) == (
+        "25% of the time went into waiting for images, with 2 reading processes. Give it more: --workers 7."
+    )
+    assert "shorter side about 256 px" in str(advice(0.25, 7, 224))
+    assert "--workers 3." in str(advice(0.25, 2, 224, world=2)) and "no cores for more" in str(advice(0.25, 3, 224, 2))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -184,6 +184,7 @@ def test_the_files_of_a_run_say_what_was_done(workplace, undisturbed):
     assert kinds[0] == "start" and kinds[-1] == "end" and kinds.count("signal") == 2
     row = next(row for row in run.metrics() if row["kind"] == "step")
     assert set(row["terms"]) == {"feature", "space"} and row["images_per_s"] > 0
+    assert 0 < run.metrics()[-1]["data_wait"] < 1 and run.metrics()[-1]["workers"] == 0
     last = [row for row in run.metrics() if row["kind"] == "signal"][-1]
     assert {"row_cosine", "column_cosine", "overlap@10", "knn", "knn_relative", "spread"} <= set(last)
     assert run.student["method"]["name"] == "coss" and run.student["teacher"]["width"] == 24

@@ -5,12 +5,16 @@ They are read by worker processes or in this one: always the same batches.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import math
 import os
 import signal
+import statistics
+import time
 import warnings
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +36,9 @@ Skipped = list[tuple[str, str]]
 
 PREFETCH = 4
 """Batches that each worker prepares ahead."""
+
+TRIAL = 4
+"""Batches that are read in this process first, to see how long reading takes beside a step; the first one warms up."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +83,13 @@ class Loader:
         views_per_image: V, views of each image in a batch.
         pool: how many different views an image has, seen in turn; 0 for no end.
         interpolation: of the resizing; "nearest", "bilinear", "bicubic" or "lanczos".
-        workers: processes that read, 0 for none; None chooses (`choose_workers`).
+        workers: processes that read, 0 for none; None measures (`enough_workers`).
         rank: this process' place among all, which take equal shares of whole bags.
         world: number of processes.
         start_step: first step, for resuming.
         steps: step before which to end; that of `batches` unless given.
         pin: copy pixels to page-locked memory, for training on a GPU.
+        tell: called with a sentence once the number of workers is measured.
 
     Raises:
         ConfigError: the bags of a batch cannot be shared equally, or the pool has fewer views than a batch.
@@ -104,6 +112,7 @@ class Loader:
         start_step: int = 0,
         steps: int | None = None,
         pin: bool = False,
+        tell: Callable[[str], object] | None = None,
     ) -> None:
         if batches.bags % world:
             bag = batches.k + 1
@@ -118,14 +127,39 @@ class Loader:
             )
         self.batches, self.start_step, self.steps, self.pin = batches, start_step, steps, pin
         self.workers = choose_workers(source, world) if workers is None else workers
+        self._measures, self._tell = workers is None and self.workers > 0, tell
         share = slice(rank * batches.batch_size // world, (rank + 1) * batches.batch_size // world)
         self._reader = _ViewReader(source, share, size, recipe, seed, views_per_image, pool, interpolation)
         self._stream: Generator[ImageBatch] | None = None
 
     def __iter__(self) -> Iterator[ImageBatch]:
         jobs = self.batches.iterate(self.start_step, self.steps)
-        self._stream = _stream(self._reader, jobs, self.workers, self.pin)
+        self._stream = self._read(jobs)
         return self._stream
+
+    def _read(self, jobs: Iterator[Batch]) -> Generator[ImageBatch]:
+        """All jobs; how many workers take part is measured on the first of them, and changes no batch."""
+        if self._measures:
+            seconds: list[tuple[float, float]] = []
+            for job in itertools.islice(jobs, TRIAL):
+                begun = time.perf_counter()
+                result = self._reader[job]
+                read = time.perf_counter()
+                yield result.pin_memory() if self.pin else result
+                if self.pin:
+                    torch.cuda.synchronize()
+                seconds.append((read - begun, time.perf_counter() - read))
+            if len(seconds) == TRIAL:
+                self._measures = False
+                read, step = (statistics.median(column) for column in zip(*seconds[1:], strict=True))
+                most, self.workers = self.workers, enough_workers(read, step, self.workers)
+                if self._tell is not None:
+                    self._tell(
+                        f"Reading a batch takes {read:.3g} s of a core, a step {step:.3g} s: {self.workers} of at most "
+                        f"{most} workers."
+                    )
+        with contextlib.closing(_stream(self._reader, jobs, self.workers, self.pin)) as rest:
+            yield from rest
 
     def close(self) -> None:
         """End the worker processes of the last iteration."""
@@ -173,8 +207,40 @@ class ImageLoader:
         return _stream(self._reader, self._jobs, self.workers, pin=False)
 
 
+def enough_workers(read: float, step: float, most: int) -> int:
+    """So many that a batch is there when a step ends, with a quarter to spare; none where reading is next to nothing.
+
+    Args:
+        read: seconds of one core to read a batch.
+        step: seconds of a training step without reading.
+        most: workers that there are cores for.
+    """
+    return 0 if read < 0.02 * step else min(most, math.ceil(1.25 * read / max(step, 1e-9)))
+
+
+def advice(waited: float, workers: int, size: int, world: int = 1) -> str | None:
+    """What to do about a training that waits for images; None where it does not.
+
+    Args:
+        waited: share of the time that went into waiting.
+        workers: processes that read.
+        size: side of the views in pixels.
+        world: as for `choose_workers`.
+    """
+    if waited <= 0.1:
+        return None
+    readers = f"{workers} reading process{'' if workers == 1 else 'es'}"
+    said = f"{waited:.0%} of the time went into waiting for images, with {readers}. "
+    if (spare := _share_of_cores(world) - 1) > workers:
+        return f"{said}Give it more: --workers {min(16, spare)}."
+    return (
+        f"{said}There are no cores for more. Keep the images no larger than the views need (shorter side about "
+        f"{round(size * 8 / 7)} px), on a local disk; --views.recipe crop costs least."
+    )
+
+
 def choose_workers(source: Source, world: int = 1) -> int:
-    """How many worker processes pay off.
+    """How many worker processes there is room for.
 
     None for small decoded images, which cost less to read than to send between processes; else one for each core but
     one, at most 16, where the training processes of a machine share its cores.
@@ -186,9 +252,13 @@ def choose_workers(source: Source, world: int = 1) -> int:
     pixels = source.images.pixels if isinstance(source.images, ArrayImages) else None
     if pixels is not None and max(pixels.shape[1:3]) <= SMALL:
         return 0
+    return max(0, min(16, _share_of_cores(world) - 1))
+
+
+def _share_of_cores(world: int) -> int:
+    """Cores of this machine for each of its training processes."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    return max(0, min(16, cores // local - 1))
+    return cores // int(os.environ.get("LOCAL_WORLD_SIZE", world))
 
 
 @dataclass

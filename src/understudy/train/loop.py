@@ -23,7 +23,7 @@ from understudy.artifacts import Run, Store, write_text
 from understudy.config import as_table, flatten, read_toml, write_toml
 from understudy.data.batches import NeighbourBatches
 from understudy.data.hiding import hidden_patches, spread_evenly
-from understudy.data.loader import ImageBatch, Loader
+from understudy.data.loader import ImageBatch, Loader, advice
 from understudy.data.mixture import cutmix
 from understudy.data.sources import Source
 from understudy.data.views import photometry, recipe_for
@@ -173,6 +173,7 @@ def train(
         source, batches, size=view_size, recipe=recipe, seed=view_seed, views_per_image=loss.views,
         pool=settings.views.different, workers=settings.workers, rank=processes.rank, world=processes.world,
         start_step=first, steps=steps, pin=device.type == "cuda",
+        tell=say if processes.main and not quiet else None,
     )  # fmt: skip
     title = f"{settings.method['name']}: {settings.teacher or 'no teacher'} -> {settings.student}"
     if processes.main and not quiet:
@@ -364,8 +365,10 @@ def train(
         found = facts(settings, source, listing, teacher, student, loss, steps, batches, seconds, skipped)
         save_student(student, run, found)
         if log:
-            log.write("end", step, seconds=seconds, **costs)
+            log.write("end", step, seconds=seconds, data_wait=meter.waited, workers=loader.workers, **costs)
             log.close()
+        if not quiet and (hint := advice(meter.waited, loader.workers, view_size, processes.world)):
+            say(hint)
         if skipped and not quiet:
             say(f"{len(skipped)} images could not be read and were skipped; they are listed in {run.student_path}.")
         signals = log.signal_row if log else {}
@@ -573,12 +576,19 @@ class Meter:
         self.teacher_events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self.wait_s = self.teacher_s = self.pause_s = 0.0
         self.since = time.monotonic()
+        self._past = np.zeros(2)  # seconds in all, and of waiting, up to the last row
         self.first_step: int | None = None
 
     @property
     def pending(self) -> int:
         """Steps whose losses were not read back yet."""
         return len(self.held)
+
+    @property
+    def waited(self) -> float:
+        """Share of the time since the start, or since it was resumed, that went into waiting for data."""
+        wall, waited = self._past
+        return float(waited / max(wall, 1e-9))
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -657,6 +667,7 @@ class Meter:
             "teacher_share": min(1.0, self.teacher_s / wall),
             "eta_s": (self.steps - step) * self.batch_size / max(rate, 1e-9),
         }
+        self._past += wall, self.wait_s
         self.losses, self.teacher_events = [], []
         self.wait_s = self.teacher_s = self.pause_s = 0.0
         self.since = time.monotonic()

@@ -118,7 +118,7 @@ class TrainSettings:
     )
     head_hidden: int = setting(2048, "Width of the hidden layer of an mlp head; 0 is the backbone's own.", minimum=0)
     workers: int | None = setting(
-        None, "Processes that read images; measured from the source and the cores unless given.", minimum=0
+        None, "Processes that read images; measured in the first steps unless given.", minimum=0
     )
     checkpoint_minutes: float = setting(10.0, "Minutes between checkpoints.", minimum=0)
     probes: int = setting(
