@@ -11,6 +11,7 @@ import pytest
 
 from test_report_comparison import METHODS, make_comparison
 from test_report_page import NASTY, make_run
+from test_report_protocols import measure
 from understudy.report.comparison_page import page as comparison_page
 from understudy.report.page import write_report
 
@@ -43,8 +44,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = [NASTY, "a class whose name is so long that it has to go over several lines", *map(str, range(8))]
     long = "control-with-a-name-of-very-many-letters-and-no-space-at-all-in-it"
     runs = [
-        make_run(folder / "coss", class_names=names),
-        make_run(folder / long, method={"name": "coss", "weight": 0.0}, knn=93.0),
+        measure(make_run(folder / "coss", class_names=names), 0.9),
+        measure(make_run(folder / long, method={"name": "coss", "weight": 0.0}), 0.5),
         make_run(folder / "moco", method={"name": "moco"}, teacher=False, knn=60.0),
     ]
     return write_report(runs, folder / "report.html")
@@ -110,10 +111,13 @@ def sound(browser: Any, page: Path, width: int, scheme: str) -> None:
     """Visit a page and hold that nothing in it failed, was fetched, is empty, cut off or too wide."""
     visit(browser, page, width, scheme)
     assert browser.get_log("browser") == []
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     fetched = browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
     assert [name for name in fetched if not name.startswith("data:")] == []
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
 
+    # A closed part has no size; its charts are drawn when it is opened.
+    browser.execute_script("document.querySelectorAll('details').forEach(part => { part.open = true; })")
+    until(browser, "return [...document.querySelectorAll('.plot')].every(plot => plot.querySelector('.main-svg'))")
     empty = browser.execute_script(
         "return [...document.querySelectorAll('.plot')].filter(plot => {"
         "  const marks = plot.querySelectorAll('.scatterlayer path, .barlayer path, .heatmaplayer image');"
@@ -122,6 +126,7 @@ def sound(browser: Any, page: Path, width: int, scheme: str) -> None:
         "}).map(plot => plot.getAttribute('aria-label'))"
     )
     assert empty == []
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     unseen = browser.execute_script("return [...document.images].filter(image => !image.naturalWidth).length")
     assert unseen == 0
     cut = browser.execute_script(
@@ -194,3 +199,29 @@ def test_maps_answer_the_pointer_and_the_keyboard(browser: Any, page: Path) -> N
     assert button.get_attribute("aria-pressed") == "false"
     button.send_keys(Keys.SPACE)
     until(browser, f"return document.querySelectorAll('.map .point').length == {before}")
+
+
+def test_another_map_is_one_button_away(browser: Any, page: Path) -> None:
+    from selenium.webdriver import Keys
+    from selenium.webdriver.common.by import By
+
+    visit(browser, page, 1280, "light")
+    places = "return [...document.querySelectorAll('.map')].map(map => map._fullData.flatMap(trace => [...trace.x]))"
+    first = browser.execute_script(places)
+    other, back = (browser.find_element(By.CSS_SELECTOR, f"button[data-layout='{n}']") for n in ("PaCMAP", "t-SNE"))
+    other.send_keys(Keys.ENTER)
+    until(browser, "return document.querySelector(\"button[data-layout='PaCMAP']\").ariaPressed == 'true'")
+    assert back.get_attribute("aria-pressed") == "false"
+    second = browser.execute_script(places)
+    assert [len(points) for points in second] == [len(points) for points in first] == [120, 120]
+    assert all(one != two for one, two in zip(first, second, strict=True))
+    # Every point is inside the frame, though the new map is of another size.
+    inside = browser.execute_script(
+        "return [...document.querySelectorAll('.map')].every(map => map._fullData.every(trace => trace.x.every(x =>"
+        "  x >= Math.min(...map._fullLayout.xaxis.range) && x <= Math.max(...map._fullLayout.xaxis.range))))"
+    )
+    assert inside
+    back.send_keys(Keys.ENTER)
+    until(browser, "return document.querySelector(\"button[data-layout='t-SNE']\").ariaPressed == 'true'")
+    again = browser.execute_script(places)
+    assert all(one == pytest.approx(two, abs=0.006) for one, two in zip(first, again, strict=True))

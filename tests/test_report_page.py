@@ -263,6 +263,13 @@ def charts(page: Page) -> list[dict[str, Any]]:
     return [value for value in page.json if isinstance(value, dict)]
 
 
+def drawn(page: Page, start: str) -> dict[str, Any]:
+    """The one chart whose description begins so."""
+    labels = [found["aria-label"] or "" for found in page.all("div") if "plot" in (found.get("class") or "")]
+    (found,) = [figure for figure, label in zip(charts(page), labels, strict=True) if label.startswith(start)]
+    return found
+
+
 def figure_values(trace: dict[str, Any], axis: str) -> np.ndarray:
     """Numbers of a trace, which plotly writes as a list or as base64."""
     value = trace[axis]
@@ -273,7 +280,7 @@ def figure_values(trace: dict[str, Any], axis: str) -> np.ndarray:
 
 def test_the_last_point_of_a_curve_is_the_last_row(three: tuple[list[Run], Path]) -> None:
     rows = [row for row in three[0][0].metrics() if row["kind"] == "step"]
-    trace = charts(Page(three[1]))[1]["data"][0]
+    trace = drawn(Page(three[1]), "feature over")["data"][0]
     assert figure_values(trace, "x")[-1] == pytest.approx(rows[-1]["passes"])
     assert figure_values(trace, "y") == pytest.approx([row["terms"]["feature"] for row in rows])
 

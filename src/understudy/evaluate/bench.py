@@ -312,6 +312,9 @@ class Bench:
         if encoded:
             self.images[target] = {role: len(one.source) for role, one in encoded.items()}
             self.images[target]["skipped"] = sum(one.skipped for one in encoded.values())
+            names = encoded["train"].source.class_names if "train" in encoded else None
+            if names is not None:
+                self.images[target]["classes"] = len(names)
 
     def plan(self, sources: Mapping[str, list[Source]], protocols: Mapping[str, list[str]]) -> list[str]:
         """What is about to be computed, in sentences: images, passes, and seconds an image as measured here.

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from understudy.artifacts import Run
+from understudy.artifacts import Run, read_json
 from understudy.config import flatten, read_toml
 from understudy.errors import ConfigError, StoreError
 
@@ -31,7 +31,8 @@ class Account:
         config_text: the same file as it was written.
         student: student.json; empty until training has ended.
         scores: model name ("teacher", "student", "student_embed") -> its measured figures; empty before evaluation.
-        notes: what the protocols said in words (a figure left out, a protocol that failed); each once.
+        notes: PROTOCOL or PROTOCOL@SET -> what it said in words (a figure left out, say), each sentence once.
+        failures: what was not measured, or is no figure, and why; each sentence once.
         about: what the evaluation says of itself (images, classes, versions).
         start: the first line of metrics.jsonl, with hardware and versions.
         end: the last line of a finished training.
@@ -45,7 +46,8 @@ class Account:
     config_text: str
     student: Mapping[str, Any]
     scores: Mapping[str, Scores]
-    notes: Sequence[str]
+    notes: Mapping[str, Sequence[str]]
+    failures: Sequence[str]
     about: Mapping[str, Any]
     start: Mapping[str, Any]
     end: Mapping[str, Any]
@@ -73,6 +75,17 @@ class Account:
         """Image passes trained so far."""
         value = self.student.get("passes", self.steps[-1].get("passes") if self.steps else None)
         return None if value is None else float(value)
+
+    def images(self, target: str = "") -> int | None:
+        """How many test images a set has, "" for the main one; None when the evaluation does not say."""
+        return _whole(self._set(target).get("test") if target else self.about.get("test_images"))
+
+    def classes(self, target: str = "") -> int | None:
+        """How many classes a set has, "" for the main one; None when the evaluation does not say."""
+        return _whole(self._set(target).get("classes") if target else self.about.get("classes"))
+
+    def _set(self, target: str) -> Mapping[str, Any]:
+        return _table(_table(self.about.get("on")).get(target))
 
     def changes(self, other: Account) -> dict[str, tuple[Any, Any]]:
         """Settings that differ from another run's: `{dotted key: (other's value, ours)}`, places left out."""
@@ -108,25 +121,13 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 def _read(run: Run, name: str) -> Account:
     rows = run.metrics()
-    evaluation = run.evaluation if run.evaluation_path.is_file() else {}
-    measured = {model: protocols for model, protocols in evaluation.items() if model != "about"}
-    notes = []
-    for model, protocols in measured.items():
-        for protocol, figures in protocols.items():
-            if "note" in figures:
-                notes.append(f"{protocol}: {figures['note']}")
-            if "error" in figures:
-                notes.append(f"{protocol} of {model} was not measured: {figures['error']}")
+    evaluation = _evaluation(run)
     return Account(
         name=name,
         config=flatten(read_toml(run.config_path)) if run.config_path.is_file() else {},
         config_text=run.config_path.read_text(encoding="utf-8") if run.config_path.is_file() else "",
         student=run.student if run.student_path.is_file() else {},
-        scores={
-            model: {protocol: _finite(figures) for protocol, figures in protocols.items()}
-            for model, protocols in measured.items()
-        },
-        notes=list(dict.fromkeys(notes)),
+        **_measured(evaluation),
         about=_table(evaluation.get("about")),
         start=next((row for row in rows if row.get("kind") == "start"), {}),
         end=next((row for row in reversed(rows) if row.get("kind") == "end"), {}),
@@ -140,13 +141,56 @@ def _table(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _finite(figures: Any) -> dict[str, float]:
-    """The numbers among a protocol's figures; its notes in words are not for a table."""
+def _whole(value: Any) -> int | None:
+    """A number above zero, None for anything else."""
+    return int(value) if isinstance(value, int | float) and math.isfinite(value) and value >= 1 else None
+
+
+def _evaluation(run: Run) -> Mapping[str, Any]:
+    if not run.evaluation_path.is_file():
+        return {}
+    found = read_json(run.evaluation_path)
+    if not isinstance(found, Mapping):
+        raise StoreError(
+            f"{run.evaluation_path} holds no table of figures. Delete it and run `understudy evaluate` again."
+        )
+    return found
+
+
+def _measured(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of an evaluation, and in sentences what else stands in their place."""
+    scores: dict[str, dict[str, dict[str, float]]] = {}
+    notes: dict[str, dict[str, None]] = {}
+    failures: dict[str, list[str]] = {}  # sentence that follows -> who
+    for model, protocols in evaluation.items():
+        if model == "about":
+            continue
+        scores[model] = {}
+        if not isinstance(protocols, Mapping):
+            failures.setdefault(" has no table of figures in evaluation.json.", []).append(model)
+            continue
+        for key, figures in protocols.items():
+            if not isinstance(figures, Mapping):
+                failures.setdefault(" is no table of figures in evaluation.json.", []).append(f"{key} of {model}")
+                continue
+            if "note" in figures:
+                notes.setdefault(key, {})[str(figures["note"])] = None
+            if "error" in figures:
+                failures.setdefault(f" was not measured: {figures['error']}", []).append(f"{key} of {model}")
+            known = {metric: value for metric, value in figures.items() if metric not in ("note", "error")}
+            scores[model][key] = {metric: float(value) for metric, value in known.items() if _is_number(value)}
+            for metric in known.keys() - scores[model][key].keys():
+                what = f" is no number ({str(known[metric])[:40]}) in evaluation.json and is left out."
+                failures.setdefault(what, []).append(f"{key} {metric} of {model}")
     return {
-        metric: float(value)
-        for metric, value in _table(figures).items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        "scores": scores,
+        "notes": {key: list(sentences) for key, sentences in notes.items()},
+        "failures": [", ".join(who) + what for what, who in failures.items()],
     }
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _read_sample(run: Run) -> dict[str, np.ndarray]:

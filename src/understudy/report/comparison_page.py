@@ -17,10 +17,10 @@ from understudy.report.comparison import (
     used,
     written,
 )
-from understudy.report.figures import chart, colour, dash, plot
+from understudy.report.figures import captioned, chart, colour, dash, plot
 from understudy.report.markup import Child, Markup, join, tag
 from understudy.report.numbers import count, duration
-from understudy.report.page import captioned, document, notice, section
+from understudy.report.page import document, notice, section
 from understudy.report.tables import ABSENT, table
 
 NAMED = 6

@@ -14,6 +14,8 @@ from understudy.report.account import Account
 from understudy.report.judgement import Measure, Model, constant_answer
 from understudy.report.markup import Markup, tag
 from understudy.report.numbers import interval, percent
+from understudy.report.protocols import written
+from understudy.report.results import Against, Result
 from understudy.report.spaces import Groups
 
 if TYPE_CHECKING:
@@ -23,6 +25,16 @@ POINTS = 300
 """Points a curve is thinned to."""
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+STROKES = {
+    "solid": None,
+    "dash": "9 5",
+    "dot": "3 3",
+    "dashdot": "9 4 3 4",
+    "longdash": "13 6",
+    "longdashdot": "13 4 3 4",
+}
+"""Plotly's dashes as SVG draws them in a legend."""
+
 SYMBOLS = {
     "circle": "●", "square": "■", "triangle-up": "▲", "diamond": "◆", "star": "★",
     "triangle-down": "▼", "cross": "✚", "pentagon": "⬟", "x": "✖", "hexagon": "⬢",
@@ -71,6 +83,25 @@ def colour(series: int) -> str:
 def dash(series: int) -> str:
     """The dash of a series."""
     return DASHES[series % len(DASHES)]
+
+
+def captioned(caption: str, content: Markup) -> Markup:
+    """A chart under its heading."""
+    return tag("figure", tag("figcaption", caption), content)
+
+
+def line_key(colour: str, name: str, dash: str, mark: str = "") -> Markup:
+    """Legend entry of a line, with the character of its marks."""
+    line = tag("line", x1="0", y1="5", x2="36", y2="5", stroke=colour, stroke_width="2.5",
+               stroke_dasharray=STROKES[dash])  # fmt: skip
+    drawn = tag("svg", line, width="36", height="10", aria_hidden="true")
+    sign = tag("span", mark, style=f"color:{colour}", aria_hidden="true") if mark else None
+    return tag("li", drawn, sign, name)
+
+
+def swatch(colour: str, name: str) -> Markup:
+    """Legend entry of a bar."""
+    return tag("li", tag("span", class_="bar", style=f"background:{colour}"), name)
 
 
 def plot(figure: Figure, description: str, kind: str = "", **attributes: str) -> Markup:
@@ -220,6 +251,181 @@ def _wrapped(label: str) -> str:
     return html.escape(name) + (f"<br>({html.escape(part)}" if part else "")
 
 
+@dataclass(frozen=True)
+class Look:
+    """How a model is drawn wherever several are.
+
+    Args:
+        colour: of its run; the teacher is grey.
+        dash: of its lines; an embedding's are dotted.
+        symbol: of its marks; an embedding's are hollow.
+    """
+
+    colour: str
+    dash: str
+    symbol: str
+
+
+def looks(rows: Sequence[Model]) -> list[Look]:
+    """One look a model: colours tell the runs apart, hollow marks the embeddings from the backbones."""
+    runs = list(dict.fromkeys(row.name for row in rows if not row.is_teacher))
+    found = []
+    for row in rows:
+        if row.is_teacher:
+            found.append(Look("var(--muted)", "dash", "diamond"))
+        else:
+            hollow = row.part == "embed"
+            symbol = list(SYMBOLS)[runs.index(row.name) % len(SYMBOLS)]
+            found.append(Look(colour(runs.index(row.name)), "dot" if hollow else "solid", symbol + "-open" * hollow))
+    return found
+
+
+def shares(entries: Sequence[Against], runs: Sequence[str], *, less: bool = False) -> Markup:
+    """Bars of each run as per cent of the teacher, with the teacher's line and, where it is known, what guessing gives.
+
+    Args:
+        entries: what was measured, in order.
+        runs: names of the runs, in the order of their colours.
+        less: whether less is better, as of costs.
+    """
+    import plotly.graph_objects as go
+
+    labels = [html.escape(entry.label, quote=False).replace("\n", "<br>") for entry in entries]
+    traces: list[Any] = []
+    for series, run in enumerate(runs):
+        told = [
+            f"{written(entry.key, entry.metric, entry.figures[run])} against "
+            f"{written(entry.key, entry.metric, entry.teacher)}" if run in entry.shares else ""
+            for entry in entries
+        ]  # fmt: skip
+        values = [entry.shares.get(run) for entry in entries]
+        traces.append(
+            go.Bar(
+                y=labels, x=values, name=html.escape(run), orientation="h", marker={"color": colour(series)},
+                customdata=told, hovertemplate="%{x:.1f} % of the teacher\u2019s (%{customdata})",
+                text=[None if value is None else f"{value:.3g}" for value in values], textposition="outside",
+                textangle=0, cliponaxis=False,
+            )
+        )  # fmt: skip
+    luck = [(label, entry.guessing) for label, entry in zip(labels, entries, strict=True) if entry.guessing is not None]
+    if luck:
+        mark = {"symbol": "line-ns", "size": 16, "line": {"width": 2.5, "color": "var(--ink)"}}
+        traces.append(
+            go.Scatter(
+                y=[label for label, _ in luck], x=[value for _, value in luck], name="guessing", mode="markers",
+                marker=mark, hovertemplate="guessing: %{x:.1f} %<extra></extra>",
+            )
+        )  # fmt: skip
+    line = {"color": "var(--muted)", "dash": "dash", "width": 1.5}
+    figure = chart(
+        traces, barmode="group", bargap=0.25, hovermode="closest", margin={"l": 8, "r": 40, "t": 8, "b": 8},
+        shapes=[{"type": "line", "x0": 100, "x1": 100, "y0": 0, "y1": 1, "yref": "paper", "line": line}],
+        xaxis={"title": {"text": "% of the teacher" + (", less is better" if less else "")}, "rangemode": "tozero"},
+        yaxis={"autorange": "reversed", "type": "category", "showgrid": False},
+    )  # fmt: skip
+    words = "; ".join(
+        f"{entry.label.replace(chr(10), ' on ')}: "
+        + ", ".join(f"{run} {percent(value)}" for run, value in entry.shares.items())
+        for entry in entries
+    )
+    each = 18 * len(runs) + 16
+    return plot(figure, f"Share of the teacher\u2019s figure. {words}.", style=f"height:{70 + each * len(entries)}px")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One model's figures along an axis.
+
+    Args:
+        row: number of the model among the rows.
+        values: place on the axis -> the figure.
+    """
+
+    row: int
+    values: Mapping[str, Result]
+
+
+def profile(
+    title_of_axis: str, unit: str, rows: Sequence[Model], lines: Sequence[Profile], luck: Mapping[str, float]
+) -> Markup:
+    """Figures of all models along one axis of categories, with the error bars that are known.
+
+    Args:
+        title_of_axis: what the categories are.
+        unit: what the figures are.
+        rows: all models.
+        lines: those that have figures; the categories stand in the order of the first to name them.
+        luck: category -> what guessing reaches.
+    """
+    import plotly.graph_objects as go
+
+    places = list(dict.fromkeys(place for line in lines for place in line.values))
+    styles, traces, words = looks(rows), [], []
+    for line in lines:
+        style, values = styles[line.row], [(place, line.values[place]) for place in places if place in line.values]
+        up = [found.std or (found.high or found.value) - found.value for _, found in values]
+        down = [found.std or found.value - (found.value if found.low is None else found.low) for _, found in values]
+        bars = {
+            "type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1, "width": 3,
+            "color": style.colour,
+        }  # fmt: skip
+        label = rows[line.row].label
+        traces.append(
+            go.Scatter(
+                x=[place for place, _ in values], y=[found.value for _, found in values], name=html.escape(label),
+                mode="lines+markers", line={"color": style.colour, "dash": style.dash, "width": 1.5},
+                marker={"color": style.colour, "symbol": style.symbol, "size": 9}, error_y=bars,
+                hovertemplate="%{y:.4~g}",
+            )
+        )  # fmt: skip
+        words.append(f"{label} " + ", ".join(f"{found.value:.3g} at {place}" for place, found in values))
+    if luck:
+        known = [place for place in places if place in luck]
+        traces.append(
+            go.Scatter(
+                x=known, y=[luck[place] for place in known], name="guessing", mode="lines",
+                line={"color": "var(--muted)", "dash": "dot", "width": 1.5}, hovertemplate="%{y:.3~g}",
+            )
+        )  # fmt: skip
+    figure = chart(
+        traces, hovermode="x unified",
+        xaxis={"title": {"text": title_of_axis}, "type": "category", "categoryorder": "array", "categoryarray": places},
+        yaxis={"title": {"text": unit}},
+    )  # fmt: skip
+    return plot(figure, f"{unit} by {title_of_axis}: {'; '.join(words)}.", "medium")
+
+
+def heat(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float | None]], what: str) -> Markup:
+    """A heat map with its numbers written in: darker is more.
+
+    Args:
+        rows: names downwards.
+        columns: names across.
+        values: one list for each row; None where nothing was measured.
+        what: the figures in words.
+    """
+    import plotly.graph_objects as go
+
+    names = [_wrapped(column) for column in columns]
+    figure = chart(
+        [
+            go.Heatmap(
+                z=[list(line) for line in values], x=names, y=list(rows), showscale=False, xgap=2, ygap=2,
+                text=[["" if value is None else f"{value:.1f}" for value in line] for line in values],
+                texttemplate="%{text}", textfont={"color": "#191c20"}, colorscale=[[0, "#e7eef6"], [1, "#7fb2e5"]],
+                hovertemplate="%{y}, %{x}: %{text}<extra></extra>", hoverongaps=False,
+            )
+        ],
+        xaxis={"type": "category", "showgrid": False, "side": "top"},
+        yaxis={"type": "category", "showgrid": False, "autorange": "reversed"},
+    )  # fmt: skip
+    words = "; ".join(
+        f"{row}: " + ", ".join(f"{column} {value:.1f}" for column, value in zip(columns, line, strict=True) if value)
+        for row, line in zip(rows, values, strict=True)
+    )
+    return plot(figure, f"{what}. {words}.", style=f"height:{70 + 26 * len(rows)}px")
+
+
 def column_cosines(accounts: Sequence[Account]) -> Markup:
     """Histogram of each dimension's cosine: the first run as bars, further runs and the constant answer as lines."""
     import plotly.graph_objects as go
@@ -262,18 +468,19 @@ def column_cosines(accounts: Sequence[Account]) -> Markup:
     return plot(figure, f"Histogram of column cosines. {words}.", "medium")
 
 
-def space_map(points: np.ndarray, groups: Groups, texts: Sequence[str], description: str) -> Markup:
+def space_map(layouts: Mapping[str, np.ndarray], groups: Groups, texts: Sequence[str], description: str) -> Markup:
     """A flat map, one trace a group in the same order on every map, so that a legend can steer several at once.
 
     Args:
-        points: (n, 2).
+        layouts: method -> (n, 2); the first is drawn, the others are at hand for the buttons of the page.
         groups: colours and shapes; images of no group are small and grey.
         texts: (n,) what the pointer shows.
         description: the map in words.
     """
     import plotly.graph_objects as go
 
-    traces = []
+    (first, points), traces = next(iter(layouts.items())), []
+    others: dict[str, list[list[list[float]]]] = {name: [] for name in layouts} if len(layouts) > 1 else {}
     for group in [-1, *range(len(groups.names))]:
         members = np.flatnonzero(groups.member == group)
         marker = {"color": "var(--muted)", "symbol": "circle", "size": 4, "opacity": 0.5}
@@ -281,11 +488,13 @@ def space_map(points: np.ndarray, groups: Groups, texts: Sequence[str], descript
             marker = {"color": colour(group), "symbol": list(SYMBOLS)[group], "size": 7, "opacity": 0.85}
         traces.append(
             go.Scatter(
-                x=points[members, 0].round(3), y=points[members, 1].round(3), mode="markers", marker=marker,
+                x=points[members, 0].round(3), y=points[members, 1].round(3), mode="markers", marker=marker, name=first,
                 customdata=members.tolist(), text=[html.escape(texts[i]) for i in members.tolist()],
                 hovertemplate="%{text}<extra></extra>",
             )
         )  # fmt: skip
+        for name, steps in others.items():
+            steps.append(layouts[name][members].round(2).T.tolist())
     bare = {
         "showgrid": False,
         "zeroline": False,
@@ -296,6 +505,6 @@ def space_map(points: np.ndarray, groups: Groups, texts: Sequence[str], descript
     }
     figure = chart(
         traces, hovermode="closest", dragmode="zoom", margin={"l": 4, "r": 4, "t": 4, "b": 4},
-        xaxis={**bare, "scaleanchor": "y"}, yaxis=bare,
+        xaxis={**bare, "scaleanchor": "y"}, yaxis=bare, meta={"layouts": others} if others else None,
     )  # fmt: skip
     return plot(figure, description, "map")

@@ -10,6 +10,16 @@ import numpy as np
 
 from understudy.report.account import Account, Scores
 from understudy.report.numbers import apart, interval, percent
+from understudy.report.protocols import (
+    compared,
+    in_percent,
+    is_share,
+    less_is_better,
+    metric_title,
+    ordered,
+    protocol_title,
+    split,
+)
 
 FEW_PASSES = 50
 """Published runs see each image 200 to 400 times; below this the page says that figures usually still rise."""
@@ -138,9 +148,23 @@ def difference(account: Account, main: Account) -> str:
     return ", ".join([*changes[:4], *(["..."] if len(changes) > 4 else [])]) or account.method
 
 
+def measures(rows: Sequence[Model]) -> list[Measure]:
+    """What the page may lead with: the columns of the main table, then what stands for each protocol and set."""
+    found = list(MEASURES)
+    for key in ordered(key for row in rows for key in row.scores):
+        protocol, target = split(key)
+        for metric in compared(key, list(dict.fromkeys(m for row in rows for m in row.scores.get(key, {})))):
+            if less_is_better(key, metric) or any((one.protocol, one.metric) == (key, metric) for one in found):
+                continue
+            title = metric_title(metric)
+            place = f" on {target}" if target else ""
+            found.append(Measure(key, metric, title, f"{protocol_title(protocol)} ({title}){place}", is_share(metric)))
+    return found
+
+
 def headline(rows: Sequence[Model]) -> tuple[Measure, Model] | None:
     """The figure that the page leads with, and the main student's row that has it."""
-    for measure in MEASURES:
+    for measure in measures(rows):
         for row in rows:
             if row.main and measure.of(row) is not None:
                 return measure, row
@@ -162,10 +186,9 @@ def rivals(measure: Measure, student: Model, rows: Sequence[Model]) -> list[tupl
     return sorted(found, key=lambda pair: -pair[0])
 
 
-def images_tested(account: Account) -> int | None:
-    """How many labelled images the accuracies were counted on."""
-    value = account.about.get("test_images")
-    return int(value) if value else None
+def images_tested(account: Account, measure: Measure | None = None) -> int | None:
+    """How many test images an accuracy was counted on; without one, how many main ones there are."""
+    return account.images(split(measure.protocol)[1] if measure else "")
 
 
 def share(part: float | None, whole: float | None) -> float | None:
@@ -182,12 +205,12 @@ def verdict(rows: Sequence[Model], main: Account) -> str:
     measure, student = found
     value = measure.of(student)
     assert value is not None
-    teacher, n = teacher_of(rows), images_tested(main)
+    teacher, n = teacher_of(rows), images_tested(main, measure)
     theirs = None if teacher is None else measure.of(teacher)
     size = share(student.parameters, None if teacher is None else teacher.parameters)
     cost = f" with {percent(size)} of its parameters" if size is not None else ""
     counted = f", {n:,} test images" if n and measure.accuracy else ""
-    if not measure.accuracy:
+    if measure.protocol == "fidelity":
         sentence = f"The student reaches {figure(measure, value)} in {measure.phrase} with the teacher{cost}."
     elif theirs:
         kept = 100 * value / theirs
@@ -198,7 +221,7 @@ def verdict(rows: Sequence[Model], main: Account) -> str:
         )
     else:
         sentence = f"The student reaches {percent(value)} {measure.phrase}{counted}; no teacher was measured beside it."
-    classes = main.about.get("classes")
+    classes = main.classes(split(measure.protocol)[1])
     if measure.accuracy and n and classes and interval(value, n)[0] <= 100 / classes:
         sentence += f" That is no better than guessing among {classes} classes."
     return f"{sentence} {_against(measure, student, value, rows, n)}".strip()
@@ -223,7 +246,7 @@ def _against(measure: Measure, student: Model, value: float, rows: Sequence[Mode
 
 def figure(measure: Measure, value: float) -> str:
     """A measured number as the page writes it."""
-    return percent(value) if measure.accuracy or measure is OVERLAP else f"{value:.3f}"
+    return percent(value) if in_percent(measure.protocol, measure.metric) else f"{value:.3f}"
 
 
 def caveats(accounts: Sequence[Account], rows: Sequence[Model]) -> list[str]:
@@ -248,11 +271,12 @@ def _unmeasured(main: Account, found: tuple[Measure, Model] | None) -> list[str]
             "No accuracy was measured: agreement with the teacher is all this page can judge by, and a student can "
             "agree with a teacher that is bad at your task."
         )
-    return said + [str(caveat) for caveat in main.about.get("caveats", ())]
+    listed = main.about.get("caveats")
+    return said + [str(caveat) for caveat in (listed if isinstance(listed, list) else ())]
 
 
 def _uncertain(main: Account, found: tuple[Measure, Model] | None) -> list[str]:
-    n = images_tested(main)
+    n = images_tested(main, found[0]) if found else None
     if found is None or not found[0].accuracy or not n:
         return []
     measure, student = found
@@ -296,7 +320,7 @@ def _behind(measure: Measure, main: Account, rows: Sequence[Model]) -> str | Non
             best, rival = next(iter(rivals(measure, student, rows)), (value, student))
             if best <= value:
                 return None
-            n = images_tested(main) if measure.accuracy else None
+            n = images_tested(main, measure) if measure.accuracy else None
             slack = ", which the test images cannot tell apart" if n and not apart(value, best, n) else ""
             return f"{measure.phrase} ({figure(measure, value)}, {rival.name} {figure(measure, best)}{slack})"
     return None
@@ -317,11 +341,16 @@ def _trained(main: Account) -> list[str]:
         )
     for kind, skipped in (
         ("training", len(main.student.get("skipped") or ())),
-        ("evaluation", int(main.about.get("skipped") or 0)),
+        ("evaluation", _skipped(main)),
     ):
         if skipped:
             said.append(f"{skipped:,} unreadable {kind} image{'s were' if skipped > 1 else ' was'} skipped.")
     return said
+
+
+def _skipped(main: Account) -> int:
+    value = main.about.get("skipped")
+    return int(value) if isinstance(value, int | float) else 0
 
 
 def _spaces(main: Account) -> list[str]:

@@ -25,8 +25,12 @@
     plot.figure = JSON.parse(source.textContent);
     source.remove();
   }
-  const drawn = Promise.all(plots.map(draw));
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => plots.forEach(draw));
+  // What lies in a closed part has no size yet: it is drawn when the part is opened.
+  const seen = plot => !plot.closest("details:not([open])");
+  const drawn = Promise.all(plots.filter(seen).map(draw));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => plots.filter(seen).forEach(draw));
+  for (const part of document.querySelectorAll("details"))
+    part.addEventListener("toggle", () => plots.filter(plot => part.contains(plot) && seen(plot)).forEach(draw));
 
   // The maps have the same traces in the same order: a button steers all, and a point is found again in the others.
   const maps = plots.filter(plot => plot.classList.contains("map"));
@@ -36,6 +40,21 @@
       button.setAttribute("aria-pressed", shown);
       for (const map of maps) {
         map.figure.data[button.dataset.group].visible = shown;
+        draw(map);
+      }
+    });
+  }
+
+  // Each map has its points in every layout.
+  const layouts = [...document.querySelectorAll("button[data-layout]")];
+  for (const button of layouts) {
+    button.addEventListener("click", () => {
+      for (const other of layouts) other.setAttribute("aria-pressed", other === button);
+      for (const map of maps) {
+        const { layouts: known } = map.figure.layout.meta || {};
+        if (!known) continue;
+        known[button.dataset.layout].forEach(([x, y], trace) => Object.assign(map.figure.data[trace], { x, y }));
+        map.figure.layout.uirevision = button.dataset.layout; // another map is seen whole, whatever was zoomed in
         draw(map);
       }
     });

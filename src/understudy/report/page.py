@@ -7,8 +7,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from understudy.artifacts import Run, write_text
-from understudy.report import figures, gallery, spaces, tables
+from understudy.errors import MissingDependency
+from understudy.report import details, figures, gallery, results, spaces, tables
 from understudy.report.account import Account, read_accounts
 from understudy.report.judgement import (
     OVERLAP,
@@ -28,15 +31,7 @@ from understudy.report.numbers import count, duration, percent
 # The browser itself is told to fetch nothing: images are data, styles and scripts are in the page.
 POLICY = "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
-DASHES = {
-    "solid": None,
-    "dash": "9 5",
-    "dot": "3 3",
-    "dashdot": "9 4 3 4",
-    "longdash": "13 6",
-    "longdashdot": "13 4 3 4",
-}
-"""Plotly's dashes as SVG draws them in a legend."""
+WHO = ("teacher", "student")
 
 
 def write_report(runs: Sequence[Run], out: Path) -> Path:
@@ -61,6 +56,7 @@ def write_report(runs: Sequence[Run], out: Path) -> Path:
         _opening(accounts, rows),
         section("done", "What was done", *_done(accounts)),
         section("result", "Result", *_result(accounts[0], rows)),
+        section("protocols", "Protocol by protocol", *_protocols(accounts, rows)),
         section("curves", "Training curves", *_curves(accounts)),
         section("neighbours", "Nearest neighbours", *_neighbours(accounts[0])),
         section("map", "The two spaces", *_maps(accounts[0])),
@@ -110,8 +106,9 @@ def _short(spec: str) -> str:
 def _opening(accounts: Sequence[Account], rows: Sequence[Model]) -> Markup:
     main = accounts[0]
     links = {
-        "done": "What was done", "result": "Result", "curves": "Curves", "neighbours": "Neighbours", "map": "Maps",
-        "dimensions": "Dimensions", "caveats": f"Caveats ({len(caveats(accounts, rows))})",
+        "done": "What was done", "result": "Result", "protocols": "Protocols", "curves": "Curves",
+        "neighbours": "Neighbours", "map": "Maps", "dimensions": "Dimensions",
+        "caveats": f"Caveats ({len(caveats(accounts, rows))})",
     }  # fmt: skip
     return tag(
         "header",
@@ -170,18 +167,53 @@ def _done(accounts: Sequence[Account]) -> list[Child]:
 
 
 def _result(main: Account, rows: Sequence[Model]) -> list[Child]:
-    if not any(row.scores for row in rows):
-        return [notice("Nothing has been measured yet: `understudy evaluate` does, then make this page again.")]
+    failures = [notice(sentence) for sentence in main.failures]
+    if not any(figures for row in rows for figures in row.scores.values()):
+        return [
+            notice("Nothing has been measured yet: `understudy evaluate` does, then make this page again."),
+            *failures,
+        ]
     n, found = images_tested(main), headline(rows)
-    content: list[Child] = [tables.result_table(rows, n)]
+    content: list[Child] = [*_overview(rows), tag("h3", "At a glance"), tables.result_table(rows, n)]
     if found is not None and found[0].accuracy:
-        content.append(figures.accuracies(found[0], rows, n))
+        content.append(figures.accuracies(found[0], rows, images_tested(main, found[0])))
     content.append(
         tag("p", "Backbone is the student's pooled feature, as published protocols use it; embed is what its head puts "
             "into the teacher's space. Multiply-adds are for one image.", class_="note")
     )  # fmt: skip
-    content += [tag("p", note, class_="note") for note in main.notes]
-    return [*content, tag("details", tag("summary", "Every measured figure"), tables.full_table(rows))]
+    content += [tag("h3", "By protocol and set"), tables.results_table(rows, results.keys_of(rows))]
+    return [*content, *failures]
+
+
+def _overview(rows: Sequence[Model]) -> list[Child]:
+    """Every protocol as share of the teacher's figure, and what that costs."""
+    quality, costs = results.against_teacher(rows), results.costs_against_teacher(rows)
+    if not quality and not costs:
+        return [
+            notice("No figure was measured of both teacher and student, so none can be shown as the teacher's share.")
+        ]
+    runs = list(dict.fromkeys(row.name for row in rows if not row.is_teacher))
+    keys = [figures.swatch(figures.colour(i), run) for i, run in enumerate(runs)] if len(runs) > 1 else []
+    keys.append(figures.line_key("var(--muted)", "the teacher", "dash"))
+    if any(entry.guessing is not None for entry in quality):
+        keys.append(tag("li", tag("span", "|", class_="tick", aria_hidden="true"), "guessing"))
+    charts = []
+    if quality:
+        charts.append(figures.captioned("What the students keep", figures.shares(quality, runs)))
+    if costs:
+        charts.append(figures.captioned("What they cost", figures.shares(costs, runs, less=True)))
+    return [
+        tag("p", "The students' backbones (what only embeddings have: the embeddings) as per cent of the teacher's "
+            "figure. An error is compared by what it leaves to 100 %, asymmetric figures with the teacher's own, and "
+            "shared neighbours are per cent by themselves."),
+        tag("ul", *keys, class_="legend"),
+        tag("div", *charts, class_="overview"),
+    ]  # fmt: skip
+
+
+def _protocols(accounts: Sequence[Account], rows: Sequence[Model]) -> list[Child]:
+    told = details.details(accounts, rows)
+    return told or [notice("No protocol has been applied yet.")]
 
 
 def _curves(accounts: Sequence[Account]) -> list[Child]:
@@ -195,7 +227,9 @@ def _curves(accounts: Sequence[Account]) -> list[Child]:
         charts = figures.lines_of(accounts, kind)
         if charts:
             content += [tag("h3", heading), tag("p", note, class_="note") if note else None]
-            cells = (captioned(figures.title(name), figures.curve(name, lines)) for name, lines in charts.items())
+            cells = (
+                figures.captioned(figures.title(name), figures.curve(name, lines)) for name, lines in charts.items()
+            )
             content.append(tag("div", *cells, class_="charts"))
     if not content:
         return [notice("metrics.jsonl has no steps yet: training has not got that far.")]
@@ -203,25 +237,13 @@ def _curves(accounts: Sequence[Account]) -> list[Child]:
         content.append(tag("p", f"Long curves are drawn as the means of {figures.POINTS} equal parts.", class_="note"))
     keys = [_series_key(i, account) for i, account in enumerate(accounts)]
     if any("teacher_knn" in row for account in accounts for row in account.signals):
-        keys.append(_key("var(--muted)", "teacher", "dash"))
+        keys.append(figures.line_key("var(--muted)", "teacher", "dash"))
     return [tag("ul", *keys, class_="legend") if len(keys) > 1 else None, *content]
-
-
-def captioned(caption: str, content: Markup) -> Markup:
-    """A chart under its heading."""
-    return tag("figure", tag("figcaption", caption), content)
 
 
 def _series_key(series: int, account: Account) -> Markup:
     """Legend entry of a run: a piece of its line."""
-    return _key(figures.colour(series), account.name, figures.dash(series))
-
-
-def _key(colour: str, name: str, dash: str) -> Markup:
-    line = tag(
-        "line", x1="0", y1="5", x2="36", y2="5", stroke=colour, stroke_width="2.5", stroke_dasharray=DASHES[dash]
-    )
-    return tag("li", tag("svg", line, width="36", height="10", aria_hidden="true"), name)
+    return figures.line_key(figures.colour(series), account.name, figures.dash(series))
 
 
 def _lacks(main: Account, *arrays: str) -> Markup | None:
@@ -265,30 +287,44 @@ def _maps(main: Account) -> list[Child]:
     lacks = _lacks(main, "teacher", "student")
     if lacks is not None:
         return [lacks]
-    sample = main.sample
-    flat = {who: spaces.flatten(sample[who]) for who in ("teacher", "student")}
+    sample, n = main.sample, len(main.sample["teacher"])
+    few = n < spaces.FEWEST_FOR_TSNE
+    maps = {"PCA" if few else "t-SNE": {who: spaces.flatten(sample[who]) for who in WHO}}
+    (method, flat) = next(iter(maps.items()))
     if flat["teacher"] is None:
         return [notice("The teacher's sample cannot be laid out: fewer than three images, or all in one point.")]
+    absent = None
+    if not few:
+        try:
+            found = {who: spaces.pacmap(sample[who]) for who in WHO}
+        except MissingDependency as error:
+            absent = str(error)
+        else:
+            if all((found[who] is None) == (flat[who] is None) for who in WHO):
+                maps["PaCMAP"] = found
     groups = spaces.groups(sample)
-    if flat["student"] is not None:
-        flat["student"] = spaces.aligned(flat["student"], flat["teacher"])
-    n = len(sample["teacher"])
+    layouts: dict[str, dict[str, np.ndarray]] = {who: {} for who in WHO}
+    for name, points in maps.items():
+        reference, moved = points["teacher"], points["student"]
+        assert reference is not None
+        layouts["teacher"][name] = reference
+        if moved is not None:
+            layouts["student"][name] = spaces.aligned(moved, reference)
     labels, names = spaces.label_names(sample) or [None] * n, [str(name) for name in sample.get("names", [""] * n)]
     texts = [" · ".join(filter(None, pair)) or f"image {i}" for i, pair in enumerate(zip(labels, names, strict=True))]
     meaning = (
-        "Only who is near whom means something: distances between groups, sizes and axes do not."
-        if n >= spaces.FEWEST_FOR_TSNE
-        else "There are too few images for t-SNE, so these are the two directions in which each space varies most."
+        "There are too few images for t-SNE, so these are the two directions in which each space varies most."
+        if few
+        else "Only who is near whom means something: distances between groups, sizes and axes do not."
     )
-    method = "t-SNE" if n >= spaces.FEWEST_FOR_TSNE else "PCA"
     by = "k-means clusters of the teacher's space (there are no labels)" if groups.clusters else "class"
     cells = []
-    for who, points in flat.items():
-        words = f"{method} map of the {who}'s space, {n} images coloured by {by}"
-        chart = notice(f"The {who}'s sample cannot be laid out: all images lie in one point.") if points is None else (
-            figures.space_map(points, groups, texts, words)
+    for who, drawn in layouts.items():
+        words = f"{' and '.join(maps)} map of the {who}'s space, {n} images coloured by {by}"
+        chart = figures.space_map(drawn, groups, texts, words) if drawn else notice(
+            f"The {who}'s sample cannot be laid out: all images lie in one point."
         )  # fmt: skip
-        cells.append(captioned(who.capitalize(), chart))
+        cells.append(figures.captioned(who.capitalize(), chart))
     rest = int((groups.member < 0).sum())
     glyphs = list(figures.SYMBOLS.values())
     buttons = [
@@ -299,10 +335,20 @@ def _maps(main: Account) -> list[Child]:
     if rest:
         other = tag("span", "•", style="color:var(--muted)", aria_hidden="true")
         buttons.append(tag("button", other, f"other ({rest:,})", type="button", aria_pressed="true", data_group="0"))
+    switch = [
+        tag("button", name, type="button", aria_pressed=str(name == method).lower(), data_layout=name) for name in maps
+    ]
+    told = (
+        " PaCMAP shows more than t-SNE of which groups lie beside each other, less of what is near within a group."
+        if "PaCMAP" in maps
+        else ""
+    )
     return [
-        tag("p", f"{method} of {n:,} evaluation images, coloured by {by}. Point at an image to find it in both maps; "
-            f"the buttons hide and show a group. {meaning} The student's map is turned and mirrored to lie like the "
-            "teacher's."),
+        tag("p", f"{' or '.join(maps)} of {n:,} evaluation images, coloured by {by}. Point at an image to find it in "
+            f"both maps; the buttons hide and show a group. {meaning}{told} The student's map is turned and mirrored "
+            "to lie like the teacher's."),
+        notice(absent + " Then make this page again to have both maps of each space.") if absent else None,
+        tag("div", *switch, class_="groups layouts", role="group", aria_label="Map") if len(switch) > 1 else None,
         tag("div", *buttons, class_="groups", role="group", aria_label="Groups shown"),
         _peek(main, texts),
         tag("div", *cells, class_="maps"),
@@ -331,7 +377,7 @@ def _dimensions(accounts: Sequence[Account]) -> list[Child]:
     cosines = accounts[0].sample["column_cosine"]
     keys = [_series_key(i, account) for i, account in enumerate(accounts) if "column_cosine" in account.sample]
     if "teacher" in accounts[0].sample:
-        keys.append(_key("var(--muted)", "a constant answer: the teacher's mean for every image", "dash"))
+        keys.append(figures.line_key("var(--muted)", "a constant answer: the teacher's mean for every image", "dash"))
     return [
         tag("p", f"The cosine between student and teacher of each of the {len(cosines):,} dimensions, over the "
             f"evaluation images; 1 is a dimension copied up to a positive factor. Mean {cosines.mean():.3f}; "

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+
+from understudy.errors import MissingDependency
 
 SHOWN = 10
 """Groups that get a colour and a shape of their own; the rest share grey."""
@@ -78,16 +81,8 @@ def flatten(embeddings: np.ndarray) -> np.ndarray | None:
         van der Maaten & Hinton, "Visualizing data using t-SNE", JMLR 2008; PCA initialisation as in Kobak & Berens,
         Nature Communications 2019.
     """
-    if len(embeddings) < 3 or not np.isfinite(embeddings).all():
-        return None
-    rows = unit(embeddings)
-    rows -= rows.mean(axis=0)
-    left, spread, _ = np.linalg.svd(rows, full_matrices=False)
-    if spread[0] < 1e-6:
-        return None
-    components: np.ndarray = np.zeros((len(rows), 2))
-    components[:, : min(2, len(spread))] = (left * spread)[:, :2]
-    if len(rows) < FEWEST_FOR_TSNE or spread.size < 2 or spread[1] < 1e-6:
+    rows, components = _principal(embeddings)
+    if components is None or len(rows) < FEWEST_FOR_TSNE or not components[:, 1].any():
         return components
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
@@ -98,6 +93,60 @@ def flatten(embeddings: np.ndarray) -> np.ndarray | None:
         flat: np.ndarray = TSNE(perplexity=min(30.0, (len(rows) - 1) / 3), init=start, random_state=0).fit_transform(
             rows
         )
+    return flat.astype(np.float64)
+
+
+def _principal(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """(n, D) centred rows of length one and their (n, 2) principal components; None where there is nothing to see."""
+    if len(embeddings) < 3 or not np.isfinite(embeddings).all():
+        return np.asarray(embeddings, np.float64), None
+    rows = unit(embeddings)
+    rows -= rows.mean(axis=0)
+    left, spread, _ = np.linalg.svd(rows, full_matrices=False)
+    if spread[0] < 1e-6:
+        return rows, None
+    components: np.ndarray = np.zeros((len(rows), 2))
+    components[:, : min(2, len(spread))] = (left * np.where(spread < 1e-6, 0.0, spread))[:, :2]
+    return rows, components
+
+
+def pacmap(embeddings: np.ndarray) -> np.ndarray | None:
+    """A flat map that keeps more of how groups lie to each other than t-SNE: PaCMAP, as its authors set it.
+
+    Of all dimensions, where they take the first 100 principal components.
+
+    Args:
+        embeddings: (n, D).
+
+    Returns:
+        (n, 2) float64, the same on every call; None where `flatten` gives no t-SNE either.
+
+    Raises:
+        MissingDependency: pacmap is not installed.
+
+    Source:
+        Wang, Huang, Rudin & Shaposhnik, "Understanding how dimension reduction tools work", JMLR 2021
+        (arXiv 2012.04456).
+    """
+    try:
+        import numba
+        from pacmap import PaCMAP
+    except ImportError:
+        raise MissingDependency("PaCMAP maps need pacmap: `pip install 'understudy[maps]'`.") from None
+    import faiss
+
+    rows, components = _principal(embeddings)
+    # It draws 20 far pairs an image, and with fewer images than that it does not end.
+    if components is None or len(rows) < FEWEST_FOR_TSNE or not components[:, 1].any():
+        return None
+    logging.getLogger("pacmap").setLevel(logging.ERROR)  # it warns of being given a seed
+    threads, searching = numba.get_num_threads(), faiss.omp_get_max_threads()
+    numba.set_num_threads(1)  # as for t-SNE
+    try:
+        flat: np.ndarray = PaCMAP(random_state=0, apply_pca=False).fit_transform(rows, init=components)
+    finally:
+        numba.set_num_threads(threads)
+        faiss.omp_set_num_threads(searching)  # it sets one for the whole process
     return flat.astype(np.float64)
 
 

@@ -1,4 +1,4 @@
-"""The tables: models against measures, every figure there is, and the facts of what was done."""
+"""The tables: models against measures, figures by protocol and set, and the facts of what was done."""
 
 from __future__ import annotations
 
@@ -9,6 +9,17 @@ from understudy.report.account import Account
 from understudy.report.judgement import MEASURES, Measure, Model, figure, images_tested
 from understudy.report.markup import Markup, join, tag
 from understudy.report.numbers import count, duration, interval
+from understudy.report.protocols import (
+    in_percent,
+    less_is_better,
+    metric_title,
+    protocol_title,
+    quoted,
+    set_title,
+    split,
+    written,
+)
+from understudy.report.results import Result, metrics_of, result
 
 ABSENT = "\u2013"
 
@@ -57,15 +68,54 @@ def _cell(measure: Measure, row: Model, rows: Sequence[Model], n: int | None) ->
     return tag("td", star, written, span, class_="best" if best else None)
 
 
-def full_table(rows: Sequence[Model]) -> Markup:
-    """Every measured figure, one row each, one column a model."""
-    keys = dict.fromkeys((p, metric) for row in rows for p, figures in row.scores.items() for metric in figures)
+def results_table(rows: Sequence[Model], keys: Sequence[str], *, whole: bool = False) -> Markup:
+    """A column for each model, a row for each figure under its protocol and set, with what is known of its certainty.
+
+    Args:
+        rows: the models.
+        keys: PROTOCOL or PROTOCOL@SET of the figures.
+        whole: every figure there is, rather than those that papers quote.
+    """
     body = []
-    for protocol, metric in keys:
-        values = (row.scores.get(protocol, {}).get(metric) for row in rows)
-        cells = (tag("td", ABSENT if value is None else f"{value:.4g}") for value in values)
-        body.append(tag("tr", tag("th", f"{protocol} {metric}", scope="row"), *cells))
-    return table("Every measured figure, as in evaluation.json.", ["Figure", *(row.label for row in rows)], body)
+    for key in keys:
+        protocol, target = split(key)
+        names = metrics_of(rows, key)
+        shown = [
+            (metric, [result(row, key, metric, rows) for row in rows])
+            for metric in (names if whole else quoted(key, names))
+        ]
+        shown = [(metric, results) for metric, results in shown if any(results)]
+        if not shown:
+            continue
+        title = set_title(target) if whole else f"{protocol_title(protocol)}, {set_title(target)}"
+        if protocol == "cost":
+            title = protocol_title(protocol)
+        heading = tag("th", tag("span", title), colspan=str(len(rows) + 1), scope="rowgroup")
+        body.append(tag("tr", heading, class_="group"))
+        for metric, results in shown:
+            unit = ",\u00a0%" if in_percent(key, metric) else ""
+            name = join(metric_title(metric) + unit, _less(key, metric))
+            cells = (_result_cell(key, metric, found) for found in results)
+            body.append(tag("tr", tag("th", name, scope="row"), *cells))
+    headings = ["Figure", *(row.label for row in rows)]
+    caption = (
+        "Below a figure its 95 % interval: Wilson's where images or queries are counted, of resampled images for "
+        "fidelity; or, after \u00b1, the standard deviation over draws of the labels. \u2193: less is better."
+    )
+    return table(caption, headings, body)
+
+
+def _less(key: str, metric: str) -> Markup | None:
+    if not less_is_better(key, metric):
+        return None
+    return tag("span", "\u00a0\u2193", role="img", aria_label="less is better")
+
+
+def _result_cell(key: str, metric: str, found: Result | None) -> Markup:
+    if found is None:
+        return tag("td", ABSENT)
+    sure = found.certainty(key, metric)
+    return tag("td", written(key, metric, found.value), tag("span", sure, class_="note") if sure else None)
 
 
 def table(caption: str, headings: Sequence[str], body: Sequence[Markup]) -> Markup:
@@ -106,7 +156,7 @@ def what_was_done(main: Account) -> Markup:
             ("Number", _count(main.data.get("images"))),
             ("Unreadable, skipped", len(student["skipped"]) if student.get("skipped") else None),
             ("Evaluation images", main.about.get("eval_data") or main.config.get("eval_data")),
-            ("Labelled training images", _count(main.about.get("train_images"))),
+            ("Labelled training images", _count(_number(main.about.get("train_images")))),
             ("Test images", _count(images_tested(main))),
             ("Classes", main.about.get("classes")),
             ("Listing fingerprint", main.data.get("fingerprint")),
@@ -137,6 +187,10 @@ def _facts(title: str, facts: Facts) -> Markup | None:
         return None
     pairs = (join(tag("dt", key), tag("dd", str(value))) for key, value in known)
     return tag("div", tag("h3", title), tag("dl", *pairs), class_="card")
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, int | float) and value else None
 
 
 def _count(value: float | None) -> str | None:
