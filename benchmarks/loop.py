@@ -1,10 +1,12 @@
-"""How much the training loop costs beyond the bare forward and backward passes, at 32 x 32.
+"""What the training loop costs beyond bare forward and backward passes, and what recorded views save, at 32 x 32.
 
     python benchmarks/loop.py
 
-Both sides run in this process, in turn, several rounds: the real loop (`train`: decoding, views, teacher, student,
-loss, optimiser, log) over real images, and teacher forward, student forward and backward on tensors made beforehand,
-with neither data nor optimiser. Prints images/s of each round and the median ratio loop / bare; 1 would be no overhead.
+Three sides run in this process, in turn, several rounds: teacher forward, student forward and backward on tensors made
+beforehand, with neither data nor optimiser (bare); the real loop (`train`: decoding, views, teacher, student, loss,
+optimiser, log) over real images with the teacher live; the same with the teacher's embeddings read from a pool that an
+earlier run has filled. Prints images/s of each round and the median ratios live / bare (1 would be no overhead) and
+recorded / live.
 """
 
 from __future__ import annotations
@@ -17,13 +19,14 @@ from pathlib import Path
 
 import torch
 
-from understudy.artifacts import Run
+from understudy.artifacts import Run, Store
 from understudy.config import resolve
 from understudy.data.pixels import decoded
-from understudy.data.sources import open_source
+from understudy.data.sources import Source, open_source
+from understudy.embed.embedding import embed
 from understudy.losses import build
 from understudy.models.student import build_student
-from understudy.models.teacher import build_teacher
+from understudy.models.teacher import Teacher, build_teacher
 from understudy.pipeline import RunSettings, settle
 from understudy.train.distributed import Processes
 from understudy.train.log import hardware
@@ -41,23 +44,30 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--limit", type=int, default=4096, help="images")
     options = parser.parse_args()
 
     device = torch.device("cpu")
     print(hardware(device))
     with tempfile.TemporaryDirectory() as folder:
-        source = decoded(open_source(options.data, limit=4096), Path(folder))
+        source = decoded(open_source(options.data, limit=options.limit), Path(folder))
         teacher = build_teacher(options.teacher)
-        ratios = []
+        store = embed(teacher, source, Path(folder) / "store")
+        loop_rate(teacher, source, options, Path(folder) / "fill", store)
+        overheads, savings = [], []
         for number in range(options.rounds):
             bare = bare_rate(teacher, options)
-            loop = loop_rate(teacher, source, options, Path(folder) / str(number))
-            ratios.append(loop / bare)
+            live = loop_rate(teacher, source, options, Path(folder) / f"live-{number}")
+            recorded = loop_rate(teacher, source, options, Path(folder) / f"recorded-{number}", store, full=True)
+            overheads.append(live / bare)
+            savings.append(recorded / live)
             print(
-                f"round {number}: bare {bare:,.0f} images/s, loop {loop:,.0f} images/s, ratio {loop / bare:.3f}",
+                f"round {number}: bare {bare:,.0f} images/s, live {live:,.0f} images/s, recorded {recorded:,.0f} "
+                f"images/s; live / bare {live / bare:.3f}, recorded / live {recorded / live:.3f}",
                 flush=True,
             )
-    print(f"median ratio loop / bare: {statistics.median(ratios):.3f} (min {min(ratios):.3f}, max {max(ratios):.3f})")
+    for name, ratios in (("live / bare", overheads), ("recorded / live", savings)):
+        print(f"median ratio {name}: {statistics.median(ratios):.3f} (min {min(ratios):.3f}, max {max(ratios):.3f})")
 
 
 def bare_rate(teacher: torch.nn.Module, options: argparse.Namespace) -> float:
@@ -76,23 +86,32 @@ def bare_rate(teacher: torch.nn.Module, options: argparse.Namespace) -> float:
     return options.steps * options.batch_size / (time.perf_counter() - begun)
 
 
-def loop_rate(teacher: torch.nn.Module, source: object, options: argparse.Namespace, out: Path) -> float:
-    """Images/s of the real loop, without its start-up: between its first and its last row of metrics."""
+def loop_rate(
+    teacher: Teacher, source: Source, options: argparse.Namespace, out: Path, store: Store | None = None,
+    *, full: bool = False,
+) -> float:  # fmt: skip
+    """Images/s of the real loop, without its start-up: between its first and its last row of metrics.
+
+    With a store the teacher's views are recorded beside it, one of each image; `full` says that all of them are.
+    """
     settings = settle(
         resolve(
             RunSettings,
             {
                 "data": options.data, "student": options.student, "teacher": options.teacher, "neighbours.k": 0,
                 "batch_size": options.batch_size, "passes": (options.steps + 3) * options.batch_size / len(source),
-                "probes": 0, "workers": 0,
+                "probes": 0, "workers": 0, "views.teacher": "live" if store is None else "recorded", "views.pool": 1,
             },
         ),
         needs_teacher=True,
     )  # fmt: skip
     run = Run(out)
     train(
-        settings, run, source, teacher=teacher, graph=None, processes=Processes(0, 1, torch.device("cpu")), quiet=True
-    )
+        settings, run, source, teacher=teacher, graph=None, store=store,
+        processes=Processes(0, 1, torch.device("cpu")), quiet=True,
+    )  # fmt: skip
+    *_, end = run.metrics()
+    assert not full or end["teacher_forwards"] == 0, "the teacher ran although the pool was full"
     rows = [row for row in run.metrics() if row["kind"] == "step"]
     first, last = rows[0], rows[-1]
     return (last["step"] - first["step"]) * options.batch_size / (last["time"] - first["time"])
