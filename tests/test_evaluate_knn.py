@@ -102,3 +102,14 @@ def test_rows_that_are_not_finite_are_counted() -> None:
     train[5, 3], train[7], train[9, 0] = np.nan, np.inf, -np.inf
     with pytest.raises(DataError, match="3 of 300 rows of the student features of the training images"):
         knn(Subject("student", given.test, train, given.test_labels, given.train_labels), SETTINGS)
+
+
+def test_as_many_classes_as_imagenet_has_in_all() -> None:
+    """21,000 classes of two images, which point the same way: the nearest is always of the query's own class."""
+    generator = np.random.default_rng(0)
+    labels = np.tile(np.arange(21_000), 2)
+    centres = generator.normal(size=(21_000, 16)).astype(np.float32)
+    asked = generator.permutation(21_000)[:60]
+    settings = EvaluationSettings(memory_mb=128)
+    figures = knn(Subject("student", 3 * centres[asked], centres[labels], asked, labels), settings)
+    assert figures["top1@1"] == figures["top1@10"] == figures["top5@50"] == 100

@@ -195,6 +195,16 @@ def test_too_many_classes_for_the_budget_is_a_sentence() -> None:
     assert many.score(solution, np.arange(2100), "top1") > 90
 
 
+def test_as_many_classes_as_imagenet_has_in_all() -> None:
+    """21,000 classes, few of them with images: the scores of all images are never there at once."""
+    rows = np.random.default_rng(0).normal(size=(100, 12))
+    labels = np.random.default_rng(1).permutation(21_000)[:100]
+    path = LogisticPath(rows, labels, 21_000, device="cpu", dtype=torch.float32, memory_mb=48)
+    assert path.block == 64
+    solution = path.solve(1e-3, start=None, tolerance=1e-3, iterations=8)
+    assert path.score(solution, np.arange(100), "top1") > 90
+
+
 def test_several_labels_an_image_are_independent_regressions() -> None:
     """Against scikit-learn's two-class regression, class by class, images marked 0 left out."""
     from sklearn.linear_model import LogisticRegression

@@ -245,6 +245,31 @@ def test_some_of_the_classes_are_judged_among_themselves(tmp_path: Path) -> None
     assert "classifier" in main.kept  # fitted once, for `linear` and for every shifted set
 
 
+def test_names_alone_are_looked_for_below_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As their archives unpack beside each other, and beside another set's halves."""
+    monkeypatch.setenv("UNDERSTUDY_DATA", str(tmp_path))
+    for archive in ("imagenetv2-top-images-format-val", "imagenetv2-threshold0.7-format-val", "sketch", "imagenet-a"):
+        coloured(tmp_path / archive, 2, 1 + len(archive) % 3, 0)
+    for corruption in ("fog", "snow"):
+        coloured(tmp_path / "ImageNet-C" / corruption / "1", 2, 1, 0)
+    coloured(tmp_path / "train", 2, 1, 0)
+    coloured(tmp_path / "val", 2, 1, 0)
+    coloured(tmp_path / "pets" / "train", 3, 1, 0)
+    coloured(tmp_path / "pets" / "test", 3, 1, 0)
+    sizes = {}
+    for name in ("imagenet-v2-top", "imagenet-v2-threshold", "imagenet-sketch", "imagenet-a", "imagenet-c", "pets"):
+        target = open_target(name)
+        assert target.test is not None
+        sizes[name] = len(target.test)
+    assert sizes == {
+        "imagenet-v2-top": 6, "imagenet-v2-threshold": 4, "imagenet-sketch": 2, "imagenet-a": 4, "imagenet-c": 4,
+        "pets": 3,
+    }  # fmt: skip
+    with pytest.raises(DataError, match=r"cub_200_2011"):  # train/ and val/ there are another set's
+        open_target("cub200")
+    assert len(open_target(f"cub200={tmp_path}").test or []) == 2  # unless the user says so
+
+
 @pytest.mark.usefixtures("two_l2_values")
 def test_imagenet_c_layout(tmp_path: Path) -> None:
     for corruption in ("fog", "contrast"):

@@ -19,6 +19,11 @@ SETTINGS = EvaluationSettings()
 MEAN_CLASS = {"caltech101", "pets", "flowers102", "aircraft"}
 
 
+@pytest.fixture
+def few_l2_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("understudy.evaluate.linear.L2_VALUES", (100.0, 1.0, 0.01, 0.0001))
+
+
 def picture(path: Path, shade: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (12, 10), (shade % 256, 40, 90)).save(path)
@@ -185,6 +190,7 @@ def voc(tmp_path: Path, images: int = 30) -> Target:
     return open_target(f"voc2007={tmp_path}")
 
 
+@pytest.mark.usefixtures("few_l2_values")
 def test_voc2007_marks_and_mean_average_precision(tmp_path: Path) -> None:
     target = voc(tmp_path)
     assert target.train is not None
@@ -214,6 +220,7 @@ def test_voc2007_marks_and_mean_average_precision(tmp_path: Path) -> None:
         open_target(f"voc2007={tmp_path}")
 
 
+@pytest.mark.usefixtures("few_l2_values")
 def test_the_convention_decides_the_figure_and_the_choice(tmp_path: Path) -> None:
     """Uneven classes: the mean over classes is not top-1, and the set's own validation images are used."""
     for split, counts in (("train", (40, 10, 10)), ("test", (30, 5, 5))):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -20,13 +19,14 @@ from jaxtyping import Int
 from understudy.data.arrays import ArrayImages
 from understudy.data.images import JoinedImages
 from understudy.data.sources import Source, open_source
-from understudy.data.target import Layout, Target, below
+from understudy.data.target import Layout, Target, below, within
 from understudy.errors import DataError
 
 IMAGENET = 1000
 WNID = re.compile(r"n\d{8}")
 
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+V2_HOME = "https://github.com/modestyachts/ImageNetV2"
 CIFAR_C_HOME = "https://zenodo.org/records/2535967 (CIFAR-10-C)"
 IMAGENET_C_HOME = "https://zenodo.org/records/2235448 (ImageNet-C)"
 
@@ -86,15 +86,20 @@ def numbered_as(source: Source, names: Sequence[str], title: str, *, published: 
     return found
 
 
-def class_folders(home: str) -> Layout:
-    """Class folders, directly or one folder down (imagenetv2-..., imagenet-a, sketch)."""
+def class_folders(archive: str, home: str) -> Layout:
+    """Class folders, directly or one folder down.
+
+    Args:
+        archive: the folder that the archive unpacks into.
+        home: where it is had.
+    """
 
     def open_set(name: str, path: str) -> Target:
-        root = Path(path).expanduser()
+        root = within(path, archive, name)
         if not root.is_dir():
             raise DataError(f"{root} does not exist. Give the folder of class folders; the set is had at {home}.")
         inside = [entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-        if len(inside) == 1:  # the archive's own folder
+        if len(inside) == 1:  # the archive's own folder, in one of the user's
             root = inside[0]
         test = open_source(root)
         if test.labels is None:
@@ -106,7 +111,7 @@ def class_folders(home: str) -> Layout:
 
 def open_imagenet_c(name: str, path: str) -> Target:
     """`CORRUPTION/SEVERITY/WNID/IMAGE`, severities 1 to 5."""
-    root = Path(path).expanduser()
+    root = within(path, "ImageNet-C", name)
     if not root.is_dir():
         raise DataError(f"{root} does not exist. Give the folder of corruptions; the set is had at {IMAGENET_C_HOME}.")
     source = open_source(root)
@@ -131,7 +136,7 @@ def open_imagenet_c(name: str, path: str) -> Target:
 
 def open_cifar10_c(name: str, path: str) -> Target:
     """`labels.npy` (50,000,) and CORRUPTION.npy (50,000, 32, 32, 3): 10,000 images for each severity in turn."""
-    root = below(path, "labels.npy", had=CIFAR_C_HOME)
+    root = below(str(within(path, "CIFAR-10-C", name)), "labels.npy", had=CIFAR_C_HOME)
     try:
         labels = np.load(root / "labels.npy", allow_pickle=False).astype(np.int64)
     except (OSError, ValueError) as error:
@@ -156,10 +161,12 @@ def _numbers(encoded: pa.DictionaryArray) -> np.ndarray:
 
 
 SHIFTED: dict[str, Layout] = {
-    "imagenet-v2": class_folders("https://github.com/modestyachts/ImageNetV2"),
-    "imagenet-sketch": class_folders("https://github.com/HaohanWang/ImageNet-Sketch"),
-    "imagenet-a": class_folders("https://github.com/hendrycks/natural-adv-examples"),
-    "imagenet-r": class_folders("https://github.com/hendrycks/imagenet-r"),
+    "imagenet-v2": class_folders("imagenetv2-matched-frequency-format-val", V2_HOME),
+    "imagenet-v2-threshold": class_folders("imagenetv2-threshold0.7-format-val", V2_HOME),
+    "imagenet-v2-top": class_folders("imagenetv2-top-images-format-val", V2_HOME),
+    "imagenet-sketch": class_folders("sketch", "https://github.com/HaohanWang/ImageNet-Sketch"),
+    "imagenet-a": class_folders("imagenet-a", "https://github.com/hendrycks/natural-adv-examples"),
+    "imagenet-r": class_folders("imagenet-r", "https://github.com/hendrycks/imagenet-r"),
     "imagenet-c": Layout("shift", open_imagenet_c),
     "cifar10-c": Layout("shift", open_cifar10_c),
 }

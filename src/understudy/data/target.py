@@ -85,6 +85,12 @@ def below(path: str, first: str, *, had: str) -> Path:
     raise DataError(f"{root / first} does not exist. Give the folder that holds {first}; the set is had at {had}.")
 
 
+def within(path: str, *names: str) -> Path:
+    """The folder of a set: the first of these names that is a folder in the one given, else the one given."""
+    root = Path(path).expanduser()
+    return next((root / name for name in names if (root / name).is_dir()), root)
+
+
 def listed(root: Path, names: Sequence[str], *, had: str) -> Source:
     """The image files of a list, in its order.
 

@@ -20,7 +20,7 @@ from understudy.data.objects import open_objects
 from understudy.data.parquet import split_of
 from understudy.data.shifted import SHIFTED
 from understudy.data.sources import EVALUATION_SPLITS, HOLDERS, open_evaluation, open_source
-from understudy.data.target import Layout, Target
+from understudy.data.target import Layout, Target, within
 from understudy.data.videos import open_videos
 from understudy.errors import ConfigError, DataError
 
@@ -29,7 +29,7 @@ def _halves(kind: str, open_halves: Callable[[Path], Any]) -> Layout:
     """A layout whose protocols read the files themselves, from `facts["train"]` and `facts["test"]`."""
 
     def opened(name: str, spec: str) -> Target:
-        train, test = open_halves(_below(name, spec))
+        train, test = open_halves(within(spec, name))
         facts = {"train": train, "test": test, "fingerprint": fingerprint(train.fingerprint, test.fingerprint)}
         return Target(name, kind, spec, facts=facts)
 
@@ -37,14 +37,8 @@ def _halves(kind: str, open_halves: Callable[[Path], Any]) -> Layout:
 
 
 def _videos(name: str, spec: str) -> Target:
-    videos = open_videos(_below(name, spec))
+    videos = open_videos(within(spec, name))
     return Target(name, "videos", spec, facts={"videos": videos, "fingerprint": videos.fingerprint})
-
-
-def _below(name: str, spec: str) -> Path:
-    """The folder of a set: the one of its name, where there is one in the folder given."""
-    root = Path(spec).expanduser()
-    return root / name if (root / name).is_dir() else root
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -99,9 +93,11 @@ def open_target(text: str, *, listings: str | os.PathLike[str] | None = None) ->
     name, spec = split_target(text)
     layout = LAYOUTS.get(name)
     if layout is not None:
-        if layout.metric is None or not has_halves(spec):
+        own = within(spec, name)
+        # The folder of all sets, where a name alone is looked for, may hold halves of another set.
+        if layout.metric is None or ("=" not in text and own.name != name) or not has_halves(str(own)):
             return layout.open(name, spec)
-        train, test = open_evaluation(spec, listings=listings)
+        train, test = open_evaluation(own, listings=listings)
         return Target(name, "labelled", spec, train=train, test=test, facts={"metric": layout.metric})
     if not Path(spec).expanduser().exists() and ":" not in spec and spec != "digits" and "," not in spec:
         raise DataError(f"'{text}' is neither a published set nor a path that exists. {nearest(name, LAYOUTS)}")

@@ -322,7 +322,8 @@ def _block_rows(memory_mb: int, held: int, database: Rows, count: int, dtype: to
         need = (fixed + SMALLEST_BLOCK * (16 * database.width + 40 * count + 40 * QUERY_TILE) >> 20) + 1
         raise ConfigError(
             f"A memory budget of {memory_mb} MiB is too small to search {database.count:,} rows of width "
-            f"{database.width}: at least {need} MiB are needed. Raise neighbours.memory_mb."
+            f"{database.width}: at least {need} MiB are needed. Raise memory_mb, that of the neighbours or "
+            "of the evaluation."
         )
     return int(min(block, LARGEST_BLOCK * (GPU_BLOCKS if database.device.type == "cuda" else 1)))
 
