@@ -2,11 +2,13 @@
 
     python benchmarks/peers.py                                      # Imagenette, on this machine's cores
     python benchmarks/peers.py --teacher mobilenetv1_100 --student mobilenetv3_small_100 --batch-size 64 --workers 1
+    python benchmarks/peers.py --device cuda --teacher resnet50 --student resnet18 --batch-size 256 --workers 16
 
 The same photographs, teacher, student, batch size, number of workers and threads for all; networks from timm with
 random weights, because only time is measured. Each side runs in a process of its own, in turn, several rounds; images/s
 count from its third step to its last, start-up left out. Images a processor second (workers counted) stand beside them,
-and hold on a machine that is busy with other things too.
+and hold on a machine that is busy with other things too. On a GPU every side but the peer's computes in bf16, which our
+loop does by itself, and the most memory that its tensors held is told; the clock waits for the GPU at both ends.
 
 - plain: `ImageFolder`, torchvision's transforms of the MoCo-v2 recipe, `DataLoader`, teacher without gradients, student
   with a linear head, cosines of rows and columns, AdamW. What one would write in an afternoon, and no more.
@@ -35,6 +37,8 @@ FIRST = 2
 """Steps before the clock starts."""
 
 Stamp = tuple[float, float]
+Found = tuple[float, float, float]
+"""Images/s on the wall and of processor time, and MiB of GPU memory (0 where there is none, or it is not known)."""
 
 
 def stamp() -> Stamp:
@@ -50,14 +54,26 @@ def stamp() -> Stamp:
     return time.perf_counter(), ticks / os.sysconf("SC_CLK_TCK")
 
 
-def rate(stamps: list[Stamp], batch: int) -> Stamp:
-    """Images/s from the beginnings of steps: on the wall, and of processor time."""
+def mark(stamps: list[Stamp], options: argparse.Namespace) -> None:
+    """The beginning of a step; the first and the last that count wait for what a GPU still has to do."""
+    import torch
+
+    if options.device != "cpu" and len(stamps) in (FIRST, options.steps):
+        torch.cuda.synchronize()
+    stamps.append(stamp())
+
+
+def rate(stamps: list[Stamp], batch: int) -> Found:
+    """Images/s from the beginnings of steps: on the wall, and of processor time; and what the GPU held."""
+    import torch
+
     images = (len(stamps) - 1 - FIRST) * batch
     wall, worked = (stamps[-1][i] - stamps[FIRST][i] for i in (0, 1))
-    return images / wall, images / worked
+    held = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
+    return images / wall, images / worked, held
 
 
-def plain(options: argparse.Namespace, folder: Path) -> Stamp:  # noqa: ARG001
+def plain(options: argparse.Namespace, folder: Path) -> Found:  # noqa: ARG001
     """The loop one would write."""
     import timm
     import torch
@@ -79,23 +95,28 @@ def plain(options: argparse.Namespace, folder: Path) -> Stamp:  # noqa: ARG001
     )
     loader = torch.utils.data.DataLoader(
         ImageFolder(options.data, transform), batch_size=options.batch_size, shuffle=True, drop_last=True,
-        num_workers=options.workers, persistent_workers=options.workers > 0,
+        num_workers=options.workers, persistent_workers=options.workers > 0, pin_memory=options.device != "cpu",
     )  # fmt: skip
     teacher = timm.create_model(options.teacher, num_classes=0).eval()
     backbone = timm.create_model(options.student, num_classes=0)
     with torch.no_grad():
         widths = [network(torch.zeros(2, 3, 224, 224)).shape[1] for network in (backbone, teacher)]
+    teacher.to(options.device, memory_format=torch.channels_last)
     student = torch.nn.Sequential(backbone, torch.nn.Linear(*widths)).train()
+    student.to(options.device, memory_format=torch.channels_last)
+    half = torch.autocast(options.device, torch.bfloat16, enabled=options.device != "cpu")
     optimiser = torch.optim.AdamW(student.parameters(), 0.002)
     stamps: list[Stamp] = []
     while len(stamps) <= options.steps:
         for images, _ in loader:
-            stamps.append(stamp())
+            mark(stamps, options)
             if len(stamps) > options.steps:
                 break
-            with torch.no_grad():
-                target = teacher(images)
-            found = student(images)
+            images = images.to(options.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+            with half:
+                with torch.no_grad():
+                    target = teacher(images).float()
+                found = student(images).float()
             loss = -F.cosine_similarity(found, target, dim=1).mean() - F.cosine_similarity(found, target, dim=0).mean()
             optimiser.zero_grad()
             loss.backward()
@@ -103,7 +124,7 @@ def plain(options: argparse.Namespace, folder: Path) -> Stamp:  # noqa: ARG001
     return rate(stamps, options.batch_size)
 
 
-def ours(options: argparse.Namespace, folder: Path, way: str) -> Stamp:
+def ours(options: argparse.Namespace, folder: Path, way: str) -> Found:
     """The loop of this package."""
     import timm
     import torch
@@ -120,16 +141,19 @@ def ours(options: argparse.Namespace, folder: Path, way: str) -> Stamp:
     from understudy.train.distributed import Processes
     from understudy.train.loop import train
 
+    device = torch.device(options.device)
     torch.manual_seed(0)
     network = timm.create_model(options.teacher, num_classes=0)
     with torch.no_grad():
         width = network.eval()(torch.zeros(1, 3, 224, 224)).shape[1]
     spec = f"timm:{options.teacher}"
-    teacher = Teacher(Backbone(network, width, Contract(224), spec, spec, "random, for timing", True, spec))
+    teacher = Teacher(Backbone(network, width, Contract(224), spec, spec, "random, for timing", True, spec)).to(device)
     # Recording is not what is timed: a pool over fewer of the same photographs is full the sooner.
     few = options.steps * options.batch_size // 2 if way == "recorded" else None
     source = open_source(options.data, limit=few)
-    store = embed(teacher, source, folder / "store", workers=options.workers) if way == "recorded" else None
+    store = None
+    if way == "recorded":
+        store = embed(teacher, source, folder / "store", judge=False, device=device, workers=options.workers)
 
     def run(name: str, passes: float) -> None:
         settings = resolve(
@@ -138,11 +162,12 @@ def ours(options: argparse.Namespace, folder: Path, way: str) -> Stamp:
                 "data": options.data, "student": f"timm:{options.student}", "teacher": spec, "head": "linear",
                 "neighbours.k": 0, "batch_size": options.batch_size, "passes": passes, "probes": 0,
                 "workers": options.workers, "views.teacher": way, "views.pool": 1 if store else 0, "image_size": 224,
+                "device": options.device,
             },
         )  # fmt: skip
         train(
             settle(settings, needs_teacher=True), Run(folder / name), source, teacher=teacher, graph=None, store=store,
-            processes=Processes(0, 1, torch.device("cpu")), quiet=True,
+            processes=Processes(0, 1, device), quiet=True,
         )  # fmt: skip
 
     if store is not None and not (folder / "filled").exists():
@@ -151,8 +176,8 @@ def ours(options: argparse.Namespace, folder: Path, way: str) -> Stamp:
     stamps: list[Stamp] = []
 
     def clock(module: torch.nn.Module, _: Any) -> None:
-        if isinstance(module, Student) and module.training:
-            stamps.append(stamp())
+        if isinstance(module, Student) and module.training and len(stamps) <= options.steps:
+            mark(stamps, options)
 
     torch.nn.modules.module.register_module_forward_pre_hook(clock)
     run(f"measured-{time.time_ns()}", (options.steps + 1) * options.batch_size / len(source))
@@ -177,18 +202,19 @@ if __name__ == "__main__":
     lightly_train.pretrain(
         out=options["out"], data=options["data"], model="timm/" + options["student"], method="distillation",
         method_args={"teacher": teacher}, epochs=options["epochs"], batch_size=options["batch_size"],
-        num_workers=options["workers"], accelerator="cpu", overwrite=True,
+        num_workers=options["workers"], accelerator=options["accelerator"], overwrite=True,
     )
     print("STAMPS " + json.dumps(stamps))
 """
 
 
-def lightly(options: argparse.Namespace, folder: Path) -> Stamp:
+def lightly(options: argparse.Namespace, folder: Path) -> Found:
     """The peer, in its own environment."""
     images = sum(len(files) for _, _, files in os.walk(options.data))
     told = {
         "teacher": options.teacher, "student": options.student, "data": options.data, "workers": options.workers,
         "batch_size": options.batch_size, "out": str(folder / "lightly"),
+        "accelerator": "cpu" if options.device == "cpu" else "gpu",
         "epochs": -(-(options.steps + 1) * options.batch_size // images),
     }  # fmt: skip
     script = folder / "peer.py"
@@ -202,7 +228,7 @@ def lightly(options: argparse.Namespace, folder: Path) -> Stamp:
         raise SystemExit(f"lightly-train failed:\n{done.stderr[-3000:]}")
     stamps = json.loads(line.removeprefix("STAMPS "))
     # The teacher may have been tried on an example before training: only the last steps are steps.
-    return rate(stamps[-(options.steps + 1) :], options.batch_size)
+    return *rate(stamps[-(options.steps + 1) :], options.batch_size)[:2], 0.0
 
 
 def environment(folder: Path) -> str:
@@ -221,6 +247,7 @@ def main() -> None:
     parser.add_argument("--student", default="mobilenetv3_small_100", help="timm name")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--steps", type=int, default=18)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sides", nargs="+", default=["plain", "lightly", "live", "recorded"])
@@ -238,17 +265,18 @@ def main() -> None:
             options.lightly = environment(Path(name) / "environment")
         shown = vars(options) | {"lightly": None, "measure": None}
         print({key: value for key, value in shown.items() if value is not None}, flush=True)
-        rates_of: dict[str, list[Stamp]] = {side: [] for side in options.sides}
+        rates_of: dict[str, list[Found]] = {side: [] for side in options.sides}
         for _ in range(options.rounds):
             for side in options.sides:
                 command = [sys.executable, __file__, "--measure", side, name]
-                for key in ("data", "teacher", "student", "batch_size", "workers", "steps", "lightly"):
+                for key in ("data", "teacher", "student", "batch_size", "workers", "device", "steps", "lightly"):
                     if getattr(options, key) is not None:
                         command += [f"--{key.replace('_', '-')}", str(getattr(options, key))]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
                 rates_of[side].append(json.loads(done.stdout.splitlines()[-1]))
-                wall, worked = rates_of[side][-1]
-                print(f"{side}: {wall:.1f} images/s, {worked:.1f} a processor second", flush=True)
+                wall, worked, held = rates_of[side][-1]
+                memory = f", {held:,.0f} MiB of GPU memory" if held else ""
+                print(f"{side}: {wall:.1f} images/s, {worked:.1f} a processor second{memory}", flush=True)
     print("| side | images/s | times plain | times lightly-train | a processor s | times plain | times lightly-train |")
     print("|---|---|---|---|---|---|---|")
     for side, found in rates_of.items():

@@ -55,7 +55,7 @@ class Processes(Writers):
         if self.world == 1:
             return student
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(student, device_ids=ids, broadcast_buffers=True)
+        return DistributedDataParallel(student, device_ids=ids)
 
     def average_gradients(self, module: nn.Module) -> None:
         """For parameters outside the student, such as a loss' own, what DDP does for those inside."""
