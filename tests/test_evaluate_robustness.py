@@ -17,7 +17,7 @@ from understudy.data.corruptions import (
 )
 from understudy.data.shifted import CIFAR10_CLASSES, imagenet_wnids, numbered_as
 from understudy.data.sources import Source, open_source
-from understudy.data.targets import open_target
+from understudy.data.targets import has_halves, open_target
 from understudy.errors import ConfigError, DataError
 from understudy.evaluate.linear import linear, main_classifier
 from understudy.evaluate.robustness import ALEXNET_ERROR, robustness, summary
@@ -265,6 +265,12 @@ def test_names_alone_are_looked_for_below_one_folder(tmp_path: Path, monkeypatch
         "imagenet-v2-top": 6, "imagenet-v2-threshold": 4, "imagenet-sketch": 2, "imagenet-a": 4, "imagenet-c": 4,
         "pets": 3,
     }  # fmt: skip
+    (tmp_path / "shelf" / "cifar10").mkdir(parents=True)
+    for split in ("train", "test"):
+        (tmp_path / "shelf" / "cifar10" / f"{split}.parquet").touch()
+    assert has_halves(str(tmp_path / "shelf"))
+    (tmp_path / "shelf" / "dtd").mkdir()
+    assert not has_halves(str(tmp_path / "shelf"))  # one set of several
     with pytest.raises(DataError, match=r"cub_200_2011"):  # train/ and val/ there are another set's
         open_target("cub200")
     assert len(open_target(f"cub200={tmp_path}").test or []) == 2  # unless the user says so

@@ -619,6 +619,18 @@ def test_the_table_sets_intervals_behind_their_figures(capsys: pytest.CaptureFix
     assert "intervals" not in capsys.readouterr().out  # in the headlines already
 
 
+def test_one_sentence_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    from understudy.cli import print_figures
+
+    gone, few = {"error": "/x does not exist."}, {"top1@1": 5.0, "note": "Few images."}
+    print_figures(
+        [("", {"teacher": {"knn@x": gone, "knn": few}, "student": {"knn@x": gone, "linear@x": gone, "knn": few}})]
+    )
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "teacher, student knn@x, linear@x: /x does not exist.", "teacher, student knn: Few images."
+    ]  # fmt: skip
+
+
 def test_progress_counts_each_part_by_itself(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

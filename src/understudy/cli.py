@@ -587,11 +587,15 @@ def print_figures(figures: Sequence[tuple[str, dict[str, Any]]], *, details: boo
             table.add_row(figure, *(_cell(protocols[protocol], figure) for _, _, protocols in measured))
         console.print(table)
     for run, found in figures:
+        said: dict[str, tuple[dict[str, None], dict[str, None]]] = {}  # one sentence once, whoever it is about
         for name, protocols in found.items():
             for protocol, values in protocols.items() if name != "about" else ():
                 for sentence in (values.get("error"), values.get("note")):
                     if sentence:
-                        print(f"{run} {name} {protocol}: {sentence}".strip())
+                        names, jobs = said.setdefault(sentence, ({}, {}))
+                        names[name] = jobs[protocol] = None
+        for sentence, (names, jobs) in said.items():
+            print(f"{run} {', '.join(names)} {', '.join(jobs)}: {sentence}".strip())
         about = found.get("about", {})
         for sentence in [*about.get("caveats", []), about.get("sample")]:
             if sentence:

@@ -117,8 +117,14 @@ def has_halves(spec: str) -> bool:
     """Whether a folder is a labelled root: train beside val or test, as folders, or as parquet, tar or Arrow files."""
     root = Path(spec).expanduser()
     folders = {name for name in ("train", *EVALUATION_SPLITS) if (root / name).is_dir()}
+    # A folder down only where it is the one folder: beside others it is one set of several.
+    alone = len([path for path in root.glob("*/") if path.is_dir() and not path.name.startswith(".")]) == 1
     files = [
-        {split_of(path.relative_to(root).as_posix()) for depth in ("", "*/") for path in root.glob(f"{depth}*{ending}")}
+        {
+            split_of(path.relative_to(root).as_posix())
+            for depth in (("", "*/") if alone else ("",))
+            for path in root.glob(f"{depth}*{ending}")
+        }
         for ending in HOLDERS
     ]
     return any("train" in found and bool(found & set(EVALUATION_SPLITS)) for found in (folders, *files))
