@@ -190,8 +190,10 @@ def test_intervals_lie_around_their_figures_and_shrink_with_more_images(monkeypa
 
 def test_trustworthiness_of_a_half_is_trustworthiness() -> None:
     teacher, student = two_spaces(60)
-    cosines = [rows @ rows.T for rows in (geometry.unit(teacher), geometry.unit(student))]
-    assert module._trust(*cosines) == pytest.approx(trustworthiness(teacher, student, 10), abs=1e-12)
+    orders = [module._nearest(geometry.unit(rows)) for rows in (teacher, student)]
+    for part in (np.arange(60), np.arange(0, 60, 2), np.arange(7, 50)):
+        both = [trustworthiness(*pair, 10) for pair in ((teacher[part], student[part]), (student[part], teacher[part]))]
+        assert module._trust(*orders, part) == pytest.approx(both, abs=1e-12)
 
 
 def test_without_gudhi_the_other_figures_are_there(monkeypatch: pytest.MonkeyPatch) -> None:

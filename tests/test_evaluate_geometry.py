@@ -7,6 +7,7 @@ import pytest
 
 from understudy.errors import MissingDependency
 from understudy.evaluate import geometry, topology
+from understudy.evaluate.fidelity import linear_cka
 
 
 def two_spaces(count: int = 60, noise: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
@@ -55,8 +56,8 @@ def test_debiased_cka_is_the_u_statistic() -> None:
     expected = hsic(one, two) / np.sqrt(hsic(one, one) * hsic(two, two))
     assert geometry.debiased_cka(one, two) == pytest.approx(expected, abs=1e-10)
     generator = np.random.default_rng(1)
-    unrelated = [geometry.gram(generator.normal(size=(40, 200))) for _ in range(2)]
-    assert abs(geometry.debiased_cka(*unrelated)) < 0.1 < 0.5 < geometry.cka(*unrelated)
+    unrelated = [generator.normal(size=(40, 200)) for _ in range(2)]
+    assert abs(geometry.debiased_cka(*map(geometry.gram, unrelated))) < 0.1 < 0.5 < linear_cka(*unrelated)
 
 
 @pytest.mark.parametrize("dimension", [1, 2, 5])
@@ -72,9 +73,10 @@ def test_two_nn_finds_the_dimension_of_a_cube(dimension: int) -> None:
 def test_effective_rank_and_dead_dimensions_by_hand() -> None:
     """Four orthogonal directions of equal strength count as four; strengths 3:1 as exp(entropy of 3/4, 1/4)."""
     corners = np.array([[a, b, c, d] for a in (-1, 1) for b in (-1, 1) for c in (-1, 1) for d in (-1, 1)], dtype=float)
-    assert geometry.effective_rank(geometry.gram(corners + 7)) == pytest.approx(4)
-    uneven = geometry.effective_rank(geometry.gram(corners[:, :2] * [3, 1]))
+    assert geometry.effective_rank(corners + 7) == pytest.approx(4)
+    uneven = geometry.effective_rank(corners[:, :2] * [3, 1])
     assert uneven == pytest.approx(np.exp(-(0.75 * np.log(0.75) + 0.25 * np.log(0.25))))
+    assert geometry.effective_rank(corners[:3]) == pytest.approx(geometry.effective_rank(corners[:3] @ np.eye(4, 9)))
     assert geometry.effective_rank(np.zeros((5, 5))) == 0
     assert geometry.dead_dimensions(corners * [1, 1, 1e-6, 0]) == 2
 

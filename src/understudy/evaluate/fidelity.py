@@ -96,21 +96,18 @@ def fidelity(subject: Subject, settings: EvaluationSettings) -> Figures:
             return float(column_cosine(torch.from_numpy(some[part]), torch.from_numpy(others[part])).mean())
 
         halves("column_cosine", columns, float(column_cosine(student, teacher).mean()), images=len(own))
-    one, two = geometry.gram(some), geometry.gram(others)
-    halves("cka", _of(geometry.cka, one, two), linear_cka(own, reference), images=len(own))
+    halves("cka", lambda part: linear_cka(some[part], others[part]), linear_cka(own, reference), images=len(own))
 
     left_out = [f"overlap@{k}" for k in KS if k not in ks]
     if len(chosen) > 2 * TRUST_K:
         figures["trustworthiness"] = trustworthiness(others, some, TRUST_K, settings.memory_mb, subject.device)
         figures["continuity"] = trustworthiness(some, others, TRUST_K, settings.memory_mb, subject.device)
         unit, unit_reference = geometry.unit(some), geometry.unit(others)
-        cosines, cosines_reference = unit @ unit.T, unit_reference @ unit_reference.T
-        for name, pair in (
-            ("trustworthiness", (cosines_reference, cosines)),
-            ("continuity", (cosines, cosines_reference)),
-        ):
-            halves(name, _of(_trust, *pair), least=4 * TRUST_K + 2)
-        _geometry(figures, halves, (some, others), (one, two), (unit, unit_reference))
+        nearest, nearest_reference = _nearest(unit), _nearest(unit_reference)
+        trust = _once(lambda part: _trust(nearest_reference, nearest, part))
+        halves("trustworthiness", lambda part: trust(part)[0], least=4 * TRUST_K + 2)
+        halves("continuity", lambda part: trust(part)[1], least=4 * TRUST_K + 2)
+        _geometry(figures, halves, (some, others), (unit, unit_reference))
         try:
             _topology(figures, unit, unit_reference, settings.seed)
         except MissingDependency as error:
@@ -127,16 +124,15 @@ def _geometry(
     figures: Figures,
     halves: _Halves,
     rows: tuple[np.ndarray, np.ndarray],
-    grams: tuple[np.ndarray, np.ndarray],
     units: tuple[np.ndarray, np.ndarray],
 ) -> None:
     """What `geometry` says of the two spaces."""
     spaces = tuple(geometry.distances(one) for one in units)
-    halves("cka_debiased", _of(geometry.debiased_cka, *grams))
+    halves("cka_debiased", _of(geometry.debiased_cka, *(geometry.gram(one) for one in rows)))
     halves("distance_correlation", _of(geometry.distance_correlation, *spaces))
     for number, end in enumerate(("", "_teacher")):
         halves(f"intrinsic_dimension{end}", _of(geometry.two_nn, spaces[number]))
-        halves(f"effective_rank{end}", _of(geometry.effective_rank, grams[number]))
+        halves(f"effective_rank{end}", _of_rows(geometry.effective_rank, rows[number]))
         figures[f"dead_dimensions{end}"] = geometry.dead_dimensions(rows[number])
 
 
@@ -145,15 +141,7 @@ def _topology(figures: Figures, unit: np.ndarray, unit_reference: np.ndarray, se
     drawn = np.sort(np.random.default_rng(seed).permutation(len(unit))[:TOPOLOGY_IMAGES])
     spaces = tuple(geometry.distances(one[drawn]) for one in (unit, unit_reference))
     halves = _Halves(figures, len(drawn), seed)
-    found: dict[bytes, tuple[float, float]] = {}
-
-    def both(part: np.ndarray) -> tuple[float, float]:
-        # Components and loops come of one computation, and each of the two intervals asks for the same halves.
-        key = part.tobytes()
-        if key not in found:
-            found[key] = topology_distance(*_parts(part, *spaces))
-        return found[key]
-
+    both = _once(lambda part: topology_distance(*_parts(part, *spaces)))
     halves("topology_h0", lambda part: both(part)[0])
     halves("topology_h1", lambda part: both(part)[1])
 
@@ -207,18 +195,47 @@ def _of(measure: Callable[..., float], *matrices: np.ndarray) -> Callable[[np.nd
     return lambda part: measure(*_parts(part, *matrices))
 
 
-def _trust(original: np.ndarray, mapped: np.ndarray) -> float:
-    """`trustworthiness` at k = 10 of two matrices of cosines."""
-    count, k = len(original), TRUST_K
-    orders = []
-    for matrix in (original, mapped):
-        others = matrix.copy()
-        np.fill_diagonal(others, -np.inf)
-        orders.append(np.argsort(-others, axis=1, kind="stable"))
-    ranks = np.empty((count, count), dtype=np.int64)
-    np.put_along_axis(ranks, orders[0], np.arange(1, count + 1)[None], axis=1)
-    penalty = np.maximum(np.take_along_axis(ranks, orders[1][:, :k], axis=1) - k, 0).sum()
-    return float(1.0 - penalty * 2.0 / (count * k * (2 * count - 3 * k - 1)))
+def _of_rows(measure: Callable[[np.ndarray], float], rows: np.ndarray) -> Callable[[np.ndarray], float]:
+    """A measure of rows as one of the images at some positions."""
+    return lambda part: measure(rows[part])
+
+
+def _once(measure: Callable[[np.ndarray], tuple[float, float]]) -> Callable[[np.ndarray], tuple[float, float]]:
+    """Two measures that come of one computation: the interval of the second asks for the halves of the first."""
+    found: dict[bytes, tuple[float, float]] = {}
+
+    def both(part: np.ndarray) -> tuple[float, float]:
+        key = part.tobytes()
+        if key not in found:
+            found[key] = measure(part)
+        return found[key]
+
+    return both
+
+
+def _nearest(unit: np.ndarray) -> np.ndarray:
+    """(N, N - 1) the other images by falling cosine, equal ones by row."""
+    cosines = unit @ unit.T
+    np.fill_diagonal(cosines, -np.inf)
+    found: np.ndarray = np.argsort(-cosines, axis=1, kind="stable")[:, :-1].astype(np.int32)
+    return found
+
+
+def _trust(original: np.ndarray, mapped: np.ndarray, part: np.ndarray) -> tuple[float, float]:
+    """Trustworthiness and continuity at k = 10 among some images, from the orders of all: nothing is sorted again."""
+    count, k = len(part), TRUST_K
+    place = np.full(len(original), -1, dtype=np.int32)
+    place[part] = np.arange(count)
+    orders = [
+        kept[kept >= 0].reshape(count, count - 1) for kept in (place[order[part]] for order in (original, mapped))
+    ]
+    found = []
+    for here, there in (orders, orders[::-1]):
+        ranks = np.empty((count, count), dtype=np.int32)
+        np.put_along_axis(ranks, here, np.arange(1, count, dtype=np.int32)[None], axis=1)
+        penalty = np.maximum(np.take_along_axis(ranks, there[:, :k], axis=1) - k, 0).sum(dtype=np.int64)
+        found.append(float(1.0 - penalty * 2.0 / (count * k * (2 * count - 3 * k - 1))))
+    return found[0], found[1]
 
 
 def linear_cka(first: Float[np.ndarray, "N F1"], second: Float[np.ndarray, "N F2"]) -> float:

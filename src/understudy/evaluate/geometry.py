@@ -70,13 +70,6 @@ def debiased_cka(first: Float[np.ndarray, "N N"], second: Float[np.ndarray, "N N
     return hsic(one, two) / float(np.sqrt(scale)) if scale > 0 else 0.0
 
 
-def cka(first: Float[np.ndarray, "N N"], second: Float[np.ndarray, "N N"]) -> float:
-    """Linear CKA, the biased estimator, of inner products; they need not be centred."""
-    one, two = (_centred(matrix) for matrix in (first, second))
-    scale = np.linalg.norm(one) * np.linalg.norm(two)
-    return float((one * two).sum() / scale) if scale > 0 else 0.0
-
-
 def distance_correlation(first: Float[np.ndarray, "N N"], second: Float[np.ndarray, "N N"]) -> float:
     """Székely's distance correlation of two matrices of distances; 0 only for independence, with many images.
 
@@ -125,11 +118,11 @@ def two_nn(matrix: Float[np.ndarray, "N N"]) -> float:
     return (len(near) - 1) / spread if len(near) > 2 and spread > 0 else 0.0
 
 
-def effective_rank(matrix: Float[np.ndarray, "N N"]) -> float:
+def effective_rank(rows: Float[np.ndarray, "N F"]) -> float:
     """Exp of the entropy of the singular values: how many dimensions the centred rows use.
 
     Args:
-        matrix: inner products of rows; they need not be centred.
+        rows: (N, F).
 
     Returns:
         Between 1 and the rank; 0 for a constant space.
@@ -137,7 +130,10 @@ def effective_rank(matrix: Float[np.ndarray, "N N"]) -> float:
     Source:
         Roy & Vetterli, "The effective rank", EUSIPCO 2007.
     """
-    strengths = np.sqrt(np.maximum(np.linalg.eigvalsh(_centred(matrix)), 0.0))
+    centred = np.asarray(rows, dtype=np.float64)
+    centred = centred - centred.mean(axis=0)
+    products = centred.T @ centred if centred.shape[1] <= len(centred) else centred @ centred.T
+    strengths = np.sqrt(np.maximum(np.linalg.eigvalsh(products), 0.0))
     # What rounding leaves in the other directions is the root of the machine's precision: many of them would count.
     strengths = strengths[strengths > strengths.max(initial=0.0) * 1e-6]
     if not len(strengths):
