@@ -155,7 +155,9 @@ def colours(browser: Any) -> dict[str, list[str]]:
         "const all = (query, key) =>"
         "  [...new Set([...document.querySelectorAll(query)].map(e => getComputedStyle(e)[key]))];"
         "return {page: all('body', 'backgroundColor'),"
-        "        text: all('p, td, th, dt, dd, a, summary, .star', 'color').concat(all('.plot text', 'fill')),"
+        "        text: all('p, td, th, dt, dd, a, summary, .star', 'color')"
+        "          .concat(all('.plot text:not(.bartext-inside)', 'fill')),"
+        "        inside: all('.plot .bartext-inside', 'fill'), bars: all('.overview .barlayer .point path', 'fill'),"
         "        marks: all('.scatterlayer .js-line', 'stroke')"
         "          .concat(all('.map .point', 'fill'), all('.thumbs li', 'borderTopColor'))}"
     )
@@ -166,7 +168,8 @@ def test_light_and_dark_can_be_read_and_charts_follow(browser: Any, page: Path) 
     visit(browser, page, 1280, "light")
     light = colours(browser)
     prefer(browser, "dark")  # while the page is open
-    until(browser, "return getComputedStyle(document.querySelector('.plot text')).fill == 'rgb(232, 234, 237)'")
+    text = "document.querySelector('.plot text:not(.bartext-inside)')"
+    until(browser, f"return getComputedStyle({text}).fill == 'rgb(232, 234, 237)'")
     dark = colours(browser)
     visit(browser, page, 1280, "dark")  # from the start
     assert sorted(colours(browser)["marks"]) == sorted(dark["marks"])
@@ -176,6 +179,7 @@ def test_light_and_dark_can_be_read_and_charts_follow(browser: Any, page: Path) 
         (background,) = found["page"]
         assert min(contrast(colour, background) for colour in found["text"]) >= 4.5
         assert min(contrast(colour, background) for colour in found["marks"]) >= 3
+        assert min(contrast(one, other) for one in found["inside"] for other in found["bars"]) >= 4.5
     assert not set(light["marks"]) & set(dark["marks"])
 
 

@@ -250,6 +250,8 @@ def test_charts_of_protocols_carry_their_figures(page: Page) -> None:
     assert labels["data"][0]["x"] == ["1%", "10%", "all"]
     assert figure_values(labels["data"][0], "y") == pytest.approx([50.0, 75.0, 90.0])  # the last is the linear probe's
     assert figure_values(labels["data"][0]["error_y"], "array")[:2] == pytest.approx([4.0, 1.0])
+    bank = drawn(page, "top-1, % by k: Teacher 78 at 1, 80 at 10; coss (embed) 60 at 1, 72 at 10")
+    assert [trace["name"] for trace in bank["data"]] == ["Teacher", "coss (embed)", "no-space (embed)", "guessing"]
     modes = drawn(page, "mAP, % by task")
     assert modes["data"][0]["x"] == ["easy", "medium", "hard"]
     assert figure_values(modes["data"][1], "y") == pytest.approx([54.0, 36.0, 18.0])

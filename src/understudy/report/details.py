@@ -13,11 +13,14 @@ from understudy.report.judgement import Model
 from understudy.report.markup import Child, Markup, prose, tag
 from understudy.report.numbers import duration
 from understudy.report.protocols import COUNTED, PROTOCOLS, protocol_title, set_title, split
-from understudy.report.results import Result, guessing, keys_of, result
+from understudy.report.results import Result, guessing, keys_of, metrics_of, result
 
 HOLLOW = {"circle": "○", "square": "□", "triangle-up": "△", "diamond": "◇", "star": "☆", "triangle-down": "▽",
           "cross": "✚", "pentagon": "⬠", "x": "✕", "hexagon": "⬡"}  # fmt: skip
 """Characters that stand for plotly's open marks in a legend."""
+
+GUESSED = frozenset({"knn", "asymmetric_knn", "semi", "fidelity"})
+"""Protocols whose charts have figures that guessing reaches a known share of."""
 
 SIZES = ("small", "medium", "large")
 MODES = ("easy", "medium", "hard")
@@ -52,9 +55,10 @@ def _protocol(name: str, keys: Sequence[str], accounts: Sequence[Account], rows:
     content += [tag("p", line, class_="note") for key in keys if (line := _counted(key, accounts, rows))]
     drawn = [chart for key in keys for chart in _charts(name, key, keys, rows)]
     if drawn:
-        content += [_legend(rows), tag("div", *drawn, class_="charts wide")]
-    if any(row.scores.get(key) for key in keys for row in rows):
-        content.append(tables.results_table(rows, keys, whole=True))
+        content += [_legend(name, keys, rows), tag("div", *drawn, class_="charts wide")]
+    shown = [row for row in rows if any(result(row, key, one, rows) for key in keys for one in metrics_of(rows, key))]
+    if shown:
+        content.append(tables.results_table(shown, keys, whole=True))
     content += [
         tag("p", prose(f"{key}: {sentence}"), class_="note")
         for key in keys
@@ -97,7 +101,7 @@ def _counted(key: str, accounts: Sequence[Account], rows: Sequence[Model]) -> st
     for name, value in own.items():
         if COUNTED.fullmatch(name):
             noun, _, share = name.partition(" ")
-            parts.append(f"{value:,.0f} {noun}{f' for {share}' if share else ''} of the protocol")
+            parts.append(f"{value:,.0f} {noun} {f'for {share}' if share else 'of the protocol'}")
     seconds = account.about.get("seconds")
     spent = seconds.get(key) if isinstance(seconds, Mapping) else None
     if isinstance(spent, int | float):
@@ -106,13 +110,24 @@ def _counted(key: str, accounts: Sequence[Account], rows: Sequence[Model]) -> st
     return f"{title}: {', '.join(parts)}." if parts else ""
 
 
-def _legend(rows: Sequence[Model]) -> Markup:
+def _legend(name: str, keys: Sequence[str], rows: Sequence[Model]) -> Markup:
     entries = []
+    bound = ["knn"] if name == "asymmetric_knn" else []
     for row, look in zip(rows, figures.looks(rows), strict=True):
+        if not any(row.scores.get(key) for key in [*keys, *(bound if row.is_teacher else [])]):
+            continue
         shape = look.symbol.removesuffix("-open")
         mark = (figures.SYMBOLS if shape == look.symbol else HOLLOW)[shape]
         entries.append(figures.line_key(look.colour, row.label, look.dash, mark))
+    if any(guessing(row.account, key, one, table) is not None
+           for row in rows for key in keys if name in GUESSED for one, table in _each(row, key)):  # fmt: skip
+        entries.append(figures.line_key("var(--muted)", "guessing", "dot"))
     return tag("ul", *entries, class_="legend")
+
+
+def _each(row: Model, key: str) -> list[tuple[str, Mapping[str, float]]]:
+    table = row.scores.get(key, {})
+    return [(metric, table) for metric in table]
 
 
 def _charts(name: str, key: str, keys: Sequence[str], rows: Sequence[Model]) -> list[Markup]:
@@ -181,8 +196,10 @@ def _along(
     lines, luck = [], {}
     for number, row in enumerate(rows):
         values: dict[str, Result] = {}
+        # What a student asks of the teacher's bank is bounded by what the teacher itself asks of it.
+        asked = key.replace("asymmetric_knn", "knn", 1) if row.is_teacher else key
         for place, metric in metrics.items():
-            found = result(row, key, metric, rows)
+            found = result(row, asked, metric, rows)
             if found is not None:
                 values[place] = found
                 chance = guessing(row.account, key, metric, row.scores.get(key, {}))

@@ -292,6 +292,7 @@ def shares(entries: Sequence[Against], runs: Sequence[str], *, less: bool = Fals
 
     labels = [html.escape(entry.label, quote=False).replace("\n", "<br>") for entry in entries]
     traces: list[Any] = []
+    most = max([100.0, *(value for entry in entries for value in entry.shares.values())])
     for series, run in enumerate(runs):
         told = [
             f"{written(entry.key, entry.metric, entry.figures[run])} against "
@@ -303,11 +304,16 @@ def shares(entries: Sequence[Against], runs: Sequence[str], *, less: bool = Fals
             go.Bar(
                 y=labels, x=values, name=html.escape(run), orientation="h", marker={"color": colour(series)},
                 customdata=told, hovertemplate="%{x:.1f} % of the teacher\u2019s (%{customdata})",
-                text=[None if value is None else f"{value:.3g}" for value in values], textposition="outside",
-                textangle=0, cliponaxis=False,
+                text=[None if value is None else f"{value:.3g}" for value in values], textangle=0, cliponaxis=False,
+                # Beside a short bar; inside a long one, where the teacher's line may be beside it.
+                textposition=["inside" if (value or 0) > 0.3 * most else "outside" for value in values],
+                insidetextanchor="end", insidetextfont={"color": "var(--page)"},
             )
         )  # fmt: skip
-    luck = [(label, entry.guessing) for label, entry in zip(labels, entries, strict=True) if entry.guessing is not None]
+    luck = [
+        (label, entry.guessing) for label, entry in zip(labels, entries, strict=True)
+        if entry.guessing is not None and entry.guessing <= most  # a teacher worse than guessing would set the scale
+    ]  # fmt: skip
     if luck:
         mark = {"symbol": "line-ns", "size": 16, "line": {"width": 2.5, "color": "var(--ink)"}}
         traces.append(
@@ -321,7 +327,7 @@ def shares(entries: Sequence[Against], runs: Sequence[str], *, less: bool = Fals
         traces, barmode="group", bargap=0.25, hovermode="closest", margin={"l": 8, "r": 40, "t": 8, "b": 8},
         shapes=[{"type": "line", "x0": 100, "x1": 100, "y0": 0, "y1": 1, "yref": "paper", "line": line}],
         xaxis={"title": {"text": "% of the teacher" + (", less is better" if less else "")}, "rangemode": "tozero"},
-        yaxis={"autorange": "reversed", "type": "category", "showgrid": False},
+        yaxis={"range": [len(entries) - 0.5, -0.5], "type": "category", "showgrid": False, "categoryarray": labels},
     )  # fmt: skip
     words = "; ".join(
         f"{entry.label.replace(chr(10), ' on ')}: "

@@ -205,7 +205,9 @@ def costs_against_teacher(rows: Sequence[Model]) -> list[Against]:
                 values[row.name] = value
         speed = metric.startswith("images_per_s")
         shares = {name: share(theirs, value) if speed else share(value, theirs) for name, value in values.items()}
-        label = metric_title(metric).replace("Images a second", "Time of an image")
+        label = re.sub(r", (ms|MB|batch of .+)$", "", metric_title(metric)).replace(
+            "Images a second", "Time in a batch"
+        )
         known = {name: value for name, value in shares.items() if value is not None}
         if known:
             found.append(Against(label, known, values, theirs, None, "cost", metric))

@@ -99,8 +99,12 @@ def results_table(rows: Sequence[Model], keys: Sequence[str], *, whole: bool = F
             body.append(tag("tr", tag("th", name, scope="row"), *cells))
     headings = ["Figure", *(row.label for row in rows)]
     caption = (
-        "Below a figure its 95 % interval: Wilson's where images or queries are counted, of resampled images for "
-        "fidelity; or, after \u00b1, the standard deviation over draws of the labels. \u2193: less is better."
+        "Every figure, written as in the table above."
+        if whole
+        else (
+            "Below a figure its 95 % interval: Wilson's where images or queries are counted, of resampled images for "
+            "fidelity; or, after \u00b1, the standard deviation over draws of the labels. \u2193: less is better."
+        )
     )
     return table(caption, headings, body)
 
