@@ -18,20 +18,17 @@ import torch
 from jaxtyping import Int
 from torch import nn
 
-from understudy.data.batches import NeighbourBatches
-from understudy.data.loader import Loader
 from understudy.data.sources import Source
 from understudy.data.views import photometry
 from understudy.embed.embedding import extract
 from understudy.errors import DataError
-from understudy.evaluate.linear_sgd import RECIPE
+from understudy.evaluate.linear_sgd import RECIPE, augmented
 from understudy.evaluate.settings import EvaluationSettings
 from understudy.evaluate.subject import Encoder, Figures, Subject
 from understudy.models.onnx_encoder import OnnxEncoder
 from understudy.models.student import Student
 from understudy.models.teacher import Teacher
 
-BATCH = 256
 HEAD_RATE = 10.0
 
 
@@ -110,22 +107,9 @@ def _train(
 ) -> None:
     assert subject.encoder is not None
     device, contract = torch.device(subject.device), subject.encoder.contract
-    epochs, count = settings.finetune.epochs, len(source)
-    batch = min(BATCH, count)
-    batches = NeighbourBatches(count, batch, seed=settings.seed)
-    steps = batches.steps_for(epochs)
-    loader = Loader(
-        source,
-        batches,
-        size=contract.size,
-        recipe=RECIPE,
-        seed=settings.seed,
-        interpolation=contract.interpolation,
-        workers=subject.workers,
-        steps=steps,
-        pin=device.type == "cuda",
-    )
-    rate = settings.finetune.lr * batch / 256
+    batches, loader = augmented(subject, source, settings.finetune.epochs, settings)
+    steps = batches.steps_for(settings.finetune.epochs)
+    rate = settings.finetune.lr * batches.batch_size / 256
     backbone, classifier = model
     groups = [
         {"params": list(backbone.parameters()), "lr": rate, "rate": rate},

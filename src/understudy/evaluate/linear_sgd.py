@@ -21,6 +21,7 @@ from torch import nn
 
 from understudy.data.batches import NeighbourBatches
 from understudy.data.loader import Loader
+from understudy.data.sources import Source
 from understudy.data.views import RECIPES, photometry
 from understudy.errors import DataError
 from understudy.evaluate.settings import EvaluationSettings
@@ -52,21 +53,9 @@ def linear_sgd(subject: Subject, settings: EvaluationSettings) -> Figures:
             "Use the 'linear' protocol."
         )
     device, contract = torch.device(subject.device), subject.encoder.contract
-    epochs, count = settings.sgd_epochs, len(data.train)
-    batch = min(BATCH, count)
-    batches = NeighbourBatches(count, batch, seed=settings.seed)
+    epochs = settings.sgd_epochs
+    batches, loader = augmented(subject, subject.train_source, epochs, settings)
     ends = [batches.steps_for(epoch) for epoch in range(1, epochs + 1)]
-    loader = Loader(
-        subject.train_source,
-        batches,
-        size=contract.size,
-        recipe=RECIPE,
-        seed=settings.seed,
-        interpolation=contract.interpolation,
-        workers=subject.workers,
-        steps=ends[-1],
-        pin=device.type == "cuda",
-    )
 
     classifier = nn.Linear(data.train.shape[1], data.classes)
     nn.init.normal_(classifier.weight, std=0.01, generator=torch.Generator().manual_seed(settings.seed))
@@ -126,3 +115,31 @@ def _accuracies(
         top1 += int(hits[:, 0].sum())
         top5 += int(hits.sum())
     return 100.0 * top1 / len(labels), 100.0 * top5 / len(labels)
+
+
+def augmented(
+    subject: Subject, source: Source, epochs: int, settings: EvaluationSettings
+) -> tuple[NeighbourBatches, Loader]:
+    """Batches of labelled images under the protocol's views, for so many epochs; the caller closes the loader.
+
+    Args:
+        subject: whose input contract and reader processes are used.
+        source: the images.
+        epochs: how often each is seen.
+        settings: `seed`.
+    """
+    assert subject.encoder is not None
+    contract = subject.encoder.contract
+    batches = NeighbourBatches(len(source), min(BATCH, len(source)), seed=settings.seed)
+    loader = Loader(
+        source,
+        batches,
+        size=contract.size,
+        recipe=RECIPE,
+        seed=settings.seed,
+        interpolation=contract.interpolation,
+        workers=subject.workers,
+        steps=batches.steps_for(epochs),
+        pin=torch.device(subject.device).type == "cuda",
+    )
+    return batches, loader
