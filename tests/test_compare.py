@@ -269,6 +269,16 @@ def test_more_is_added_and_nothing_done_again(workplace, compared, capsys):
     assert "4 trials are done already" in capsys.readouterr().err
 
 
+def test_a_setting_that_is_newer_than_a_comparison_is_no_difference(workplace, compared):
+    path = workplace / "whole" / "plan.json"
+    plan = json.loads(path.read_text())
+    assert plan["settings"].pop("chunks") == 1
+    path.write_text(json.dumps(plan))
+    before = states(workplace / "whole")
+    assert main(["compare", *SHARED, *METHODS, "--out", "whole"]) == 0
+    assert states(workplace / "whole") == before
+
+
 def test_other_settings_are_refused_in_the_same_folder(workplace, compared, capsys):
     assert main(["compare", *SHARED, *METHODS, "--out", "whole", "--batch-size", "32"]) == 1
     told = capsys.readouterr().err

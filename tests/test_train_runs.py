@@ -1,5 +1,6 @@
 """Whole runs on digits: killed, stopped, poisoned, resumed, on one process and two; the same weights every time."""
 
+import dataclasses
 import json
 import os
 import re
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 
 import understudy
 from understudy.artifacts import Run
-from understudy.config import resolve
+from understudy.config import resolve, setting, write_toml
 from understudy.data.sources import open_source
 from understudy.embed.embedding import extract
 from understudy.embed.settings import TRANSFORMS
@@ -25,8 +26,8 @@ from understudy.errors import ConfigError, ModelError, StoreError, TrainingError
 from understudy.losses import LOSSES, settings_of
 from understudy.models.student import build_student
 from understudy.models.teacher import build_teacher
-from understudy.pipeline import RunSettings, refuse_other_images, train_stage
-from understudy.train.loop import find_way_back
+from understudy.pipeline import RunSettings, refuse_other_images, run_id, train_stage
+from understudy.train.loop import find_way_back, refuse_other_settings, resolved
 
 TINY = [
     "--data", "digits:train", "--limit", "320", "--eval-data", "digits", "--student", "small:resnet8x0.25",
@@ -176,6 +177,36 @@ def test_a_finished_run_whose_images_changed_is_not_called_fresh(workplace, undi
     refuse_other_images(Run("undisturbed"), source)
     with pytest.raises(StoreError, match="trained on 320 images of digits:train, .* there are 319 now"):
         refuse_other_images(Run("undisturbed"), source.subset(np.arange(319)))
+
+
+def test_settings_that_are_newer_or_older_than_a_run(tmp_path):
+    settings = resolve(RunSettings, {"data": "digits", "student": "small:resnet8", "teacher": "run:x", "chunks": 2})
+    run = Run(tmp_path)
+    run.config_path.write_text(write_toml(resolved(settings)))
+    refuse_other_settings(run, settings)
+
+    whole = run.config_path.read_text()
+    older = re.sub(r"(?m)^(schedule|dtype) = .*\n", "", whole)
+    assert len(older.splitlines()) == len(whole.splitlines()) - 2
+    run.config_path.write_text(older)
+    refuse_other_settings(run, settings)
+    run.config_path.write_text(whole.replace("chunks = 2\n", ""))
+    with pytest.raises(TrainingError, match=r"chunks \(was 1, now 2\)"):
+        refuse_other_settings(run, settings)
+    run.config_path.write_text("foresight = 3\n" + whole)
+    with pytest.raises(TrainingError, match="this version does not take: Unknown setting 'foresight'"):
+        refuse_other_settings(run, settings)
+
+
+def test_a_version_with_more_settings_finds_a_run_by_its_name():
+    @dataclasses.dataclass(frozen=True)
+    class Newer(RunSettings):
+        foresight: int = setting(0, "How far the student looks ahead.")
+
+    given = {"data": "digits", "teacher": "run:x", "student": "small:resnet8", "passes": 3}
+    now, newer = run_id(resolve(RunSettings, given)), run_id(resolve(Newer, given))
+    assert now == newer != run_id(resolve(Newer, {**given, "foresight": 1}))
+    assert now != run_id(resolve(RunSettings, {**given, "passes": 4}))
 
 
 def test_the_files_of_a_run_say_what_was_done(workplace, undisturbed):

@@ -353,7 +353,10 @@ class Comparison:
         if path.is_file():
             old = read_json(path)
             self.passes = dict(old.pop("passes"))
-            before, now = flatten(old), flatten(plan)
+            # By today's defaults, so that a setting that is newer than the comparison is no difference.
+            usual = resolve(RunSettings, {"data": "", "student": ""}).binding()
+            old["settings"] = {key: old["settings"].get(key, usual.get(key)) for key in shared | old["settings"]}
+            before, now = flatten(json.loads(json.dumps(old))), flatten(plan)
             changed = [
                 f"{key.removeprefix('settings.')} (was {before.get(key)}, now {now.get(key)})"
                 for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)

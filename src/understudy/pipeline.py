@@ -247,7 +247,11 @@ def settle(settings: RunSettings, *, needs_teacher: bool) -> RunSettings:
 def run_id(settings: TrainSettings) -> str:
     """The folder name of a run: method, student, and a hash of all that decides the weights."""
     student = re.sub(r"[^A-Za-z0-9]+", "-", settings.student.split("@")[0]).strip("-")
-    return f"{settings.method['name']}-{student}-{fingerprint(settings.binding(), settings.eval_data)[:8]}"
+    # Without what is as usual, so that a version with more settings finds the same run again.
+    usual = settings.usual()
+    own = {key: value for key, value in settings.binding().items() if key not in usual or value != usual[key]}
+    told = settings.data, settings.student, own, settings.eval_data
+    return f"{settings.method['name']}-{student}-{fingerprint(*told)[:8]}"
 
 
 def training_images(settings: TrainSettings) -> tuple[Source, Source | None]:

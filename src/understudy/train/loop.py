@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from understudy.artifacts import Run, Store, write_text
-from understudy.config import as_table, flatten, read_toml, write_toml
+from understudy.config import as_table, read_toml, resolve, write_toml
 from understudy.data.batches import NeighbourBatches
 from understudy.data.hiding import hidden_patches, spread_evenly
 from understudy.data.loader import ImageBatch, Loader, advice
@@ -389,20 +389,28 @@ def refuse_other_settings(run: Run, settings: TrainSettings) -> None:
     """Refuse to go on in a run folder that other settings began.
 
     Raises:
-        TrainingError: names every setting that differs, with both values.
+        TrainingError: names every setting that differs, with both values; or one that is no longer known.
     """
     if not run.config_path.is_file():
         return
-    saved = flatten(read_toml(run.config_path))
-    if saved.get("eval_data") is not None:
-        saved["holdout"] = 0
+    begun = {
+        key: value
+        for key, value in read_toml(run.config_path).items()
+        if key not in settings.FREE or key == "eval_data"
+    }
+    try:
+        # By today's defaults, so that a setting that is newer than the run is no difference.
+        saved = resolve(type(settings), begun).binding()
+    except ConfigError as error:
+        raise TrainingError(
+            f"The run folder {run.path} was begun with settings that this version does not take: {error} "
+            "Use another --out for a new run."
+        ) from None
     now = settings.binding()
-    differences = []
-    for key in sorted(set(saved) | set(now)):
-        old, new = saved.get(key), now.get(key)
-        new = list(new) if isinstance(new, tuple) else new
-        if key.split(".")[0] not in settings.FREE and old != new:
-            differences.append(f"{key} (was {old}, now {new})")
+    differences = [
+        f"{key} (was {saved.get(key)}, now {now.get(key)})"
+        for key in sorted(set(saved) | set(now)) if saved.get(key) != now.get(key)
+    ]  # fmt: skip
     if differences:
         raise TrainingError(
             f"The run folder {run.path} was begun with other settings: {'; '.join(differences)}. "

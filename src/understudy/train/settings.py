@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from understudy.config import as_table, flatten, setting
+from understudy.config import as_table, flatten, resolve, setting
 from understudy.data.settings import ViewSettings
 from understudy.embed.settings import TRANSFORMS
 from understudy.errors import ConfigError
@@ -149,3 +149,7 @@ class TrainSettings:
         if self.eval_data is not None:
             flat["holdout"] = 0  # eval data takes the place of held-out training images
         return {key: value for key, value in flat.items() if key.split(".")[0] not in self.FREE}
+
+    def usual(self) -> dict[str, object]:
+        """What `binding` is when only data and student are given."""
+        return resolve(type(self), {"data": self.data, "student": self.student}).binding()
