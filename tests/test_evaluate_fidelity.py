@@ -9,10 +9,9 @@ from understudy.errors import DataError, ShapeError
 from understudy.evaluate import fidelity as module
 from understudy.evaluate import geometry
 from understudy.evaluate.fidelity import fidelity, linear_cka, trustworthiness
-from understudy.evaluate.settings import EvaluationSettings
+from understudy.evaluate.settings import EvaluationSettings, FidelitySettings
 from understudy.evaluate.subject import Subject
 
-SETTINGS = EvaluationSettings()
 INTERVALS = ("interval_level", "interval_draws", "images")
 
 
@@ -22,14 +21,9 @@ def two_spaces(count: int = 150, noise: float = 0.5) -> tuple[np.ndarray, np.nda
     return teacher, teacher @ generator.normal(size=(8, 5)) + noise * generator.normal(size=(count, 5))
 
 
-@pytest.fixture(autouse=True)
-def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Intervals from ten halves: their own test has more."""
-    monkeypatch.setattr(geometry, "DRAWS", 10)
-
-
-def compare(student: np.ndarray, teacher: np.ndarray, **facts: object) -> dict:
-    return fidelity(Subject("student", student, reference=Subject("teacher", teacher), **facts), SETTINGS)  # type: ignore[arg-type]
+def compare(student: np.ndarray, teacher: np.ndarray, draws: int = 10, **facts: object) -> dict:
+    settings = EvaluationSettings(fidelity=FidelitySettings(draws=draws))
+    return fidelity(Subject("student", student, reference=Subject("teacher", teacher), **facts), settings)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("k", [1, 5, 10, 30])
@@ -162,7 +156,7 @@ def test_few_images_leave_figures_out_and_say_so() -> None:
 def test_what_cannot_be_compared_is_a_sentence() -> None:
     teacher, student = two_spaces()
     with pytest.raises(DataError, match="student has none"):
-        fidelity(Subject("student", student), SETTINGS)
+        fidelity(Subject("student", student), EvaluationSettings())
     with pytest.raises(ShapeError, match="149 test rows, teacher has 150"):
         compare(student[:149], teacher)
     with pytest.raises(ShapeError, match="width 5, teacher 8"):
@@ -175,9 +169,8 @@ def test_what_cannot_be_compared_is_a_sentence() -> None:
         compare(broken, teacher)
 
 
-def test_intervals_lie_around_their_figures_and_shrink_with_more_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(geometry, "DRAWS", 40)
-    few, many = (compare(*reversed(two_spaces(count))) for count in (60, 300))
+def test_intervals_lie_around_their_figures_and_shrink_with_more_images() -> None:
+    few, many = (compare(*reversed(two_spaces(count)), draws=40) for count in (60, 300))
     for name in ("overlap@5", "cka", "cka_debiased", "distance_correlation", "trustworthiness", "effective_rank"):
         width = []
         for figures in (few, many):
@@ -186,6 +179,16 @@ def test_intervals_lie_around_their_figures_and_shrink_with_more_images(monkeypa
         assert 0 < width[1] < width[0], name
     assert (few["interval_level"], few["interval_draws"], few["images"]) == (95, 40, 60)
     assert many["intrinsic_dimension"] < many["intrinsic_dimension_teacher"] < 9
+
+
+def test_without_draws_the_figures_are_the_same_and_have_no_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, student = two_spaces()
+    drawn = compare(student, teacher)
+    monkeypatch.setattr(module, "_nearest", None)  # sorted for intervals alone
+    plain = compare(student, teacher, draws=0)
+    assert plain == {name: value for name, value in drawn.items() if not name.endswith(("_low", "_high"))
+                     and name not in ("interval_level", "interval_draws")}  # fmt: skip
+    assert len(plain) < len(drawn) / 2
 
 
 def test_trustworthiness_of_a_half_is_trustworthiness() -> None:

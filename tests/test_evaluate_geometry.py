@@ -87,8 +87,10 @@ def test_intervals_hold_what_they_say() -> None:
     for seed in range(150):
         values = np.random.default_rng([5, seed]).uniform(0, 2, size=80)
         ends = (
-            geometry.interval_of_mean(values, seed),
-            geometry.interval_by_halves(lambda part, v=values: float(v[part].mean()), 80, float(values.mean()), seed),
+            geometry.interval_of_mean(values, seed, 100),
+            geometry.interval_by_halves(
+                lambda part, v=values: float(v[part].mean()), 80, float(values.mean()), seed, 100
+            ),
         )
         hits += [low < 1.0 < high for low, high in ends]
     assert (hits >= 0.87 * 150).all()

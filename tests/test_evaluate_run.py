@@ -25,7 +25,7 @@ from understudy.evaluate import EVALUATIONS
 from understudy.evaluate.knn import knn
 from understudy.evaluate.protocols import TAKES, Takes
 from understudy.evaluate.run import evaluate_model, evaluate_run
-from understudy.evaluate.settings import HOW, OWN, PROTOCOLS, EvaluationSettings, RobustnessSettings
+from understudy.evaluate.settings import HOW, OWN, PROTOCOLS, EvaluationSettings, FidelitySettings, RobustnessSettings
 from understudy.evaluate.subject import Subject
 from understudy.models.contract import Contract
 from understudy.models.student import Student, build_student, load_student, save_student
@@ -101,13 +101,13 @@ def measured(finished: Callable[..., Run], digits: Path, tmp_path_factory: pytes
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three l2 values and intervals from five halves, where a test asks who is judged on what and not how well."""
+    """Three l2 values, where a test asks who is judged on what and not how well."""
     monkeypatch.setattr("understudy.evaluate.linear.L2_VALUES", (10.0, 0.1, 0.001))
-    monkeypatch.setattr("understudy.evaluate.geometry.DRAWS", 5)
 
 
 def settings(digits: Path, **changes: Any) -> EvaluationSettings:
-    return EvaluationSettings(**{"eval_data": str(digits), "protocols": ("knn", "fidelity"), **changes})
+    given = {"eval_data": str(digits), "protocols": ("knn", "fidelity"), "fidelity": FidelitySettings(draws=5)}
+    return EvaluationSettings(**{**given, **changes})
 
 
 def raw(source: Source) -> tuple[Tensor, np.ndarray, np.ndarray]:

@@ -39,7 +39,7 @@ from understudy.artifacts import Run, fingerprint, lock, read_json, write_json, 
 from understudy.config import as_table, flatten, resolve, setting
 from understudy.data.settings import ViewSettings
 from understudy.errors import ConfigError, UnderstudyError
-from understudy.evaluate.settings import EvaluationSettings
+from understudy.evaluate.settings import EvaluationSettings, FidelitySettings
 from understudy.pipeline import RunSettings, Stopped
 
 FORMAT = 1
@@ -55,10 +55,18 @@ FREE = frozenset({"out", "store", "device", "workers", "checkpoint_minutes", "te
 
 
 @dataclass(frozen=True)
+class ComparedFidelity(FidelitySettings):
+    """Fidelity of every cell: the comparison's own intervals are over seeds."""
+
+    draws: int = setting(0, "resamples of the images behind each interval of a single run; 0: none", minimum=0)
+
+
+@dataclass(frozen=True)
 class ComparedEvaluation(EvaluationSettings):
     """Evaluation of every cell; asymmetric kNN is among the defaults."""
 
     protocols: tuple[str, ...] = setting(("knn", "linear", "asymmetric_knn", "fidelity"), "Protocols of every cell.")
+    fidelity: ComparedFidelity = setting(ComparedFidelity)
 
 
 @dataclass(frozen=True)

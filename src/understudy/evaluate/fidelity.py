@@ -22,12 +22,13 @@ And over the same at most 2,000 images, of `geometry` and `topology`:
 - "topology_h0", "topology_h1": distance of the persistence diagrams of components and of loops, 0 for the same shape,
   over at most 200 images.
 
-NAME_low and NAME_high hold 95 % of 100 resamples ("interval_level", "interval_draws"): the bootstrap over images for
-means of one number an image, random halves for all others (`geometry.interval_by_halves` says why).
+NAME_low and NAME_high hold 95 % of `fidelity.draws` resamples ("interval_level", "interval_draws"): the bootstrap over
+images for means of one number an image, random halves for all others (`geometry.interval_by_halves` says why).
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -57,7 +58,8 @@ def fidelity(subject: Subject, settings: EvaluationSettings) -> Figures:
 
     Args:
         subject: its `test` rows and those of its `reference`, of the same images in the same order.
-        settings: `memory_mb` bounds the search, `seed` draws the images of trustworthiness.
+        settings: `memory_mb` bounds the search, `seed` draws the images of trustworthiness, `fidelity.draws` the
+            resamples.
 
     Returns:
         The figures above: overlaps in per cent, cosines in [-1, 1], the others in [0, 1]. A k that needs more images
@@ -78,19 +80,21 @@ def fidelity(subject: Subject, settings: EvaluationSettings) -> Figures:
     check_finite(reference, f"{subject.reference.name} features of the test images")
 
     figures: Figures = {}
+    draws = settings.fidelity.draws
+    mean = _Mean(figures, settings.seed, draws)
     ks = [k for k in KS if k < len(own)]
     ours, theirs = (side.neighbours(max(ks), settings.memory_mb) for side in (subject, subject.reference))
     for k in ks:
-        _mean(figures, f"overlap@{k}", 100.0 * shared_by_image(ours, theirs, k), settings.seed)
+        mean(f"overlap@{k}", 100.0 * shared_by_image(ours, theirs, k))
     chosen = np.random.default_rng(settings.seed).permutation(len(own))[:TRUST_IMAGES]
     chosen.sort()
     some, others = (np.asarray(rows[chosen], dtype=np.float64) for rows in (own, reference))
-    halves = _Halves(figures, len(chosen), settings.seed)
+    halves = _Halves(figures, len(chosen), settings.seed, draws)
     if subject.aligned:
         if own.shape[1] != reference.shape[1]:
             raise ShapeError(f"{subject.name} has width {own.shape[1]}, {subject.reference.name} {reference.shape[1]}.")
         student, teacher = (torch.as_tensor(np.asarray(rows, dtype=np.float64)) for rows in (own, reference))
-        _mean(figures, "row_cosine", row_cosine(student, teacher).numpy(), settings.seed)
+        mean("row_cosine", row_cosine(student, teacher).numpy())
 
         def columns(part: np.ndarray) -> float:
             return float(column_cosine(torch.from_numpy(some[part]), torch.from_numpy(others[part])).mean())
@@ -103,18 +107,20 @@ def fidelity(subject: Subject, settings: EvaluationSettings) -> Figures:
         figures["trustworthiness"] = trustworthiness(others, some, TRUST_K, settings.memory_mb, subject.device)
         figures["continuity"] = trustworthiness(some, others, TRUST_K, settings.memory_mb, subject.device)
         unit, unit_reference = geometry.unit(some), geometry.unit(others)
-        nearest, nearest_reference = _nearest(unit), _nearest(unit_reference)
-        trust = _once(lambda part: _trust(nearest_reference, nearest, part))
+        nearest = functools.cache(lambda: (_nearest(unit_reference), _nearest(unit)))  # of use to the halves only
+        trust = _once(lambda part: _trust(*nearest(), part))
         halves("trustworthiness", lambda part: trust(part)[0], least=4 * TRUST_K + 2)
         halves("continuity", lambda part: trust(part)[1], least=4 * TRUST_K + 2)
         _geometry(figures, halves, (some, others), (unit, unit_reference))
         try:
-            _topology(figures, unit, unit_reference, settings.seed)
+            _topology(figures, unit, unit_reference, settings.seed, draws)
         except MissingDependency as error:
             figures["note"] = str(error)
     else:
         left_out += ["trustworthiness", "continuity", "and the shape of the spaces"]
-    figures |= {"interval_level": geometry.LEVEL, "interval_draws": geometry.DRAWS, "images": len(own)}
+    if draws:
+        figures |= {"interval_level": geometry.LEVEL, "interval_draws": draws}
+    figures["images"] = len(own)
     if left_out:
         figures["note"] = f"{', '.join(left_out)} left out: there are only {len(chosen)} test images."
     return figures
@@ -136,20 +142,35 @@ def _geometry(
         figures[f"dead_dimensions{end}"] = geometry.dead_dimensions(rows[number])
 
 
-def _topology(figures: Figures, unit: np.ndarray, unit_reference: np.ndarray, seed: int) -> None:
+def _topology(figures: Figures, unit: np.ndarray, unit_reference: np.ndarray, seed: int, draws: int) -> None:
     """What `topology` says of the two spaces, over its own sample."""
     drawn = np.sort(np.random.default_rng(seed).permutation(len(unit))[:TOPOLOGY_IMAGES])
     spaces = tuple(geometry.distances(one[drawn]) for one in (unit, unit_reference))
-    halves = _Halves(figures, len(drawn), seed)
+    halves = _Halves(figures, len(drawn), seed, draws)
     both = _once(lambda part: topology_distance(*_parts(part, *spaces)))
     halves("topology_h0", lambda part: both(part)[0])
     halves("topology_h1", lambda part: both(part)[1])
 
 
-def _mean(figures: Figures, name: str, values: np.ndarray, seed: int) -> None:
-    """The mean of one number an image, with its interval."""
-    figures[name] = float(values.mean())
-    figures[f"{name}_low"], figures[f"{name}_high"] = geometry.interval_of_mean(values, seed)
+@dataclass(frozen=True)
+class _Mean:
+    """Adds the mean of one number an image, with its interval.
+
+    Args:
+        figures: what is added to.
+        seed: of the resamples.
+        draws: resamples; 0 adds no interval.
+    """
+
+    figures: Figures
+    seed: int
+    draws: int
+
+    def __call__(self, name: str, values: np.ndarray) -> None:
+        self.figures[name] = float(values.mean())
+        if self.draws:
+            ends = geometry.interval_of_mean(values, self.seed, self.draws)
+            self.figures[f"{name}_low"], self.figures[f"{name}_high"] = ends
 
 
 @dataclass(frozen=True)
@@ -160,11 +181,13 @@ class _Halves:
         figures: what is added to.
         count: images of the sample.
         seed: of the halves.
+        draws: halves; 0 adds no interval.
     """
 
     figures: Figures
     count: int
     seed: int
+    draws: int
 
     def __call__(
         self,
@@ -180,8 +203,8 @@ class _Halves:
             known = self.figures.get(name)
             value = float(known) if known is not None else measure(np.arange(self.count))
         self.figures[name] = value
-        if self.count >= least:
-            ends = geometry.interval_by_halves(measure, self.count, value, self.seed, images)
+        if self.draws and self.count >= least:
+            ends = geometry.interval_by_halves(measure, self.count, value, self.seed, self.draws, images)
             self.figures[f"{name}_low"], self.figures[f"{name}_high"] = ends
 
 

@@ -11,9 +11,8 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float, Int
 
-DRAWS = 100
 LEVEL = 95
-"""Resamples behind an interval, and the share of them, in per cent, that it holds."""
+"""Share of the resamples, in per cent, that an interval holds."""
 
 DEAD = 1e-3
 """A dimension is dead whose spread over the images is below this share of the root mean square over dimensions."""
@@ -153,22 +152,28 @@ def dead_dimensions(rows: Float[np.ndarray, "N F"]) -> int:
     return int((spread <= DEAD * size).sum())
 
 
-def interval_of_mean(values: Float[np.ndarray, " N"], seed: int) -> tuple[float, float]:
+def interval_of_mean(values: Float[np.ndarray, " N"], seed: int, draws: int) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean over images.
 
     Args:
         values: one for each image.
         seed: of the draws.
+        draws: resamples, at least 1.
     """
     rng = np.random.default_rng(seed)
     # Counts of a resample are multinomial: no N x draws matrix of positions.
     shares = np.full(len(values), 1 / len(values))
-    means = [float(rng.multinomial(len(values), shares) @ values) / len(values) for _ in range(DRAWS)]
+    means = [float(rng.multinomial(len(values), shares) @ values) / len(values) for _ in range(draws)]
     return _ends(np.array(means))
 
 
 def interval_by_halves(
-    measure: Callable[[Int[np.ndarray, " n"]], float], count: int, value: float, seed: int, images: int | None = None
+    measure: Callable[[Int[np.ndarray, " n"]], float],
+    count: int,
+    value: float,
+    seed: int,
+    draws: int,
+    images: int | None = None,
 ) -> tuple[float, float]:
     """Interval of a measure that does not bear an image twice (neighbours, distances): from random halves.
 
@@ -181,13 +186,14 @@ def interval_by_halves(
         count: N, images there are.
         value: the measure on all of them.
         seed: of the draws.
+        draws: halves, at least 1.
         images: images that the value itself was taken on, if more than N: deviations shrink with the root.
 
     Source:
         Shao & Wu, "A general theory for jackknife variance estimation", Annals of Statistics 1989 (delete-half).
     """
     rng = np.random.default_rng(seed)
-    found = np.array([measure(np.sort(rng.permutation(count)[: count // 2])) for _ in range(DRAWS)])
+    found = np.array([measure(np.sort(rng.permutation(count)[: count // 2])) for _ in range(draws)])
     low, high = _ends((found - found.mean()) * np.sqrt(count / (images or count)))
     return value + low, value + high
 

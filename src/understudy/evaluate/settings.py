@@ -33,6 +33,7 @@ OWN: dict[str, tuple[str, ...]] = {
     "semi": ("semi", "finetune"),
     "transfer": ("finetune",),
     "robustness": ("robustness",),
+    "fidelity": ("fidelity",),
     "detection": ("detection",),
     "segmentation": ("segmentation",),
 }
@@ -88,6 +89,13 @@ class RobustnessSettings:
 
 
 @dataclass(frozen=True)
+class FidelitySettings:
+    """How sure `fidelity` makes of its figures."""
+
+    draws: int = setting(100, "resamples of the images behind each interval; 0: no intervals, much faster", minimum=0)
+
+
+@dataclass(frozen=True)
 class EvaluationSettings:
     """What `understudy evaluate` measures.
 
@@ -113,6 +121,7 @@ class EvaluationSettings:
     semi: SemiSettings = setting(SemiSettings)
     finetune: FinetuneSettings = setting(FinetuneSettings)
     robustness: RobustnessSettings = setting(RobustnessSettings)
+    fidelity: FidelitySettings = setting(FidelitySettings)
     detection: DetectionSettings = setting(DetectionSettings)
     segmentation: SegmentationSettings = setting(SegmentationSettings)
 
