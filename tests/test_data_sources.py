@@ -256,6 +256,35 @@ def test_parquet_keeps_few_row_groups(tmp_path: Path, monkeypatch: pytest.Monkey
     assert loads == []  # the latest groups are still there
 
 
+def test_the_column_that_is_said_to_hold_images(tmp_path: Path):
+    pictures = table(range(3)).column("image")
+    rows = pa.table({"depth": table(range(5, 8)).column("image"), "photo": pictures, "label": [2, 0, 2]})
+    pq.write_table(rows, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"several columns that may hold images \(depth, photo\)"):
+        open_source(tmp_path / "a.parquet")
+    features = {"depth": {"dtype": "binary", "_type": "Value"}, "photo": {"_type": "Image"}, "odd": ["text"]}
+    said = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(rows.replace_schema_metadata(said), tmp_path / "a.parquet")
+    assert shades(open_source(tmp_path / "a.parquet")) == [0, 1, 2]
+    said = {"huggingface": json.dumps({"info": {"features": {**features, "depth": {"_type": "Image"}}}})}
+    pq.write_table(rows.replace_schema_metadata(said), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"several columns that may hold images \(depth, photo\)"):
+        open_source(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize(
+    ("names", "example"),
+    [
+        (("data/test-00000-of-00001.parquet", "data/train-00000-of-00002.parquet"), "data/train*.parquet"),
+        (("cifar10-test.arrow", "other.arrow"), "cifar10-test*.arrow"),
+        (("test/data-00000-of-00001.arrow", "train/data-00000-of-00001.arrow"), "train"),
+        (("set/validation/0000.parquet", "set/test/0000.parquet"), "set/test"),
+    ],
+)
+def test_how_one_split_of_several_is_named(names: tuple[str, ...], example: str):
+    assert parquet.example_of(names) == example
+
+
 @pytest.mark.parametrize("name", ["img", "jpg", "picture"])
 def test_parquet_with_another_column_name(tmp_path: Path, name: str):
     images = table(range(3)).column("image")

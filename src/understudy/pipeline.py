@@ -70,7 +70,7 @@ def distill(
 
     Args:
         data: training images, a data spec (folder, *.parquet, *.tar, *.arrow, *.npy, list:FILE, torchvision:NAME,
-            digits). Labels are not read.
+            hf:ORG/NAME, s3://..., digits). Labels are not read.
         teacher: model spec with weights, e.g. "timm:vit_base_patch16_224", "onnx:teacher.onnx", "run:FOLDER".
         student: model spec, e.g. "timm:resnet18", "small:resnet8".
         out: run folder; `runs/METHOD-STUDENT-HASH` unless given.
@@ -114,6 +114,7 @@ def train_stage(settings: RunSettings, *, quiet: bool = False) -> Run | None:
 
     Missing embeddings and graph are made first, from the same store that any other run of this teacher uses.
     """
+    from understudy.data.remote import RemoteImages
     from understudy.embed.transform import transform_of
     from understudy.losses import LOSSES, settings_of
     from understudy.models.teacher import build_teacher
@@ -154,6 +155,8 @@ def train_stage(settings: RunSettings, *, quiet: bool = False) -> Run | None:
         if settings.transform != "none":
             transform = on_main_first(processes, lambda: transform_of(made, settings.transform))
     rows = decoded_images(settings, rows, processes)
+    if not quiet and isinstance(rows.images, RemoteImages) and (advice := rows.images.advice(rows.rows)) is not None:
+        say(advice)
     probe = probe_of(settings, teacher, held_out, processes) if processes.main else None
     if probe is not None and probe.teacher is not None and transform is not None:
         probe.target = transform.apply(probe.teacher)

@@ -29,7 +29,7 @@ from understudy.data.batches import Batch, NeighbourBatches
 from understudy.data.pixels import SMALL
 from understudy.data.sources import Source
 from understudy.data.views import Recipe, centre, draw, geometry, geometry_of_batch
-from understudy.errors import ConfigError, UnreadableImage
+from understudy.errors import ConfigError, UnderstudyError, UnreadableImage
 
 Skipped = list[tuple[str, str]]
 """Images that could not be read: name, and the sentence that says why."""
@@ -384,6 +384,9 @@ def _stream(reader: Dataset[Any], jobs: Iterable[Any], workers: int, pin: bool) 
                 handed_out.popleft()
                 yield result
             return
+        except UnderstudyError as error:  # the sentence, without the story of the worker around it
+            name = f"{type(error).__module__}.{type(error).__name__}: "
+            raise type(error)(str(error).strip().rpartition(name)[2]) from None
         except (RuntimeError, OSError, EOFError) as error:
             if "in DataLoader worker process" in str(error):  # raised by the reader, not by the loss of a worker
                 raise

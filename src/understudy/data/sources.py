@@ -26,16 +26,20 @@ from understudy.data.arrow import ArrowImages, saved_files
 from understudy.data.decode import EXTENSIONS
 from understudy.data.folders import FolderImages, ListedImages, lines, scan
 from understudy.data.images import Images, Labels
-from understudy.data.parquet import ParquetImages, split_of
+from understudy.data.parquet import ParquetImages, example_of, split_of
 from understudy.data.philox import SUBSET, permutation
 from understudy.data.published import TorchvisionImages
+from understudy.data.remote import RemoteImages, hub_splits, open_hub, open_listed, open_remote
 from understudy.data.shards import ShardImages
 from understudy.errors import ConfigError, DataError
 
 EVALUATION_SPLITS = ("val", "valid", "validation", "test")
 """Names of the held-out half of a labelled root, in order of preference (ImageNet's public test half has no labels)."""
 
-KINDS = "a folder of images, *.parquet, *.tar, *.arrow, *.npy, list:FILE, torchvision:NAME, or digits"
+KINDS = (
+    "a folder of images, *.parquet, *.tar, *.arrow, *.npy, list:FILE, torchvision:NAME, hf:ORG/NAME, an address of "
+    "parquet files (s3://..., https://...), or digits"
+)
 """What a data spec may be, for messages."""
 
 LISTS = (".txt", ".csv", ".tsv")
@@ -137,10 +141,13 @@ def open_source(
             paths, one a line, of images or of such files (`*.txt` or `list:FILE`), or a table of them (`*.csv`,
             `*.tsv`); a `.npy` file or an array, uint8 (N, H, W, 3), (N, H, W) or (N, 3, H, W);
             `torchvision:NAME` or `torchvision:NAME:SPLIT` below the folder in the environment variable UNDERSTUDY_DATA
-            (`data` unless set); `digits`, `digits:train`, `digits:test` (scikit-learn's, upscaled to 32 x 32 RGB, split
+            (`data` unless set); `hf:ORG/NAME` or `hf:ORG/NAME:SPLIT`, parquet of the Hugging Face hub, or the address
+            of parquet files that fsspec can reach (`s3://...`), a folder, file or glob: see `remote`; `digits`,
+            `digits:train`, `digits:test` (scikit-learn's, upscaled to 32 x 32 RGB, split
             80 / 20).
         limit: use only this many images, drawn at random by their place in the listing, always the same ones; the
-            first ones would all be of one class where folders are classes.
+            first ones would all be of one class where folders are classes. Of images that are not on this
+            machine, whole row groups are drawn.
         listings: folder where what one scan of tar shards found is kept for later calls; kept in memory unless given.
 
     Raises:
@@ -165,6 +172,8 @@ def limited(source: Source, limit: int | None) -> Source:
         return source
     if limit < 1:
         raise ConfigError(f"A limit is at least 1 image; got {limit}.")
+    if isinstance(source.images, RemoteImages):  # images from all over would be fetched with all that is around them
+        return source.subset(source.images.near(source.rows, limit))
     return source.subset(np.sort(permutation(0, SUBSET, 0, len(source))[:limit]))
 
 
@@ -177,6 +186,10 @@ def _images(spec: str, listings: Path | None) -> Images:
         return TorchvisionImages(name, os.environ.get("UNDERSTUDY_DATA", "data"), split or "train")
     if kind == "list":
         return _listed(Path(rest).expanduser(), listings)
+    if kind == "hf":
+        return open_hub(rest)
+    if "://" in spec:
+        return open_remote(spec)
     path = Path(spec).expanduser()
     if any(mark in spec for mark in "*?[") and not path.exists():
         files = sorted(Path(found) for found in glob.glob(str(path), recursive=True))
@@ -224,7 +237,10 @@ def _listed(file: Path, listings: Path | None) -> Images:
     if file.suffix not in (".csv", ".tsv"):
         ending = _ending_of(file)
         if ending in HOLDERS:
-            files = [file.parent / os.fsdecode(line) for line in lines(file).to_pylist()]
+            urls = lines(file).to_pylist()
+            if b"://" in urls[0]:
+                return open_listed([os.fsdecode(url) for url in urls])
+            files = [file.parent / os.fsdecode(line) for line in urls]
             missing = [str(name) for name in files if not name.is_file() or name.suffix != ending]
             if missing:
                 raise DataError(
@@ -262,7 +278,7 @@ def _folder(root: Path, listings: Path | None) -> Images:
         counts = ", ".join(f"{split or 'other'}: {of_split[split]}" for split in sorted(of_split))
         raise DataError(
             f"{root} holds {HOLDERS[kinds[0]]} of several splits ({counts}). Name the one to use, e.g. "
-            f"{root / names[0]}."
+            f"{root / example_of(names)}."
         )
     files = saved_files(root, names) if kinds[0] == ".arrow" else [root / name for name in names]
     return _held(files, kinds[0], listings)
@@ -292,6 +308,15 @@ def open_evaluation(
         raise DataError(
             f"Evaluation data is one labelled root or two specs 'TRAIN,TEST'; got {len(parts)} in '{spec}'."
         )
+    elif spec.startswith("hf:") and spec.count(":") == 1:
+        splits = hub_splits(spec.removeprefix("hf:"))[1]
+        held_out = next((name for name in EVALUATION_SPLITS if name in splits), None)
+        if "train" not in splits or held_out is None:
+            raise DataError(
+                f"{spec} has the splits {', '.join(splits)}, and evaluation needs train and one of "
+                f"{', '.join(EVALUATION_SPLITS)}. Give two specs separated by a comma, e.g. {spec}:A,{spec}:B."
+            )
+        first, second = f"{spec}:train", f"{spec}:{held_out}"
     elif spec == "digits" or (spec.startswith("torchvision:") and spec.count(":") == 1):
         first, second = f"{spec}:train", f"{spec}:test"
     else:

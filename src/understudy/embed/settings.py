@@ -14,7 +14,10 @@ TRANSFORMS = ("none", "centre", "standardise", "whiten", "phi-s")
 class EmbedSettings:
     """One pass of an encoder over a data source."""
 
-    data: str = setting(help="Images: a folder, *.parquet, *.tar, *.arrow, *.npy, list:FILE, torchvision:NAME, digits.")
+    data: str = setting(
+        help="Images: a folder, *.parquet, *.tar, *.arrow, *.npy, list:FILE, torchvision:NAME, hf:ORG/NAME, s3://..., "
+        "digits."
+    )
     teacher: str = setting(help="Encoder spec with weights, e.g. onnx:FILE, timm:NAME@FILE; run:FOLDER for a student.")
     teacher_mean: tuple[float, ...] | None = setting(None, "Mean the encoder expects, three numbers on [0, 1] pixels.")
     teacher_std: tuple[float, ...] | None = setting(None, "Standard deviation the encoder expects, three numbers.")

@@ -65,7 +65,8 @@ class TrainSettings:
     """One training run."""
 
     data: str = setting(
-        help="Training images: a folder, *.parquet, *.tar, *.arrow, *.npy, list:FILE, torchvision:NAME, digits."
+        help="Training images: a folder, *.parquet, *.tar, *.arrow, *.npy, list:FILE, torchvision:NAME, hf:ORG/NAME, "
+        "s3://..., digits."
     )
     student: str = setting(help="Student spec, e.g. timm:resnet18 or small:resnet8 (add @FILE to start from weights).")
     teacher: str | None = setting(None, "Teacher spec with weights, e.g. timm:NAME, onnx:FILE, run:FOLDER.")

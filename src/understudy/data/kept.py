@@ -1,0 +1,133 @@
+"""What was fetched, kept on this machine's disk up to a bound."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from understudy.artifacts import atomic, fingerprint
+from understudy.errors import ConfigError, DataError
+
+CACHE_GB = 50.0
+"""Gigabytes of row groups kept on disk unless UNDERSTUDY_CACHE_GB says otherwise."""
+
+LOCKS = 64
+"""Files that processes lock while they fetch; two row groups may share one and then wait for each other."""
+
+LEFT_SECONDS = 3600
+"""Age at which a file that was never finished belongs to a process that was killed."""
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Row groups on this machine's disk; those least lately used make room for new ones. Many processes share it.
+
+    Args:
+        folder: of one file a row group.
+        most: bytes kept, over all data sets; the newest row group stays whatever its size.
+    """
+
+    folder: Path
+    most: int
+
+    @classmethod
+    def of_machine(cls) -> Cache:
+        """As UNDERSTUDY_CACHE and UNDERSTUDY_CACHE_GB say.
+
+        Raises:
+            ConfigError: UNDERSTUDY_CACHE_GB is no number above 0.
+        """
+        home = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+        folder = Path(os.environ.get("UNDERSTUDY_CACHE", f"{home}/understudy")).expanduser()
+        text = os.environ.get("UNDERSTUDY_CACHE_GB", str(CACHE_GB))
+        try:
+            most = float(text)
+        except ValueError:
+            most = 0.0
+        if not most > 0 or not np.isfinite(most):
+            raise ConfigError(f"UNDERSTUDY_CACHE_GB is a number of gigabytes above 0; got '{text}'.")
+        return cls(folder, int(most * 1e9))
+
+    def table(self, name: str, make: Callable[[], pa.Table]) -> pa.Table:
+        """The table of this name, mapped into memory; made, once for all processes, where it is not there.
+
+        Raises:
+            DataError: it cannot be written.
+        """
+        path = self.folder / f"{name}.group"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from None
+        with suppress(FileNotFoundError):
+            return self._used(path)
+        with self._alone(name):
+            with suppress(FileNotFoundError):
+                return self._used(path)  # another process has just made it
+            made = make()
+            try:
+                with atomic(path) as temporary:
+                    with pa.ipc.new_file(temporary, made.schema) as writer:
+                        writer.write_table(made)
+                    self._make_room(temporary.stat().st_size)
+            except OSError as error:
+                raise self._unwritable(error) from None
+        with suppress(FileNotFoundError):
+            return self._used(path)
+        return made  # others have had to make room already
+
+    @staticmethod
+    def _used(path: Path) -> pa.Table:
+        found = pa.ipc.open_file(pa.memory_map(os.fspath(path))).read_all()
+        with suppress(FileNotFoundError):
+            os.utime(path)
+        return found
+
+    def _unwritable(self, error: OSError) -> DataError:
+        return DataError(
+            f"What is fetched cannot be kept in {self.folder} ({error.strerror or error}). Set UNDERSTUDY_CACHE to a "
+            f"folder with room for {self.most / 1e9:.3g} GB (UNDERSTUDY_CACHE_GB)."
+        )
+
+    def _make_room(self, size: int) -> None:
+        """Forget the row groups least lately used, until another one fits; parts that a killed process left, too."""
+        entries = []
+        with os.scandir(self.folder) as found:
+            for entry in found:
+                with suppress(FileNotFoundError):
+                    state = entry.stat()
+                    if entry.name.endswith(".group") or (
+                        entry.name.endswith(".partial") and state.st_mtime < time.time() - LEFT_SECONDS
+                    ):
+                        entries.append((state.st_mtime_ns, state.st_size, entry.path))
+        held = size + sum(entry[1] for entry in entries)
+        for _, freed, path in sorted(entries):
+            if held <= self.most:
+                break
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+            held -= freed
+
+    @contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        """Be the only process that fetches this; wait for one that does."""
+        import fcntl
+
+        try:
+            number = os.open(
+                self.folder / f".lock-{int(fingerprint(name), 16) % LOCKS:02d}", os.O_CREAT | os.O_RDWR, 0o666
+            )
+        except OSError as error:
+            raise self._unwritable(error) from None
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX)  # the kernel's: it goes when its process does
+            yield
+        finally:
+            os.close(number)
