@@ -6,7 +6,7 @@
 #
 # PYTHON names the interpreter that has the package (python unless set).
 #
-# 1. ResNet-50 -> ResNet-18 at 224: images/s and memory, live and recorded, against a plain PyTorch loop.
+# 1. ResNet-50 -> ResNet-18 at 224: images/s and memory, live, recorded and compiled, against a plain PyTorch loop.
 # 2. The exact neighbour graph of 1.28 million rows of width 2048 (ImageNet-1k behind a ResNet-50): seconds.
 # 3. The same run by one process and by two: how far the weights are apart. Needs two GPUs.
 set -eu
@@ -26,6 +26,7 @@ if $tiny; then
     device=cpu
     step="--teacher mobilenetv3_small_050 --student mobilenetv3_small_050 --batch-size 4 --workers 0 --steps 3 --rounds 1"
     graph="--rows 500 --width 32"
+    sides="plain live recorded" # compiling for a CPU takes minutes
 elif [ "$gpus" = 0 ]; then
     echo "torch sees no CUDA GPU here, and nothing else is worth measuring by this. --tiny shows that the commands run." >&2
     exit 1
@@ -34,11 +35,12 @@ else
     "$python" -c "import torch; print(torch.cuda.get_device_name(), 'x', torch.cuda.device_count(), 'torch', torch.__version__)"
     step="--teacher resnet50 --student resnet18 --batch-size 256 --workers $(($(nproc) - 1)) --steps 60 --rounds 3"
     graph="--rows 1280000 --width 2048"
+    sides="plain live recorded compiled"
 fi
 
 echo "== 1. The training step at 224 px"
 # shellcheck disable=SC2086 - these are several arguments
-"$python" "$here/peers.py" --data "$photographs" --device $device --sides plain live recorded $step
+"$python" "$here/peers.py" --data "$photographs" --device $device --sides $sides $step
 
 echo "== 2. The exact graph"
 # shellcheck disable=SC2086

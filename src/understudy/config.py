@@ -244,6 +244,6 @@ def _typed(value: Any, allowed: tuple[Any, ...], name: str) -> Any:
                 # Past 2**53 a float would lose the last digits of a seed; 1e6 is a whole number only as a float.
                 return int(value) if str(value).lstrip("+-").isdecimal() else int(number)
         elif kind is str and isinstance(value, str | int | float):
-            return str(value)
+            return str(value).lower() if isinstance(value, bool) else str(value)  # TOML and Python say true by a word
     expected = " or ".join(getattr(kind, "__name__", str(kind)) for kind in allowed if kind is not type(None))
     raise ConfigError(f"'{name}' must be {expected}; got {value!r}.")

@@ -119,7 +119,10 @@ class RecordedViews:
             result[unknown] = self.record(index.numpy()[unknown], view.numpy()[unknown], found.float().cpu().numpy())
         self.computed += len(unknown)
         self.read += len(index) - len(unknown)
-        return torch.from_numpy(result).to(images.device, non_blocking=True)
+        rows = torch.from_numpy(result)
+        if images.device.type == "cuda":
+            rows = rows.pin_memory()  # else the host would wait for all that the device has still to do
+        return rows.to(images.device, non_blocking=True)
 
     def look_up(
         self, index: Int64[np.ndarray, " n"], view: Int64[np.ndarray, " n"]

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from understudy.losses import Terms
 
-Look = Callable[[nn.Module, Tensor], dict[str, Tensor]]
+Look = Callable[[nn.Module, slice], dict[str, Tensor]]
 """look(network, places): what the network shows of the images at some places of the batch, by the loss' keywords."""
 
 
@@ -24,7 +24,7 @@ def in_chunks(
     judge: Callable[[dict[str, Tensor]], Terms],
     student: nn.Module,
     wrapped: nn.Module,
-    parts: tuple[Tensor, ...],
+    parts: tuple[slice, ...],
     axes: Callable[[str], int],
     seed: int,
 ) -> Terms:
@@ -38,7 +38,7 @@ def in_chunks(
         judge: the loss of everything that was looked at, with its backward pass.
         student: the network itself, for the pass without gradient.
         wrapped: the same, as DDP where there are several processes: gradients are exchanged after the last part.
-        parts: (b,) places each, which together are the batch in order.
+        parts: of the batch, in order.
         axes: along which axis the images of each tensor lie.
         seed: of whatever is random in the student; the same in both passes.
 

@@ -9,6 +9,8 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import itertools
+import math
 import signal
 import threading
 import time
@@ -40,6 +42,7 @@ from understudy.models.teacher import Teacher
 from understudy.models.tokens import Sight, patch_count, refuse_blind
 from understudy.train.checkpoint import load_checkpoint, save_checkpoint
 from understudy.train.chunks import in_chunks
+from understudy.train.compiled import Compiled, Networks, choose
 from understudy.train.distributed import Processes
 from understudy.train.log import Log, hardware, say
 from understudy.train.schedule import build_optimiser, learning_rate
@@ -122,6 +125,11 @@ def train(
                 f"Method '{settings.method['name']}' compares tokens or attention, and recorded views hold embeddings "
                 "only. Use --views.teacher live."
             )
+        if settings.compile == "true":
+            raise ConfigError(
+                f"Method '{settings.method['name']}' reads tokens or attention through hooks, which torch.compile does "
+                "not see. Leave out --compile true."
+            )
     loss.prepare(student.width, teacher.width if teacher is not None else 0)
     loss = loss.to(device)
     key_student = average_of(student) if loss.needs_key else None
@@ -147,7 +155,6 @@ def train(
     steps = batches.steps_for(settings.passes)
     warmup_steps = batches.steps_for(settings.optimiser.warmup) if settings.optimiser.warmup else 0
 
-    wrapped = processes.wrap(student)
     optimiser = build_optimiser([student, loss], settings.optimiser, device)
     precision = settings.precision if settings.precision != "auto" else ("bf16" if device.type == "cuda" else "fp32")
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
@@ -179,11 +186,28 @@ def train(
     if processes.main and not quiet:
         say(f"{title}, {'resumed at step' if first else 'from step'} {first:,} of {steps:,}")
         say(f"  {batches.describe(settings.passes)}; {recipe.name} views of {view_size} px; {precision} on {device}")
+    # In training mode, as it will run: what is measured now is what is called in the loop.
+    student.train()
+    half = torch.autocast(device.type, dtype, enabled=precision != "fp32")
+    share = batches.batch_size // processes.world
+    at_once = math.ceil(share / settings.chunks) * (len(loss.student_views) + loss.needs_mixture)
+    before = Compiled(**checkpoint["compiled"]) if checkpoint is not None and "compiled" in checkpoint else None
+    live = teacher if loss.needs_teacher and recorded is None else None
+    called, compiled = choose(
+        "false" if looks else settings.compile, Networks(student, key_student, live),
+        student_images=(at_once, student.contract.size), teacher_images=(shown, view_size),
+        half=half, steps=steps - first, processes=processes, before=before,
+        tell=say if processes.main and not quiet else None,
+    )  # fmt: skip
+    wrapped = processes.wrap(called.student)
     log = Log(
         run, resume_step=first, title=title, total=steps, tensorboard=settings.tensorboard, quiet=quiet
     ) if processes.main else None  # fmt: skip
     if log:
-        log.write("resume" if first else "start", first, steps=steps, images=len(source), **hardware(device))
+        log.write(
+            "resume" if first else "start", first, steps=steps, images=len(source),
+            compiled=dataclasses.asdict(compiled), **hardware(device),
+        )  # fmt: skip
 
     signal_steps = (
         {round((i + 1) * steps / settings.probes) for i in range(settings.probes)} if settings.probes else set()
@@ -200,6 +224,7 @@ def train(
             "step": step,
             "seconds": seconds_before + time.monotonic() - begun,
             "skipped": skipped,
+            "compiled": dataclasses.asdict(compiled),
             "teacher_views": processes.total(recorded.computed) if recorded is not None else 0,
             "student": student.state_dict(),
             "key": key_student.state_dict() if key_student is not None else None,
@@ -208,8 +233,6 @@ def train(
             "scaler": scaler.state_dict(),
         }
 
-    half = torch.autocast(device.type, dtype, enabled=precision != "fp32")
-    student.train()
     with (
         stop_requests() as stop,
         contextlib.closing(loader),
@@ -233,6 +256,8 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(step, steps, warmup_steps, settings.optimiser, batches.steps_per_epoch)
 
+            # One that lost images has a shape of its own: nothing is compiled for it.
+            stance = functools.partial(compiled.stance, whole=len(batch.index) == share)
             images = [
                 photometry(pixels.to(device, non_blocking=True), rows, recipe)
                 for pixels, rows in zip(batch.pixels, batch.rows, strict=True)
@@ -240,28 +265,28 @@ def train(
             inputs: dict[str, Tensor] = {}
             if loss.needs_teacher and teacher is not None:
                 looked_at = joined(images, loss.teacher_views)
-                with meter.in_teacher():
+                with meter.in_teacher(), stance():
                     if looks:
                         sight = teacher.look(looked_at, **looks)
                     elif recorded is None:
-                        sight = Sight(steadily(teacher, looked_at, shown))
+                        sight = Sight(steadily(called.teacher or teacher, looked_at, shown))
                     else:
                         views = batch.view[list(loss.teacher_views)]
                         sight = Sight(recorded(looked_at, batch.index.repeat(len(views)), views.flatten()))
                     if moved is not None:
                         sight = dataclasses.replace(sight, embedding=(sight.embedding - moved[0]) @ moved[1])
                     inputs |= named("teacher", sight, loss, loss.teacher_views)
-            if key_student is not None:
-                with torch.no_grad(), half:
+            if called.key is not None:
+                with torch.no_grad(), half, stance():
                     seen_by_key = student.contract.prepare(joined(images, loss.key_views))
-                    key = torch.cat([key_student(part) for part in seen_by_key.tensor_split(settings.chunks)])
+                    key = torch.cat([called.key(part) for part in seen_by_key.tensor_split(settings.chunks)])
                 inputs["key"] = stacked(key, loss.key_views)
             if loss.needs_bags:
                 inputs["bags"] = batch.anchor.to(device, non_blocking=True)
             shown_to_student = [images[view] for view in loss.student_views]
             if loss.needs_mixture:
                 # In the same forward pass: DDP hooks and BatchNorm statistics then see one batch.
-                partner = next_in_bag(batch.anchor).to(device)
+                partner = next_in_bag(batch.anchor).to(device, non_blocking=True)
                 mixed, inputs["share"] = cutmix(shown_to_student[0], partner, settings.seed, step)
                 shown_to_student.append(mixed)
             chosen = spread_evenly(len(batch.index), loss.mask_probability if loss.needs_masking else 0.0)
@@ -273,8 +298,8 @@ def train(
 
             # One call for all that is shown: DDP's hooks would take a second one for the next step.
             def look(
-                network: nn.Module, places: Tensor | slice, shown_to_student: list[Tensor] = shown_to_student,
-                chosen: np.ndarray = chosen, inputs: dict[str, Tensor] = inputs,
+                network: nn.Module, places: slice, shown_to_student: list[Tensor] = shown_to_student,
+                chosen: np.ndarray = chosen, inputs: dict[str, Tensor] = inputs, stance: Any = stance,
             ) -> dict[str, Tensor]:  # fmt: skip
                 pixels = torch.cat([view[places] for view in shown_to_student])
                 count = len(pixels)
@@ -282,10 +307,11 @@ def train(
                 hiding: dict[str, Tensor] = {}
                 if loss.needs_masking:  # images with hidden patches at these places, last of all
                     first_view = shown_to_student[0]
-                    inside = torch.from_numpy(np.isin(chosen, np.arange(len(first_view))[places]))
+                    here = np.flatnonzero(np.isin(chosen, np.arange(len(first_view))[places]))
+                    inside = torch.from_numpy(here).to(device, non_blocking=True)
                     pixels = torch.cat([pixels, first_view[inputs["masked"][inside]]])
                     hiding = {"masks": inputs["masks"][inside], "mask_token": loss.mask_token}
-                with half:
+                with half, stance():
                     prepared = student.contract.prepare(pixels).contiguous(memory_format=torch.channels_last)
                     made = network(prepared, **looks, **hiding)
                 sight = made if looks else Sight(made)
@@ -306,10 +332,11 @@ def train(
             if settings.chunks == 1:
                 terms = judge(look(wrapped, slice(None)))
             else:
-                parts = torch.arange(len(batch.index)).tensor_split(settings.chunks)
-                parts = tuple(part for part in parts if len(part))
+                # Slices: an index that lies on the host would be copied to a GPU, and waited for.
+                ends = [len(batch.index) * part // settings.chunks for part in range(settings.chunks + 1)]
+                parts = tuple(slice(*pair) for pair in itertools.pairwise(ends) if pair[0] < pair[1])
                 terms = in_chunks(
-                    look, judge, student, wrapped, parts, functools.partial(image_axis, loss=loss), step_seed
+                    look, judge, called.student, wrapped, parts, functools.partial(image_axis, loss=loss), step_seed
                 )
             processes.average_gradients(loss)
             if settings.optimiser.clip is not None:

@@ -104,6 +104,12 @@ class TrainSettings:
         "Arithmetic of the student; auto is bf16 on a GPU, fp32 elsewhere.",
         choices=("auto", "fp32", "bf16", "fp16"),
     )
+    compile: str = setting(
+        "auto",
+        "Whether student and live teacher go through torch.compile; auto measures on a GPU whether it pays in this run "
+        "and is false elsewhere, where its last bits would differ.",
+        choices=("auto", "true", "false"),
+    )
     teacher_mean: tuple[float, ...] | None = setting(None, "Mean the teacher expects, three numbers on [0, 1] pixels.")
     teacher_std: tuple[float, ...] | None = setting(None, "Standard deviation the teacher expects, three numbers.")
     transform: str = setting(
