@@ -191,7 +191,9 @@ def train(
     half = torch.autocast(device.type, dtype, enabled=precision != "fp32")
     share = batches.batch_size // processes.world
     at_once = math.ceil(share / settings.chunks) * (len(loss.student_views) + loss.needs_mixture)
-    before = Compiled(**checkpoint["compiled"]) if checkpoint is not None and "compiled" in checkpoint else None
+    before = None
+    if checkpoint is not None:  # one that does not say was made when nothing was compiled
+        before = Compiled(**checkpoint.get("compiled", {"student": False, "teacher": False, "device": device.type}))
     live = teacher if loss.needs_teacher and recorded is None else None
     called, compiled = choose(
         "false" if looks else settings.compile, Networks(student, key_student, live),
