@@ -150,7 +150,7 @@ def choose(
         if not processes.agree(tried is None) and tried is not None:
             made[name] = True
             taken = {"teacher": tried.teacher} if name == "teacher" else {"student": tried.student, "key": tried.key}
-            chosen = dataclasses.replace(chosen, **taken)  # type: ignore[arg-type]
+            chosen = dataclasses.replace(chosen, **taken)
     if tell is not None and said:
         tell(f"torch.compile: {'; '.join(said)}.")
     return chosen, Compiled(**made, device=device.type)
