@@ -4,8 +4,9 @@
     python benchmarks/controls.py --images 500 --passes 1 --seeds 1   # a quick look
 
 One teacher store serves all runs, and the teacher sees each view once: seeds differ in student and batches, not in
-views. Finished runs are not repeated, so it can be interrupted. Prints a Markdown table of
-mean and standard deviation over seeds.
+views. Finished runs are not repeated, so it can be interrupted. Prints two Markdown tables: mean and standard deviation
+over seeds; and what the space term and what neighbours do to every figure of fidelity, as differences paired by seed,
+each averaged over the other factor, with 95 % intervals (Student t over seeds).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from understudy.config import resolve
 from understudy.pipeline import RunSettings, run
+from understudy.report.comparison import paired
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 CONDITIONS = {
@@ -44,6 +46,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--passes", type=float, default=10)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--judged-on", type=int, default=None, help="images of each half; all of them unless given")
     parser.add_argument("--lr", type=float, default=None)
     parser.add_argument("--out", type=Path, default=Path("runs/controls"))
     options = parser.parse_args()
@@ -56,7 +59,8 @@ def main() -> None:
                 "data": str(options.data / "train.parquet"), "limit": options.images, "eval_data": str(options.data),
                 "teacher": options.teacher, "student": options.student, "passes": options.passes, "seed": seed,
                 "probes": 0, "optimiser.lr": options.lr, "views.teacher": "recorded", "views.pool": 0, "views.seed": 0,
-                "store": str(options.out / "store"),
+                "store": str(options.out / "store"), "evaluation.fidelity.draws": 0,
+                "evaluation.limit": options.judged_on,
                 "out": str(options.out / f"{name.replace(' ', '').replace(',', '-')}-{seed}"), **settings,
             }  # fmt: skip
             begun = time.monotonic()
@@ -78,6 +82,33 @@ def main() -> None:
         for model, protocol, figure, _ in COLUMNS:
             cells.append(spread([evaluation[model][protocol][figure] for evaluation in found]))
         print(f"| {name} | " + " | ".join(cells) + f" | {statistics.mean(seconds[name]):.0f} |")
+
+    print("\n| figure | space | teacher | neither | the space term adds | neighbours add |\n|---|---|---|---|---|---|")
+    for model in ("student", "student_embed"):
+        fidelity = {name: [evaluation[model]["fidelity"] for evaluation in found] for name, found in runs.items()}
+        for figure, value in fidelity["CoSS"][0].items():
+            if isinstance(value, str) or figure == "images" or figure.endswith("_teacher"):
+                continue
+            columns = {name: [one[figure] for one in found] for name, found in fidelity.items()}
+            own = fidelity["CoSS"][0].get(f"{figure}_teacher")
+            print(
+                f"| {figure} | {'embed' if model == 'student_embed' else 'backbone'} | "
+                f"{'' if own is None else f'{own:.4g}'} | {spread(columns['weight = 0, k = 0'])} | "
+                f"{effect(columns, ('CoSS', 'k = 0'), ('weight = 0', 'weight = 0, k = 0'))} | "
+                f"{effect(columns, ('CoSS', 'weight = 0'), ('k = 0', 'weight = 0, k = 0'))} |"
+            )
+
+
+def effect(columns: dict[str, list[float]], having: tuple[str, str], lacking: tuple[str, str]) -> str:
+    """What a factor adds, averaged over the other one within each seed."""
+    sides = [
+        {seed: statistics.mean(both) for seed, both in enumerate(zip(*(columns[name] for name in names), strict=True))}
+        for names in (having, lacking)
+    ]
+    found = paired(*sides)
+    assert found is not None
+    ends = "" if found["low"] is None else f" [{found['low']:+.2g}, {found['high']:+.2g}]"
+    return f"{found['mean']:+.2g}{ends}"
 
 
 def spread(values: list[float]) -> str:
