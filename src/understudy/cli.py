@@ -275,16 +275,21 @@ def embed(options: argparse.Namespace) -> int:
     from understudy.data.sources import open_source
     from understudy.embed.embedding import embed as embed_images
     from understudy.embed.settings import EmbedSettings
+    from understudy.models.sharded import ShardedTeacher, refuse_alone
     from understudy.models.teacher import build_teacher
     from understudy.train.distributed import join
     from understudy.train.log import StageProgress, say
 
     settings = layered(EmbedSettings, options)
     processes = join(settings.device)
+    if settings.teacher_sharding == "fsdp":
+        refuse_alone(processes)
     source = open_source(settings.data, limit=settings.limit, listings=Path(settings.store) / "listings")
     teacher = build_teacher(
         settings.teacher, mean=settings.teacher_mean, std=settings.teacher_std, image_size=settings.image_size
     )
+    if settings.teacher_sharding == "fsdp":
+        teacher = ShardedTeacher(teacher, processes, processes.device)
     if processes.main:
         say(f"teacher: {teacher.spec}, D = {teacher.width}; {teacher.weights}")
     with StageProgress("embed", quiet=not processes.main) as progress:

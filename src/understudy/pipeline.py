@@ -117,6 +117,7 @@ def train_stage(settings: RunSettings, *, quiet: bool = False) -> Run | None:
     from understudy.data.remote import RemoteImages
     from understudy.embed.transform import transform_of
     from understudy.losses import LOSSES, settings_of
+    from understudy.models.sharded import ShardedTeacher, refuse_alone, together
     from understudy.models.teacher import build_teacher
     from understudy.models.tokens import refuse_blind
     from understudy.train.distributed import join
@@ -129,6 +130,13 @@ def train_stage(settings: RunSettings, *, quiet: bool = False) -> Run | None:
     folder = Run(settings.out or Path("runs") / run_id(settings))
     processes = join(settings.device)
     quiet = quiet or not processes.main
+    if settings.teacher_sharding == "fsdp":
+        refuse_alone(processes)
+        if method.needs_tokens or method.needs_attention:
+            raise ConfigError(
+                f"Method '{settings.method['name']}' compares tokens or attention, and a sharded teacher shows its "
+                "embedding only. Leave out --teacher-sharding."
+            )
 
     source, held_out = training_images(settings)
     if folder.trained:
@@ -140,7 +148,10 @@ def train_stage(settings: RunSettings, *, quiet: bool = False) -> Run | None:
         teacher = build_teacher(settings.teacher, mean=settings.teacher_mean, std=settings.teacher_std)
         if method.needs_tokens or method.needs_attention:  # said again by the loop, but here before any work
             refuse_blind(teacher.module, teacher.spec, attention=method.needs_attention)
-        teacher = teacher.to(processes.device)
+        if settings.teacher_sharding == "fsdp":
+            teacher = ShardedTeacher(teacher, processes, processes.device)
+        else:
+            teacher = teacher.to(processes.device)
         if not quiet:
             say(f"teacher: {teacher.spec}, D = {teacher.width}; {teacher.weights}")
     rows, graph, store = source, None, None
@@ -157,7 +168,8 @@ def train_stage(settings: RunSettings, *, quiet: bool = False) -> Run | None:
     rows = decoded_images(settings, rows, processes)
     if not quiet and isinstance(rows.images, RemoteImages) and (advice := rows.images.advice(rows.rows)) is not None:
         say(advice)
-    probe = probe_of(settings, teacher, held_out, processes) if processes.main else None
+    with together(teacher):
+        probe = probe_of(settings, teacher, held_out, processes) if processes.main else None
     if probe is not None and probe.teacher is not None and transform is not None:
         probe.target = transform.apply(probe.teacher)
     # Another process may still be at it, e.g. one that outlived a torchrun that was killed.
@@ -243,6 +255,8 @@ def settle(settings: RunSettings, *, needs_teacher: bool) -> RunSettings:
             raise ConfigError(f"Method '{name}' has no teacher, so no neighbours: leave out --neighbours.k.")
         if settings.transform != "none":
             raise ConfigError(f"Method '{name}' has no teacher to transform: leave out --transform.")
+        if settings.teacher_sharding != "none":
+            raise ConfigError(f"Method '{name}' has no teacher to shard: leave out --teacher-sharding.")
         k = 0
     return dataclasses.replace(settings, neighbours=dataclasses.replace(settings.neighbours, k=k))
 

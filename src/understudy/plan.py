@@ -121,6 +121,11 @@ def plan(settings: RunSettings, *, seconds: float = SECONDS) -> Plan:
             f"Method '{settings.method['name']}' has no teacher, so there is nothing to record; `understudy train` "
             "shows the time that is left."
         )
+    if settings.teacher_sharding != "none":
+        raise ConfigError(
+            "A plan times the teacher in one process, where it cannot be sharded: leave out --teacher-sharding. "
+            "Sharded, it takes longer: its weights cross the network once a pass."
+        )
     source, _ = training_images(settings)
     teacher = build_teacher(settings.teacher, mean=settings.teacher_mean, std=settings.teacher_std)
     measured = measure(settings, source, teacher, seconds)

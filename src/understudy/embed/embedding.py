@@ -21,6 +21,7 @@ from understudy.data.sources import Source, read_listing, write_listing
 from understudy.embed.blocks import Block, merge, take_back
 from understudy.errors import ConfigError, DataError, ModelError, StoreError
 from understudy.models.heap import kept_heap
+from understudy.models.sharded import together
 
 if TYPE_CHECKING:
     from understudy.models.contract import Contract
@@ -162,12 +163,13 @@ def embed(
             with lock(folder):  # nobody else of a run that was killed is still writing
                 sweep(folder)
                 take_back(store)
-            if judge and not any(folder.glob("*.json")):
+        with together(teacher):
+            if writers.main and not store.complete and judge and not any(folder.glob("*.json")):
                 _refuse_bad_teacher(teacher, source, device, batch_size, workers)
         writers.barrier()
         if writers.agree(store.complete):
             return store
-        with lock(folder, shared=True), kept_heap(device):
+        with lock(folder, shared=True), kept_heap(device), together(teacher):
             blocks = [
                 Block(store, number, images, teacher.width, np.dtype(dtype))
                 for number, images in enumerate(blocks_of(len(source), smallest=BLOCK, most=BLOCKS))

@@ -21,6 +21,12 @@ class EmbedSettings:
     teacher: str = setting(help="Encoder spec with weights, e.g. onnx:FILE, timm:NAME@FILE; run:FOLDER for a student.")
     teacher_mean: tuple[float, ...] | None = setting(None, "Mean the encoder expects, three numbers on [0, 1] pixels.")
     teacher_std: tuple[float, ...] | None = setting(None, "Standard deviation the encoder expects, three numbers.")
+    teacher_sharding: str = setting(
+        "none",
+        "fsdp: under torchrun each process holds a share of the teacher's weights, for one that does not fit on each "
+        "device; none: each holds all.",
+        choices=("none", "fsdp"),
+    )
     image_size: int | None = setting(None, "Input side in pixels; the encoder's own unless given.", minimum=8)
     store: str = setting("store", "Root folder of the stores.")
     dtype: str = setting("float16", "Stored precision.", choices=("float16", "float32"))

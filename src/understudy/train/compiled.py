@@ -21,6 +21,7 @@ from torch import nn
 from understudy.embed.recorded import steadily
 from understudy.errors import TrainingError
 from understudy.models.onnx_encoder import OnnxEncoder
+from understudy.models.sharded import ShardedTeacher
 from understudy.models.teacher import Teacher
 from understudy.train.distributed import Processes
 from understudy.train.log import clock
@@ -132,7 +133,7 @@ def choose(
         "student": (student_pass, quick_student)
     }
     teacher = networks.teacher
-    if teacher is not None and not any(isinstance(part, OnnxEncoder) for part in teacher.modules()):
+    if teacher is not None and can_compile(teacher):
         views = pictures(*teacher_images, device)
 
         def teacher_pass(called: Networks) -> None:
@@ -208,6 +209,13 @@ def measure(
     if must or eager >= GAIN * compiled:
         return tried, words
     return None, f"not compiled: {compiled:.3g} s a step in place of {eager:.3g}"
+
+
+def can_compile(teacher: Teacher) -> bool:
+    """Whether there is a whole network in this process that torch could compile."""
+    return not isinstance(teacher, ShardedTeacher) and not any(
+        isinstance(part, OnnxEncoder) for part in teacher.modules()
+    )
 
 
 def twin(network: Network) -> Network:

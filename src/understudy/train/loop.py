@@ -37,6 +37,7 @@ from understudy.losses import Loss, Terms, build
 from understudy.losses.terms import next_in_bag
 from understudy.models.cost import flops
 from understudy.models.heap import kept_heap
+from understudy.models.sharded import ShardedTeacher, together
 from understudy.models.student import Landing, Student, build_student, save_student
 from understudy.models.teacher import Teacher
 from understudy.models.tokens import Sight, patch_count, refuse_blind
@@ -267,7 +268,7 @@ def train(
             inputs: dict[str, Tensor] = {}
             if loss.needs_teacher and teacher is not None:
                 looked_at = joined(images, loss.teacher_views)
-                with meter.in_teacher(), stance():
+                with meter.in_teacher(), together(teacher), stance():
                     if looks:
                         sight = teacher.look(looked_at, **looks)
                     elif recorded is None:
@@ -572,7 +573,7 @@ def facts(
             "weights": teacher.weights,
             "width": teacher.width,
             "parameters": teacher.parameters_count,
-            "flops": flops(teacher),
+            "flops": teacher.flops if isinstance(teacher, ShardedTeacher) else flops(teacher),
             "contract": teacher.contract.table(),
         }
     return {

@@ -112,6 +112,12 @@ class TrainSettings:
     )
     teacher_mean: tuple[float, ...] | None = setting(None, "Mean the teacher expects, three numbers on [0, 1] pixels.")
     teacher_std: tuple[float, ...] | None = setting(None, "Standard deviation the teacher expects, three numbers.")
+    teacher_sharding: str = setting(
+        "none",
+        "fsdp: under torchrun each process holds a share of the teacher's weights, for one that does not fit on each "
+        "device; none: each holds all.",
+        choices=("none", "fsdp"),
+    )
     transform: str = setting(
         "none",
         "What is done to the teacher's space before the loss, and undone in `embed`.",
@@ -141,6 +147,7 @@ class TrainSettings:
         "out",
         "store",
         "device",
+        "teacher_sharding",
         "workers",
         "checkpoint_minutes",
         "probes",
