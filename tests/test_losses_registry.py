@@ -243,3 +243,23 @@ def test_a_nan_is_never_hidden(name, settings):
     given["student"] = given["student"].detach().clone()
     given["student"].view(-1)[0] = float("nan")
     assert not torch.isfinite(loss(**given).total)
+
+
+@every_method
+def test_no_method_asks_for_a_value_which_would_wait_for_the_device(name, settings):
+    """On tensors of shapes without values: no `.item()`, `if tensor`, mask as index, all that a GPU must answer."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    given = [inputs(small(name, settings), step, dtype=torch.float32) for step in range(3)]
+    with FakeTensorMode() as without_values:
+        loss = build(name, **settings, **({"queue": 10} if "queue" in settings_of(name) else {}))
+        loss.prepare(TOKEN_WIDTH, 4)
+        for values in given:
+            told = {key: without_values.from_tensor(x) if torch.is_tensor(x) else x for key, x in values.items()}
+            for key in set(LEARNED) & set(told):
+                told[key].requires_grad_()
+            terms = loss(**told)
+            if terms.total.requires_grad:
+                terms.total.backward()
+        with pytest.raises(torch._subclasses.fake_tensor.DataDependentOutputException):
+            bool(terms.total > 0)  # that is what it would have met

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -112,3 +113,32 @@ def test_verdicts_are_plain():
     assert "collapsed" in verdict({"spread": 0.00001, "knn_relative": 90.0})
     assert "97.5 % of the teacher's kNN" in verdict({"spread": 0.4, "knn_relative": 97.5})
     assert "12.0 % of the 10 nearest" in verdict({"spread": 0.4, "overlap@10": 12.0})
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_step_is_the_published_one_also_for_weights_kept_channels_last(name: str):
+    """Against the formulas in float64; the kernels are fused, and see the memory of a weight as it lies there."""
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last))
+    module = nn.Module()
+    module.weight = weight
+    optimiser = build_optimiser([module], OptimiserSettings(name=name, lr=0.1, weight_decay=0.01), torch.device("cpu"))
+    assert optimiser.param_groups[0]["fused"]
+    value = weight.detach().double().numpy()
+    first, second = np.zeros_like(value), np.zeros_like(value)
+    for step in range(1, 4):
+        direction = torch.randn(4, 3, 5, 5)  # the usual layout, as some backward passes give it
+        optimiser.zero_grad()
+        (weight * direction).sum().backward()
+        optimiser.step()
+        gradient = direction.double().numpy()
+        if name == "sgd":
+            gradient = gradient + 0.01 * value
+            first = gradient if step == 1 else 0.9 * first + gradient
+            value = value - 0.1 * first
+        else:
+            value = value * (1 - 0.1 * 0.01)
+            first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+            size = np.sqrt(second / (1 - 0.999**step)) + 1e-8
+            value = value - 0.1 * first / (1 - 0.9**step) / size
+    np.testing.assert_allclose(weight.detach().numpy(), value, rtol=1e-4, atol=1e-5)

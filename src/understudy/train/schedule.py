@@ -45,10 +45,10 @@ def build_optimiser(
     Args:
         modules: the student, and the loss if it has parameters of its own.
         settings: rate, decay, momentum.
-        device: the fused kernels are used on CUDA.
+        device: fused kernels are used on CPU and CUDA.
     """
     parameters = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
-    fused = device.type == "cuda"
+    fused = device.type in ("cpu", "cuda")
     if settings.name == "sgd":
         return torch.optim.SGD(
             parameters, lr=settings.peak, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=fused
