@@ -82,6 +82,7 @@ def choose(
     networks: Networks,
     *,
     student_images: tuple[int, int],
+    key_images: tuple[int, int],
     teacher_images: tuple[int, int],
     half: torch.autocast,
     steps: int,
@@ -95,6 +96,7 @@ def choose(
         wanted: "auto", "true" or "false".
         networks: as they are.
         student_images: how many the student sees at once, and their side in pixels.
+        key_images: the same of the average.
         teacher_images: the same of the teacher.
         half: the arithmetic of the student.
         steps: how many are left.
@@ -111,7 +113,8 @@ def choose(
     measures = device.type == "cuda" and not torch.are_deterministic_algorithms_enabled()
     if wanted == "false" or (wanted == "auto" and before is None and not measures):
         return networks, Compiled(student=False, teacher=False, device=device.type)
-    pixels = pictures(*student_images, device)
+    pixels = pictures(*student_images, device).contiguous(memory_format=torch.channels_last)
+    seen_by_key = pictures(*key_images, device)
 
     def student_pass(called: Networks) -> None:
         kept = [buffer.clone() for buffer in called.student.buffers()]
@@ -119,7 +122,7 @@ def choose(
             embedding = called.student(pixels)
             if called.key is not None:
                 with torch.no_grad():
-                    called.key(pixels)
+                    called.key(seen_by_key)
         embedding.float().square().mean().backward()
         called.student.zero_grad(set_to_none=True)
         for buffer, value in zip(called.student.buffers(), kept, strict=True):
@@ -236,9 +239,8 @@ def twin_of(teacher: Teacher) -> Teacher:
 
 
 def pictures(count: int, size: int, device: torch.device) -> torch.Tensor:
-    """(count, 3, size, size) noise, channels last, from a generator of its own."""
-    noise = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0))
-    return noise.to(device, memory_format=torch.channels_last)
+    """(count, 3, size, size) noise in [0, 1], laid out as views are, from a generator of its own."""
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 def seconds_of(run: Callable[[], object], device: torch.device) -> float:

@@ -199,6 +199,7 @@ def train(
     called, compiled = choose(
         "false" if looks else settings.compile, Networks(student, key_student, live),
         student_images=(at_once, student.contract.size), teacher_images=(shown, view_size),
+        key_images=(math.ceil(share * len(loss.key_views) / settings.chunks), student.contract.size),
         half=half, steps=steps - first, processes=processes, before=before,
         tell=say if processes.main and not quiet else None,
     )  # fmt: skip
