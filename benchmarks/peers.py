@@ -130,6 +130,7 @@ def ours(options: argparse.Namespace, folder: Path, side: str) -> Found:
     way = "recorded" if side == "recorded" else "live"
     import timm
     import torch
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
 
     from understudy.artifacts import Run
     from understudy.config import resolve
@@ -181,7 +182,7 @@ def ours(options: argparse.Namespace, folder: Path, side: str) -> Found:
             mark(stamps, options)
 
     # Once a step, and outside of what may be compiled.
-    torch.optim.optimizer.register_optimizer_step_pre_hook(clock)
+    register_optimizer_step_pre_hook(clock)
     run(f"measured-{time.time_ns()}", (options.steps + 1) * options.batch_size / len(source))
     return rate(stamps, options.batch_size)
 
