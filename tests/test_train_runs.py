@@ -344,6 +344,14 @@ def test_recorded_views_train_the_weights_of_live_ones_and_need_the_teacher_once
     assert Run(workplace / "shared").metrics()[-1]["teacher_forwards"] <= 3 * 320 - end["teacher_forwards"]
 
 
+def test_a_live_teacher_that_sees_the_same_views_again_is_told_of(workplace):
+    few = ("--views.pool", "2", "--probes", "0", "--neighbours.k", "0", "--limit", "128")
+    said = train(workplace, "again", *few, "--passes", "3").stderr
+    assert "has 2 different views" in said and "--views.teacher recorded" in said
+    said = train(workplace, "once", *few, "--passes", "2").stderr
+    assert "different views" not in said
+
+
 def test_two_views_a_batch_do_not_fit_into_a_pool_of_one(workplace):
     said = train(workplace, "small-pool", "--method", "disco", "--views.pool", "1", expect=1).stderr
     assert "sees 2 views of an image in a batch, and the pool has 1" in said

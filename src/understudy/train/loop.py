@@ -187,6 +187,12 @@ def train(
     if processes.main and not quiet:
         say(f"{title}, {'resumed at step' if first else 'from step'} {first:,} of {steps:,}")
         say(f"  {batches.describe(settings.passes)}; {recipe.name} views of {view_size} px; {precision} on {device}")
+        pool = settings.views.different
+        if recorded is None and loss.needs_teacher and not looks and 0 < pool < settings.passes * loss.views:
+            say(
+                f"  An image has {pool:,} different views, and the live teacher runs on each of them again and again: "
+                "with --views.teacher recorded it runs once on each."
+            )
     # In training mode, as it will run: what is measured now is what is called in the loop.
     student.train()
     half = torch.autocast(device.type, dtype, enabled=precision != "fp32")
