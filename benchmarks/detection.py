@@ -1,6 +1,6 @@
 """Does a detector over a backbone of ours learn? Mask R-CNN on a few images of coco128, judged on the same images.
 
-    python benchmarks/detection.py run:RUN    # the student's backbone of that run; the figures in dev/RECORDS.md
+    python benchmarks/detection.py RUN --store STORE    # the backbone of that run's student; dev/RECORDS.md
 
 A few hundred steps on coco128's 64 training images leave AP on its 64 test images near nothing whatever the backbone:
 that says little about the protocol. The images with the largest objects, learned by heart, do: a wrong target, a wrong
@@ -22,11 +22,13 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 def main() -> None:
     """Lay out the images, train and judge."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="any model spec with weights that can be trained")
+    parser.add_argument("model", help="a run folder, or any model spec with weights")
     parser.add_argument("--data", type=Path, default=SHARED / "data" / "coco128")
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--iterations", type=int, default=400)
     parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--lr", type=float, default=0.04, help="for batches of 16")
+    parser.add_argument("--store", default="store", help="the run's: its features need not be computed again")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         subset(options.data, options.images, Path(folder) / "coco")
@@ -34,8 +36,8 @@ def main() -> None:
             [
                 "evaluate", options.model, "--on", f"coco={folder}/coco", "--protocols", "detection",
                 "--detection.iterations", str(options.iterations), "--detection.batch-size", "2",
-                "--detection.size", str(options.size), "--detection.lr", "0.08", "--detection.rois", "32",
-                "--store", f"{folder}/store", "--out", f"{folder}/evaluation.json",
+                "--detection.size", str(options.size), "--detection.lr", str(options.lr), "--detection.rois", "32",
+                "--store", options.store,
             ]
         )  # fmt: skip
 
