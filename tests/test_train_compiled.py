@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from test_train_runs import TEACHER
 from understudy.artifacts import Run
 from understudy.config import resolve
 from understudy.errors import TrainingError
@@ -198,12 +199,6 @@ from torch import nn
 from understudy.pipeline import resolve_run, train_stage
 from understudy.train import compiled, loop
 
-class Thumbnail(nn.Module):
-    contract = {"size": 32, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
-    def forward(self, x):
-        small = nn.functional.adaptive_avg_pool2d(x.mean(1, keepdim=True), 5).flatten(1)
-        return small - small.mean(1, keepdim=True)
-
 def student():
     torch.manual_seed(0)
     norm, drop = nn.BatchNorm2d(8), nn.Dropout(0.1)
@@ -218,7 +213,7 @@ def main():
     def run(out, **more):
         table = {
             "data": "digits:train", "limit": 160, "holdout": 0, "probes": 0, "workers": 0, "device": "cpu",
-            "batch_size": 32, "passes": 2, "teacher": "python:job:Thumbnail", "student": "python:job:student",
+            "batch_size": 32, "passes": 2, "teacher": "python:thumbnail:Thumbnail", "student": "python:job:student",
             "head_hidden": 16, "neighbours.k": 3, "compile": "true", "out": out, **more,
         }
         return train_stage(resolve_run(table), quiet=True)
@@ -252,6 +247,7 @@ if __name__ == "__main__":
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("compiled")
     (folder / "job.py").write_text(SCRIPT)
+    (folder / "thumbnail.py").write_text(TEACHER)
     launch(folder, "job.py", "alone", "eager", "stopped", "key", "one")
     return folder
 

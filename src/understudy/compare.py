@@ -350,7 +350,8 @@ class Comparison:
     def _plan(self) -> None:
         """Refuse a folder that other settings began; keep what minutes were found to mean."""
         path = self.out / "plan.json"
-        shared = resolve(RunSettings, self.base, {"eval_data": None}).binding()
+        settings = resolve(RunSettings, self.base, {"eval_data": None})
+        shared = settings.binding()
         for own in ("method.name", "optimiser.lr", "passes"):
             shared.pop(own)
         if self.kind == "compare":
@@ -362,7 +363,7 @@ class Comparison:
             old = read_json(path)
             self.passes = dict(old.pop("passes"))
             # By today's defaults, so that a setting that is newer than the comparison is no difference.
-            usual = resolve(RunSettings, {"data": "", "student": ""}).binding()
+            usual = settings.usual()
             old["settings"] = {key: old["settings"].get(key, usual.get(key)) for key in shared | old["settings"]}
             before, now = flatten(json.loads(json.dumps(old))), flatten(plan)
             changed = [
