@@ -16,10 +16,18 @@ from PIL import Image
 
 from understudy.data import loader as loader_module
 from understudy.data.batches import NeighbourBatches
-from understudy.data.loader import ImageBatch, ImageLoader, Loader, advice, choose_workers, enough_workers
+from understudy.data.loader import (
+    ImageBatch,
+    ImageLoader,
+    Loader,
+    TeacherInput,
+    advice,
+    choose_workers,
+    enough_workers,
+)
 from understudy.data.pixels import PixelMap, decoded
 from understudy.data.sources import Source, open_source
-from understudy.data.views import RECIPES, centre, draw, geometry
+from understudy.data.views import RECIPES, SIGMA, centre, draw, geometry, photometry
 from understudy.errors import ConfigError
 
 MOCO = RECIPES["moco-v2"]
@@ -55,6 +63,12 @@ def equal(one: ImageBatch, other: ImageBatch) -> bool:
         one.step == other.step
         and one.skipped == other.skipped
         and all(torch.equal(getattr(one, name), getattr(other, name)) for name in names)
+        and (one.teacher is None) == (other.teacher is None)
+        and all(
+            torch.equal(getattr(one.teacher, name), getattr(other.teacher, name))
+            for name in ("place", "pixels", "rows")
+            if one.teacher is not None
+        )
     )
 
 
@@ -96,6 +110,79 @@ def test_a_pool_shows_its_views_in_turn(folder: Source):
     assert max(int(batch.view.max()) for batch in endless) > 2
     with pytest.raises(ConfigError, match="sees 2 views of an image in a batch, and the pool has 1"):
         loader_of(folder, views_per_image=2, pool=1)
+
+
+def teacher_views(source: Source, batch: ImageBatch, views: tuple[int, ...], size: int) -> list[tuple]:
+    """What the teacher should be shown of a batch, one view after another: pixels, and row but for the blur."""
+    found = []
+    for i in views:
+        for index, view in zip(batch.index.tolist(), batch.view[i].tolist(), strict=True):
+            row = draw(3, source.ids[[index]], np.array([view]), MOCO)[0]
+            found.append((geometry(source.read(index), row, size), row))
+    return found
+
+
+@pytest.mark.parametrize(("kind", "size", "teacher_size"), [("folder", 24, 40), ("array", 32, 48), ("array", 40, 24)])
+def test_the_teacher_is_shown_the_same_crops_at_its_own_size(folder: Source, kind: str, size: int, teacher_size: int):
+    source = folder if kind == "folder" else open_source(noise(20))
+    alone = list(loader_of(source, size=size, views_per_image=2))
+    given = {"size": size, "views_per_image": 2, "teacher": TeacherInput(teacher_size, (1, 0))}
+    batches = list(loader_of(source, **given))
+    largest = max(size, teacher_size)
+    blurred = 0
+    for batch, other in zip(batches, alone, strict=True):
+        assert torch.equal(batch.pixels, other.pixels)
+        expected = teacher_views(source, batch, (1, 0), teacher_size)
+        assert batch.teacher.place.tolist() == list(range(16))
+        assert all(
+            (found.numpy() == wanted[0]).all() for found, wanted in zip(batch.teacher.pixels, expected, strict=True)
+        )
+        # The recipe speaks of the larger view; on the smaller one the same blur is fewer pixels wide.
+        rows = np.stack([row for _, row in expected])
+        rows[:, SIGMA] *= teacher_size / largest
+        np.testing.assert_array_equal(batch.teacher.rows.numpy(), rows)
+        np.testing.assert_array_equal(batch.rows[..., SIGMA], other.rows[..., SIGMA] * (size / largest))
+        blurred += int((rows[:, SIGMA] > 0).sum())
+    assert blurred > 0
+    loader = loader_of(source, **given, workers=1)
+    assert all_equal(loader, iter(batches))
+    loader.close()
+
+
+def test_views_that_are_recorded_are_not_cut_for_the_teacher(folder: Source):
+    def recorded(index: np.ndarray, view: np.ndarray) -> np.ndarray:
+        return (index + view) % 3 > 0
+
+    everything = loader_of(folder, teacher=TeacherInput(40, (0,)))
+    left = 0
+    for whole, batch in zip(everything, loader_of(folder, teacher=TeacherInput(40, (0,), recorded)), strict=True):
+        place = np.flatnonzero((batch.index + batch.view[0]).numpy() % 3 == 0)
+        assert torch.equal(batch.pixels, whole.pixels) and batch.teacher.place.tolist() == place.tolist()
+        assert torch.equal(batch.teacher.pixels, whole.teacher.pixels[place])
+        assert torch.equal(batch.teacher.rows, whole.teacher.rows[place])
+        left += len(place)
+    assert left > 0
+    none = TeacherInput(40, (0,), lambda index, view: np.ones(len(index), bool))
+    batch = next(iter(loader_of(folder, teacher=none)))
+    assert batch.teacher.pixels.shape == (0, 3, 40, 40)
+    assert photometry(batch.teacher.pixels, batch.teacher.rows, MOCO).shape == (0, 3, 40, 40)
+
+
+def test_places_of_the_teachers_views_count_readable_images_only(folder: Source, tmp_path: Path):
+    wanted = list(loader_of(folder, views_per_image=2, teacher=TeacherInput(40, (0, 1))))
+    (tmp_path / "images" / "05.png").write_bytes(b"no image")
+    source = open_source(tmp_path / "images")
+    lost = 0
+    for whole, batch in zip(
+        wanted, loader_of(source, views_per_image=2, teacher=TeacherInput(40, (0, 1))), strict=True
+    ):
+        kept = np.flatnonzero(whole.index.numpy() != 5)
+        lost += 8 - len(kept)
+        assert batch.index.tolist() == whole.index[kept].tolist() and torch.equal(batch.pixels, whole.pixels[:, kept])
+        assert batch.teacher.place.tolist() == list(range(2 * len(kept)))
+        assert torch.equal(batch.teacher.pixels, whole.teacher.pixels[[*kept, *(8 + kept)]])
+        assert torch.equal(batch.teacher.rows, whole.teacher.rows[[*kept, *(8 + kept)]])
+    assert lost > 0
 
 
 @pytest.mark.parametrize("kind", ["folder", "array"])

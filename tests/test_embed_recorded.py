@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from understudy.artifacts import Store, StoreKey
 from understudy.data.views import recipe_for
 from understudy.embed import recorded as module
-from understudy.embed.recorded import SHAPE, RecordedViews, steadily
+from understudy.embed.recorded import SHAPE, Recorded, RecordedViews, steadily
 from understudy.errors import ConfigError, ModelError, StoreError
 
 N, D = 40, 5
@@ -72,6 +73,26 @@ def test_a_view_is_computed_once_and_is_what_the_teacher_says(store):
     # Another run reads them without a teacher at all.
     other = opened(store, encode=lambda images: pytest.fail("everything is recorded"))
     assert torch.equal(ask(other, index, view), first)
+
+
+def test_views_that_any_process_knows_to_be_recorded_need_not_be_shown(store):
+    teacher = Counting()
+    views = opened(store, teacher)
+    known = Recorded(views.folder)
+    index, view = np.array([4, 7, 9, 4]), np.array([0, 0, 1, 1])
+    assert not known(index, view).any()  # nothing there yet
+    ask(views, [4, 9], [0, 1])
+    assert not known(index, view).any()  # on its way to the disk, and may not arrive
+    views.flush()
+    assert known(index, view).tolist() == [True, False, True, False]
+    assert pickle.loads(pickle.dumps(known))(index, view).tolist() == [True, False, True, False]
+    place = np.flatnonzero(~known(index, view))
+    found = views(images_of(index, view)[place], *map(torch.from_numpy, (index, view, place)))
+    torch.testing.assert_close(found, images_of(index, view).flatten(1) @ MIX)
+    assert views.computed == 4
+    # What was recorded since the images were cut is read, whatever is shown.
+    again = views(images_of(index, view)[place], *map(torch.from_numpy, (index, view, place)))
+    assert torch.equal(again, found) and views.computed == 4
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"size": 5}, {"recipe": recipe_for("none", 4)}, {"dtype": "int8"}])

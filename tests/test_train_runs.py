@@ -330,18 +330,23 @@ def test_every_method_goes_through_the_one_loop(workplace, monkeypatch, name):
     assert understudy.load_student(run.path).embed_dim == (24 if needs_teacher else LOSSES[name].embed_dim)
 
 
-def test_recorded_views_train_the_weights_of_live_ones_and_need_the_teacher_once(workplace):
-    pool = ("--views.pool", "3", "--views.seed", "7", "--views.dtype", "float32", "--passes", "6")
-    train(workplace, "live", *pool)
-    expected = load_file(workplace / "live" / "student.safetensors")
-    recorded = (*pool, "--views.teacher", "recorded")
-    train(workplace, "recorded", *recorded)
-    assert_same(workplace, "recorded", expected)
-    end = Run(workplace / "recorded").metrics()[-1]
+@pytest.mark.parametrize("side", ["32", "16"])
+def test_recorded_views_train_the_weights_of_live_ones_and_need_the_teacher_once(workplace, side):
+    # The teacher's input is 32 pixels wide: shared views, and views of its own.
+    pool = ("--views.pool", "3", "--views.seed", side, "--views.dtype", "float32", "--passes", "6")
+    sized = (*pool, "--image-size", side)
+    train(workplace, f"live-{side}", *sized)
+    expected = load_file(workplace / f"live-{side}" / "student.safetensors")
+    recorded = ("--views.teacher", "recorded")
+    train(workplace, f"recorded-{side}", *sized, *recorded)
+    assert_same(workplace, f"recorded-{side}", expected)
+    end = Run(workplace / f"recorded-{side}").metrics()[-1]
     assert 2 * 320 < end["teacher_forwards"] <= 3 * 320 < end["images"] == 6 * 320
-    # Another run of the same views, another student and seed: the teacher is not asked again.
-    train(workplace, "shared", *recorded, "--seed", "3", "--neighbours.k", "0", "--passes", "3")
-    assert Run(workplace / "shared").metrics()[-1]["teacher_forwards"] <= 3 * 320 - end["teacher_forwards"]
+    # Another run of the same views, a student of another size and seed: the teacher is not asked again.
+    other = ("--image-size", "24", "--seed", "3", "--neighbours.k", "0", "--passes", "3")
+    train(workplace, f"shared-{side}", *pool, *recorded, *other)
+    found = Run(workplace / f"shared-{side}").metrics()[-1]["teacher_forwards"]
+    assert found <= 3 * 320 - end["teacher_forwards"]
 
 
 def test_a_live_teacher_that_sees_the_same_views_again_is_told_of(workplace):

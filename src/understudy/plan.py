@@ -20,6 +20,7 @@ from understudy.errors import ConfigError
 from understudy.pipeline import RunSettings, settle, training_images
 
 if TYPE_CHECKING:
+    from understudy.data.loader import ImageBatch, TeacherInput
     from understudy.data.sources import Source
     from understudy.models.teacher import Teacher
 
@@ -41,11 +42,12 @@ class Measured:
     """What was timed on this machine.
 
     Args:
-        read: images/s decoded and cut into views, by one process.
+        read: images/s decoded and cut into views of the student's size, by one process.
         workers: processes that read beside the training.
         teacher: views/s through the teacher; infinite for a method without one.
         student: images/s through a training step, the teacher left out.
         free: bytes free where the store lies.
+        cut: seconds of one process to cut a view once more, at the teacher's size; 0 where both networks have one size.
     """
 
     read: float
@@ -53,6 +55,7 @@ class Measured:
     teacher: float
     student: float
     free: int
+    cut: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,8 @@ def way(pool: int, measured: Measured, *, images: int, width: int, passes: float
     beside = measured.workers > 0
     student = 1 / measured.student
     busy = seen * student + taught / measured.teacher
-    total = max(busy, seen * reading) if beside else busy + seen * reading
+    read = seen * reading + taught * measured.cut / max(1, measured.workers)
+    total = max(busy, read) if beside else busy + read
     embedding = images / measured.teacher
     after = max(student, reading) if beside else student + reading
     size = 0 if pool == 0 else images * min(pool, math.ceil(passes * shown)) * width * cell
@@ -196,7 +200,7 @@ def measure(settings: RunSettings, source: Source, teacher: Teacher, seconds: fl
     import torch
 
     from understudy.data.batches import NeighbourBatches
-    from understudy.data.loader import Loader, choose_workers
+    from understudy.data.loader import Loader, TeacherInput, choose_workers
     from understudy.data.views import photometry, recipe_for
     from understudy.losses import build
     from understudy.losses.mse import MSE
@@ -211,30 +215,42 @@ def measure(settings: RunSettings, source: Source, teacher: Teacher, seconds: fl
         settings.student, teacher.width, head=settings.head, hidden=settings.head_hidden, transform=settings.transform,
         image_size=settings.image_size,
     ).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # fmt: skip
-    size = max(student.contract.size, teacher.contract.size)
-    recipe = recipe_for(settings.views.recipe, size)
+    size, teacher_size = student.contract.size, teacher.contract.size
+    recipe = recipe_for(settings.views.recipe, max(size, teacher_size))
     batches = NeighbourBatches(len(source), min(settings.batch_size, len(source)), seed=settings.seed)
-    loader = Loader(
-        source, batches, size=size, recipe=recipe, seed=settings.seed, views_per_image=method.views, workers=0
-    )
-    stream = iter(loader)
-    batch = next(stream)
-    read = rate(lambda: len(next(stream).index), seconds)
-    loader.close()
+
+    def reading(teacher_input: TeacherInput | None) -> tuple[float, ImageBatch]:
+        loader = Loader(
+            source, batches, size=size, recipe=recipe, seed=settings.seed, views_per_image=method.views,
+            teacher=teacher_input, workers=0,
+        )  # fmt: skip
+        stream = iter(loader)
+        first = next(stream)
+        found = rate(lambda: len(next(stream).index), seconds)
+        loader.close()
+        return found, first
+
+    read, batch = reading(None)
+    cut = 0.0
+    if teacher_size != size:
+        both, batch = reading(TeacherInput(teacher_size, method.teacher_views))
+        cut = max(0.0, (1 / both - 1 / read) / len(method.teacher_views))
 
     images = [
         photometry(pixels.to(device), rows, recipe) for pixels, rows in zip(batch.pixels, batch.rows, strict=True)
     ]
     pixels = torch.cat([images[view] for view in method.student_views])
+    apart = batch.teacher
 
     def wait() -> None:
         if device.type == "cuda":
             torch.cuda.synchronize()
 
     def teach() -> int:
-        teacher(images[0])
+        shown = images[0] if apart is None else photometry(apart.pixels.to(device), apart.rows, recipe)
+        teacher(shown)
         wait()
-        return len(images[0])
+        return len(shown)
 
     taught = rate(teach, seconds)
     # The step of the simplest loss stands for that of any: beside the networks, losses of embeddings cost little.
@@ -256,7 +272,7 @@ def measure(settings: RunSettings, source: Source, teacher: Teacher, seconds: fl
     while not root.exists():
         root = root.parent if root.parent != root else Path.cwd()
     workers = choose_workers(source) if settings.workers is None else settings.workers
-    return Measured(read, workers, taught, trained, shutil.disk_usage(os.fspath(root)).free)
+    return Measured(read, workers, taught, trained, shutil.disk_usage(os.fspath(root)).free, cut)
 
 
 def rate(work: Callable[[], int], seconds: float) -> float:

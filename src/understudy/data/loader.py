@@ -28,7 +28,7 @@ from understudy.data.arrays import ArrayImages
 from understudy.data.batches import Batch, NeighbourBatches
 from understudy.data.pixels import SMALL
 from understudy.data.sources import Source
-from understudy.data.views import Recipe, centre, draw, geometry, geometry_of_batch
+from understudy.data.views import SIGMA, Recipe, centre, draw, geometry, geometry_of_batch
 from understudy.errors import ConfigError, UnderstudyError, UnreadableImage
 
 Skipped = list[tuple[str, str]]
@@ -39,6 +39,37 @@ PREFETCH = 4
 
 TRIAL = 4
 """Batches that are read in this process first, to see how long reading takes beside a step; the first one warms up."""
+
+
+@dataclass(frozen=True)
+class TeacherInput:
+    """What the teacher is shown, where its input is not as large as the student's.
+
+    Args:
+        size: T, side of its views in pixels.
+        views: which of the V views of an image it sees.
+        recorded: called with the images' indices and a view's number for each, both (B,): which of them it need not see
+            again. None: it sees all.
+    """
+
+    size: int
+    views: tuple[int, ...]
+    recorded: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+
+
+@dataclass(frozen=True)
+class TeacherViews:
+    """The views of one step that the teacher is shown, at its own size.
+
+    Args:
+        place: (n,) int64, which of the views that the teacher sees, counted view by view: i is image i % B.
+        pixels: (n, 3, T, T) uint8, before photometry.
+        rows: (n, P) float64.
+    """
+
+    place: Int64[Tensor, " n"]
+    pixels: UInt8[Tensor, "n 3 T T"]
+    rows: Float64[Tensor, "n 31"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +84,7 @@ class ImageBatch:
         pixels: (V, B, 3, S, S) uint8, V views of each image, before photometry.
         rows: (V, B, P) float64, their view rows; `views.photometry` wants them on the CPU.
         skipped: images that could not be read; they are in none of the above.
+        teacher: views at the teacher's size, where it has one of its own.
     """
 
     step: int
@@ -62,10 +94,14 @@ class ImageBatch:
     pixels: UInt8[Tensor, "V B 3 S S"]
     rows: Float64[Tensor, "V B 31"]
     skipped: Skipped
+    teacher: TeacherViews | None = None
 
     def pin_memory(self) -> ImageBatch:
         """The same with the pixels in page-locked memory, so that copying them to a GPU does not wait."""
-        return replace(self, pixels=self.pixels.pin_memory())
+        teacher = self.teacher
+        if teacher is not None:
+            teacher = replace(teacher, pixels=teacher.pixels.pin_memory())
+        return replace(self, pixels=self.pixels.pin_memory(), teacher=teacher)
 
 
 class Loader:
@@ -82,6 +118,8 @@ class Loader:
         seed: of the views.
         views_per_image: V, views of each image in a batch.
         pool: how many different views an image has, seen in turn; 0 for no end.
+        teacher: what the teacher sees if that is not S pixels wide: the same crops, cut once more. The recipe speaks of
+            the larger of the two sizes, and the blur of the other is narrower by their ratio.
         interpolation: of the resizing; "nearest", "bilinear", "bicubic" or "lanczos".
         workers: processes that read, 0 for none; None measures (`enough_workers`).
         rank: this process' place among all, which take equal shares of whole bags.
@@ -105,6 +143,7 @@ class Loader:
         seed: int,
         views_per_image: int = 1,
         pool: int = 0,
+        teacher: TeacherInput | None = None,
         interpolation: str = "bilinear",
         workers: int | None = None,
         rank: int = 0,
@@ -129,7 +168,7 @@ class Loader:
         self.workers = choose_workers(source, world) if workers is None else workers
         self._measures, self._tell = workers is None and self.workers > 0, tell
         share = slice(rank * batches.batch_size // world, (rank + 1) * batches.batch_size // world)
-        self._reader = _ViewReader(source, share, size, recipe, seed, views_per_image, pool, interpolation)
+        self._reader = _ViewReader(source, share, size, recipe, seed, views_per_image, pool, teacher, interpolation)
         self._stream: Generator[ImageBatch] | None = None
 
     def __iter__(self) -> Iterator[ImageBatch]:
@@ -261,6 +300,15 @@ def _share_of_cores(world: int) -> int:
     return cores // int(os.environ.get("LOCAL_WORLD_SIZE", world))
 
 
+@dataclass(frozen=True)
+class _Cut:
+    """Views of the images of a batch at one size: (V, B, P) rows, and (V, B) which of them are wanted."""
+
+    size: int
+    rows: np.ndarray
+    wanted: np.ndarray
+
+
 @dataclass
 class _ViewReader(Dataset[ImageBatch]):
     """Turns the global batch of a step into this process' share of views."""
@@ -272,6 +320,7 @@ class _ViewReader(Dataset[ImageBatch]):
     seed: int
     views: int
     pool: int
+    teacher: TeacherInput | None
     interpolation: str
 
     def __getitem__(self, batch: Batch) -> ImageBatch:
@@ -281,55 +330,86 @@ class _ViewReader(Dataset[ImageBatch]):
             view %= self.pool
         ids = self.source.ids[index]
         rows = np.stack([draw(self.seed, ids, numbers, self.recipe) for numbers in view])
-        pixels = self._small(index, rows)
-        skipped: Skipped = []
-        if pixels is None:
-            pixels, readable, skipped = self._any(index, rows)
-            index, anchor, view, rows = index[readable], anchor[readable], view[:, readable], rows[:, readable]
+        largest = max(self.size, self.teacher.size if self.teacher is not None else 0)
+        everywhere = np.ones(view.shape, bool)
+        cuts = [_Cut(self.size, _narrowed(rows, self.size / largest), everywhere)]
+        if self.teacher is not None:
+            seen, known = list(self.teacher.views), self.teacher.recorded
+            wanted = everywhere[seen] if known is None else np.stack([~known(index, view[i]) for i in seen])
+            cuts.append(_Cut(self.teacher.size, _narrowed(rows[seen], self.teacher.size / largest), wanted))
+        pixels, readable, skipped = self._read(index, cuts)
+        if skipped:
+            index, anchor, view = index[readable], anchor[readable], view[:, readable]
+            cuts = [replace(cut, rows=cut.rows[:, readable], wanted=cut.wanted[:, readable]) for cut in cuts]
+        teacher = None
+        if self.teacher is not None:
+            cut = cuts[1]
+            teacher = TeacherViews(
+                place=torch.from_numpy(np.flatnonzero(cut.wanted)),
+                pixels=torch.from_numpy(pixels[1]),
+                rows=torch.from_numpy(cut.rows[cut.wanted]),
+            )
         return ImageBatch(
             step=batch.step,
             index=torch.from_numpy(index),
             anchor=torch.from_numpy(anchor),
             view=torch.from_numpy(view),
-            pixels=torch.from_numpy(pixels),
-            rows=torch.from_numpy(rows),
+            pixels=torch.from_numpy(pixels[0].reshape(*view.shape, *pixels[0].shape[1:])),
+            rows=torch.from_numpy(cuts[0].rows),
             skipped=skipped,
+            teacher=teacher,
         )
 
-    def _small(self, index: np.ndarray, rows: np.ndarray) -> np.ndarray | None:
-        """The views of small decoded images, a batch at a time; None where that way cannot be taken."""
+    def _read(self, index: np.ndarray, cuts: list[_Cut]) -> tuple[list[np.ndarray], np.ndarray, Skipped]:
+        """For each cut its wanted views (n, 3, size, size), view by view; which images could be read; the others."""
+        places = [cut.wanted.nonzero()[1] for cut in cuts]
+        views = [cut.rows[cut.wanted] for cut in cuts]
+        pixels, single = [], []
+        for i, cut in enumerate(cuts):
+            made = self._small(index[places[i]], views[i], cut.size)
+            if made is None:
+                single.append(i)
+                # In memory as PIL has them, channels last: taking a view over is then one plain copy.
+                made = np.empty((len(views[i]), cut.size, cut.size, 3), np.uint8).transpose(0, 3, 1, 2)
+            pixels.append(made)
+        readable = np.ones(len(index), bool)
+        skipped: Skipped = []
+        # An image is decoded once, whatever is cut from it.
+        for place in np.unique(np.concatenate([places[i] for i in single])).tolist() if single else ():
+            try:
+                image = self.source.read(int(index[place]))
+            except UnreadableImage as error:
+                skipped.append((self.source.name(int(index[place])), str(error)))
+                readable[place] = False
+                continue
+            for i in single:
+                for n in np.flatnonzero(places[i] == place).tolist():
+                    pixels[i][n] = geometry(image, views[i][n], cuts[i].size, self.interpolation)
+        if skipped:
+            pixels = [made[readable[place]] for made, place in zip(pixels, places, strict=True)]
+        return pixels, readable, skipped
+
+    def _small(self, index: np.ndarray, rows: np.ndarray, size: int) -> np.ndarray | None:
+        """Views of small decoded images, all at once; None where that way cannot be taken."""
         images = self.source.images
         if (
             not isinstance(images, ArrayImages)
             or images.pixels is None
-            or not max(images.pixels.shape[1:3]) <= self.size <= SMALL
+            or not max(images.pixels.shape[1:3]) <= size <= SMALL
             or self.interpolation != "bilinear"
             or self.recipe.scale is None
             or (images.unreadable and not images.unreadable.keys().isdisjoint(self.source.rows[index].tolist()))
         ):
             return None
-        whole = images.pixels[self.source.rows[index]]
-        views = np.empty((self.views, len(index), 3, self.size, self.size), dtype=np.uint8)
-        for i, view_rows in enumerate(rows):
-            views[i] = geometry_of_batch(whole, view_rows, self.size)
-        return views
+        return geometry_of_batch(images.pixels[self.source.rows[index]], rows, size)
 
-    def _any(self, index: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, Skipped]:
-        """The views of any images, read one after another: pixels, places of the readable ones, and the others."""
-        # In memory as PIL has them, channels last: taking a view over is then one plain copy.
-        views = np.empty((self.views, len(index), self.size, self.size, 3), np.uint8).transpose(0, 1, 4, 2, 3)
-        readable: list[int] = []
-        skipped: Skipped = []
-        for place, image_index in enumerate(index.tolist()):
-            try:
-                image = self.source.read(image_index)
-            except UnreadableImage as error:
-                skipped.append((self.source.name(image_index), str(error)))
-                continue
-            for i in range(self.views):
-                views[i, len(readable)] = geometry(image, rows[i, place], self.size, self.interpolation)
-            readable.append(place)
-        return views[:, : len(readable)], np.array(readable, dtype=np.int64), skipped
+
+def _narrowed(rows: np.ndarray, ratio: float) -> np.ndarray:
+    """View rows for images so many times as wide as those that the recipe speaks of."""
+    if ratio != 1:
+        rows = rows.copy()
+        rows[..., SIGMA] *= ratio
+    return rows
 
 
 @dataclass

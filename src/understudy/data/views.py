@@ -23,7 +23,7 @@ A row has P = 31 columns:
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -120,6 +120,13 @@ def recipe_for(name: str | None, size: int) -> Recipe:
     if name not in RECIPES:
         raise ConfigError(f"Unknown view recipe '{name}'. {nearest(name, RECIPES)}")
     return RECIPES[name]
+
+
+def at_ratio(recipe: Recipe, ratio: float) -> Recipe:
+    """The recipe for views so many times as wide as those it speaks of: a blur is narrower by the same ratio."""
+    if ratio == 1 or not recipe.blur:
+        return recipe
+    return replace(recipe, sigma=(recipe.sigma[0] * ratio, recipe.sigma[1] * ratio))
 
 
 def draw(

@@ -95,7 +95,11 @@ class RecordedViews:
         self._flushed = time.monotonic()
 
     def __call__(
-        self, images: Float[Tensor, "n 3 S S"], index: Int64[Tensor, " n"], view: Int64[Tensor, " n"]
+        self,
+        images: Float[Tensor, "m 3 S S"],
+        index: Int64[Tensor, " n"],
+        view: Int64[Tensor, " n"],
+        place: Int64[Tensor, " m"] | None = None,
     ) -> Float[Tensor, "n D"]:
         """The embeddings of n views: read where they are recorded, else computed and recorded.
 
@@ -103,6 +107,8 @@ class RecordedViews:
             images: the views, in [0, 1], on the teacher's device.
             index: row of each in the store, on the CPU.
             view: number of each view, on the CPU.
+            place: which of the n views the images are, in ascending order, on the CPU; all of them unless given. Views
+                that are recorded (`Recorded`) may be left out.
 
         Returns:
             (n, D) float32 on the images' device.
@@ -114,7 +120,8 @@ class RecordedViews:
         result, known = self.look_up(index.numpy(), view.numpy())
         unknown = np.flatnonzero(~known)
         if len(unknown):
-            new = images if len(unknown) == len(images) else images[torch.from_numpy(unknown).to(images.device)]
+            at = unknown if place is None else np.searchsorted(place.numpy(), unknown)
+            new = images if len(at) == len(images) else images[torch.from_numpy(at).to(images.device)]
             found = steadily(self.encode, new, self.batch_size)
             result[unknown] = self.record(index.numpy()[unknown], view.numpy()[unknown], found.float().cpu().numpy())
         self.computed += len(unknown)
@@ -180,17 +187,16 @@ class RecordedViews:
     def full(self, pool: int) -> bool:
         """Whether the views 0 to pool - 1 of every image are recorded."""
         return all(
-            self._path(number, ".done").is_file() and bool(self._view(number)[1].all()) for number in range(pool)
+            _path(self.folder, number, ".done").is_file() and bool(self._view(number)[1].all())
+            for number in range(pool)
         )
-
-    def _path(self, number: int, kind: str = "") -> Path:
-        return self.folder / f"{number:04d}{kind}.npy"
 
     def _view(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """The files of one view number, made where they are missing and mapped once."""
         if number not in self._open:
-            cells = _mapped(self._path(number), (self.rows, self.width), np.dtype(self.dtype))
-            self._open[number] = (cells, _mapped(self._path(number, ".done"), (self.rows,), np.dtype(np.uint8)))
+            cells = _mapped(_path(self.folder, number), (self.rows, self.width), np.dtype(self.dtype))
+            done = _mapped(_path(self.folder, number, ".done"), (self.rows,), np.dtype(np.uint8))
+            self._open[number] = (cells, done)
         return self._open[number]
 
     def _storable(self, rows: np.ndarray) -> np.ndarray:
@@ -212,6 +218,36 @@ class RecordedViews:
         return rows if self.scale is None else rows * self.scale
 
 
+class Recorded:
+    """Which views are recorded, asked for from any process: by the workers that would else cut them for nothing.
+
+    Says no where it cannot know, as before the first flush; what it says yes to stays so. Picklable.
+
+    Args:
+        folder: of the recorded views.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._open: dict[int, np.ndarray] = {}
+
+    def __call__(self, index: Int64[np.ndarray, " B"], view: Int64[np.ndarray, " B"]) -> Bool[np.ndarray, " B"]:
+        """For each image whether this view of it is on the disk."""
+        known = np.zeros(len(index), bool)
+        for number in np.unique(view).tolist():
+            if number not in self._open:
+                path = _path(self.folder, number, ".done")
+                if not path.is_file():
+                    continue
+                self._open[number] = np.load(path, mmap_mode="r")
+            places = np.flatnonzero(view == number)
+            known[places] = self._open[number][index[places]] == 1
+        return known
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "_open": {}}  # each process maps the files for itself
+
+
 def steadily(
     encode: Callable[[Tensor], Tensor], images: Float[Tensor, "n 3 S S"], batch_size: int
 ) -> Float[Tensor, "n D"]:
@@ -229,6 +265,11 @@ def steadily(
     if count < passes * rows:
         images = images[torch.arange(passes * rows).clamp(max=count - 1)]
     return torch.cat([encode(part) for part in images.split(rows)])[:count]
+
+
+def _path(folder: Path, number: int, kind: str = "") -> Path:
+    """A file of one view number."""
+    return folder / f"{number:04d}{kind}.npy"
 
 
 def _mapped(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:

@@ -25,12 +25,12 @@ from understudy.artifacts import Run, Store, write_text
 from understudy.config import as_table, read_toml, resolve, write_toml
 from understudy.data.batches import NeighbourBatches
 from understudy.data.hiding import hidden_patches, spread_evenly
-from understudy.data.loader import ImageBatch, Loader, advice
+from understudy.data.loader import ImageBatch, Loader, TeacherInput, advice
 from understudy.data.mixture import cutmix
 from understudy.data.sources import Source
-from understudy.data.views import photometry, recipe_for
+from understudy.data.views import at_ratio, photometry, recipe_for
 from understudy.embed.embedding import extract
-from understudy.embed.recorded import RecordedViews, steadily
+from understudy.embed.recorded import Recorded, RecordedViews, steadily
 from understudy.embed.transform import Transform
 from understudy.errors import ConfigError, DataError, TrainingError
 from understudy.losses import Loss, Terms, build
@@ -135,9 +135,11 @@ def train(
     loss = loss.to(device)
     key_student = average_of(student) if loss.needs_key else None
 
-    # Both networks see the same pixels: views are cut at the larger of the two inputs, the smaller one is scaled down.
-    view_size = max(student.contract.size, teacher.contract.size if teacher is not None and loss.needs_teacher else 0)
-    recipe = recipe_for(settings.views.recipe, view_size)
+    # Both networks see the same crops in the same colours, each cut at its own size: a small student of a large teacher
+    # costs what its own pixels cost once the teacher's views are recorded, which serve students of any size.
+    size = student.contract.size
+    teacher_size = teacher.contract.size if teacher is not None and loss.needs_teacher else size
+    recipe = recipe_for(settings.views.recipe, max(size, teacher_size))
     k = settings.neighbours.k or 0
     batches = NeighbourBatches(
         len(source), settings.batch_size, k=k, n=settings.neighbours.n, seed=settings.seed, graph=graph
@@ -148,8 +150,9 @@ def train(
     if teacher is not None and loss.needs_teacher and settings.views.teacher == "recorded":
         assert store is not None
         recorded = RecordedViews(
-            store, teacher, recipe=recipe, size=view_size, seed=view_seed, batch_size=shown, dtype=settings.views.dtype
-        )
+            store, teacher, recipe=at_ratio(recipe, teacher_size / max(size, teacher_size)), size=teacher_size,
+            seed=view_seed, batch_size=shown, dtype=settings.views.dtype,
+        )  # fmt: skip
     moved = None
     if transform is not None:
         moved = [torch.from_numpy(part).float().to(device) for part in (transform.mean, transform.matrix)]
@@ -177,16 +180,21 @@ def train(
     elif processes.main:
         write_text(run.config_path, write_toml(resolved(settings)))
 
+    teacher_input = None
+    if teacher_size != size:
+        known = Recorded(recorded.folder) if recorded is not None else None
+        teacher_input = TeacherInput(teacher_size, loss.teacher_views, known)
     loader = Loader(
-        source, batches, size=view_size, recipe=recipe, seed=view_seed, views_per_image=loss.views,
-        pool=settings.views.different, workers=settings.workers, rank=processes.rank, world=processes.world,
-        start_step=first, steps=steps, pin=device.type == "cuda",
+        source, batches, size=size, recipe=recipe, seed=view_seed, views_per_image=loss.views,
+        pool=settings.views.different, teacher=teacher_input, workers=settings.workers,
+        rank=processes.rank, world=processes.world, start_step=first, steps=steps, pin=device.type == "cuda",
         tell=say if processes.main and not quiet else None,
     )  # fmt: skip
     title = f"{settings.method['name']}: {settings.teacher or 'no teacher'} -> {settings.student}"
     if processes.main and not quiet:
         say(f"{title}, {'resumed at step' if first else 'from step'} {first:,} of {steps:,}")
-        say(f"  {batches.describe(settings.passes)}; {recipe.name} views of {view_size} px; {precision} on {device}")
+        sizes = f"{size}" if teacher_size == size else f"{size} (teacher {teacher_size})"
+        say(f"  {batches.describe(settings.passes)}; {recipe.name} views of {sizes} px; {precision} on {device}")
         pool = settings.views.different
         if recorded is None and loss.needs_teacher and not looks and 0 < pool < settings.passes * loss.views:
             say(
@@ -204,7 +212,7 @@ def train(
     live = teacher if loss.needs_teacher and recorded is None else None
     called, compiled = choose(
         "false" if looks else settings.compile, Networks(student, key_student, live),
-        student_images=(at_once, student.contract.size), teacher_images=(shown, view_size),
+        student_images=(at_once, student.contract.size), teacher_images=(shown, teacher_size),
         key_images=(math.ceil(share * len(loss.key_views) / settings.chunks), student.contract.size),
         half=half, steps=steps - first, processes=processes, before=before,
         tell=say if processes.main and not quiet else None,
@@ -274,7 +282,11 @@ def train(
             ]
             inputs: dict[str, Tensor] = {}
             if loss.needs_teacher and teacher is not None:
-                looked_at = joined(images, loss.teacher_views)
+                apart = batch.teacher
+                if apart is None:
+                    looked_at = joined(images, loss.teacher_views)
+                else:
+                    looked_at = photometry(apart.pixels.to(device, non_blocking=True), apart.rows, recipe)
                 with meter.in_teacher(), together(teacher), stance():
                     if looks:
                         sight = teacher.look(looked_at, **looks)
@@ -282,7 +294,8 @@ def train(
                         sight = Sight(steadily(called.teacher or teacher, looked_at, shown))
                     else:
                         views = batch.view[list(loss.teacher_views)]
-                        sight = Sight(recorded(looked_at, batch.index.repeat(len(views)), views.flatten()))
+                        place = None if apart is None else apart.place
+                        sight = Sight(recorded(looked_at, batch.index.repeat(len(views)), views.flatten(), place))
                     if moved is not None:
                         sight = dataclasses.replace(sight, embedding=(sight.embedding - moved[0]) @ moved[1])
                     inputs |= named("teacher", sight, loss, loss.teacher_views)
@@ -404,7 +417,7 @@ def train(
         if log:
             log.write("end", step, seconds=seconds, data_wait=meter.waited, workers=loader.workers, **costs)
             log.close()
-        if not quiet and (hint := advice(meter.waited, loader.workers, view_size, processes.world)):
+        if not quiet and (hint := advice(meter.waited, loader.workers, max(size, teacher_size), processes.world)):
             say(hint)
         if skipped and not quiet:
             say(f"{len(skipped)} images could not be read and were skipped; they are listed in {run.student_path}.")
