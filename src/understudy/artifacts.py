@@ -199,19 +199,21 @@ class StoreKey:
         preprocessing: the input contract as a plain table (size, mean, std, interpolation, crop).
         data: fingerprint of the data listing, with spec and count for messages.
         dtype: "float16" or "float32".
+        precision: what the teacher computed in: "fp32", "tf32", "bf16" or "fp16".
     """
 
     teacher: Mapping[str, Any]
     preprocessing: Mapping[str, Any]
     data: Mapping[str, Any]
     dtype: str = "float16"
+    precision: str = "fp32"
 
     @property
     def fingerprint(self) -> str:
         """The folder name. Specs and counts are for people: only the fingerprints among them count."""
-        return fingerprint(
-            FORMAT, self.teacher["fingerprint"], dict(self.preprocessing), self.data["fingerprint"], self.dtype
-        )
+        parts = (FORMAT, self.teacher["fingerprint"], dict(self.preprocessing), self.data["fingerprint"], self.dtype)
+        # Once there was fp32 only, and nothing of it in the name.
+        return fingerprint(*parts, *([] if self.precision == "fp32" else [self.precision]))
 
     def table(self) -> dict[str, Any]:
         """The key as plain JSON."""
@@ -220,6 +222,7 @@ class StoreKey:
             "preprocessing": dict(self.preprocessing),
             "data": dict(self.data),
             "dtype": self.dtype,
+            "precision": self.precision,
         }
 
 
@@ -282,16 +285,18 @@ class Store:
         Raises:
             StoreError: names every part that differs, with both values.
         """
-        found, wanted = self.manifest["key"], key.table()
+        found: dict[str, Any] = {"precision": "fp32", **self.manifest["key"]}
+        wanted = key.table()
         names = {
             "teacher": "teacher weights",
             "preprocessing": "preprocessing",
             "data": "data listing",
             "dtype": "stored precision",
+            "precision": "the teacher's precision",
         }
         differences = []
         for part, title in names.items():
-            old, new = found.get(part), wanted[part]
+            old, new = found[part], wanted[part]
             if part in ("teacher", "data"):
                 if old["fingerprint"] == new["fingerprint"]:
                     continue

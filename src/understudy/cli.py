@@ -286,12 +286,13 @@ def embed(options: argparse.Namespace) -> int:
         refuse_alone(processes)
     source = open_source(settings.data, limit=settings.limit, listings=Path(settings.store) / "listings")
     teacher = build_teacher(
-        settings.teacher, mean=settings.teacher_mean, std=settings.teacher_std, image_size=settings.image_size
-    )
+        settings.teacher, mean=settings.teacher_mean, std=settings.teacher_std, image_size=settings.image_size,
+        precision=settings.teacher_precision, device=processes.device,
+    )  # fmt: skip
     if settings.teacher_sharding == "fsdp":
         teacher = ShardedTeacher(teacher, processes, processes.device)
     if processes.main:
-        say(f"teacher: {teacher.spec}, D = {teacher.width}; {teacher.weights}")
+        say(f"teacher: {teacher.spec}, D = {teacher.width}, {teacher.precision}; {teacher.weights}")
     with StageProgress("embed", quiet=not processes.main) as progress:
         store = embed_images(
             teacher, source, settings.store, dtype=settings.dtype, device=processes.device,
@@ -337,6 +338,7 @@ def graph(options: argparse.Namespace) -> int:
 
 
 def _evaluate_flags(parser: argparse.ArgumentParser) -> None:
+    from understudy.embed.settings import PRECISIONS
     from understudy.evaluate.settings import EvaluationSettings
 
     parser.add_argument("model", metavar="MODEL", help="A run folder, or any model spec with weights.")
@@ -346,6 +348,11 @@ def _evaluate_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--store", default="store", metavar="FOLDER", help="Root of the stores. [store]")
     parser.add_argument("--workers", type=int, metavar="N", help="Processes that read images.")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, mps or auto. [auto]")
+    parser.add_argument(
+        "--teacher-precision", choices=PRECISIONS,
+        help="Arithmetic of a model spec; auto is tf32 on a CUDA device that has it, fp32 elsewhere. A run's teacher "
+        "computes as in its training. [auto]",
+    )  # fmt: skip
     add_settings(parser, EvaluationSettings)
 
 
@@ -363,11 +370,16 @@ def evaluate(options: argparse.Namespace) -> int:
     common = {"device": device, "store_root": options.store, "workers": options.workers, "tell": say}
     with StageProgress("evaluate") as progress:
         if Run(folder).trained:
+            if options.teacher_precision:
+                raise ConfigError(
+                    f"The teacher of the run {folder} computes as in its training: leave out --teacher-precision."
+                )
             result = evaluate_run(Run(folder), settings, progress=progress, **common)
         elif os.path.isdir(folder) and Run(folder).config_path.is_file():
             raise ConfigError(f"The run {folder} is not finished. Run `understudy train` on it again: it resumes.")
         else:
-            result = evaluate_model(options.model, settings, progress=progress, **common)
+            precision = options.teacher_precision or "auto"
+            result = evaluate_model(options.model, settings, precision=precision, progress=progress, **common)
     if options.out:
         from understudy.artifacts import write_json
 

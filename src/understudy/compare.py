@@ -500,7 +500,8 @@ class Comparison:
 
         for cell in cells:
             settings = dataclasses.replace(cell.settings, eval_data=None)
-            parts = (settings.teacher, settings.teacher_mean, settings.teacher_std, settings.data, settings.limit,
+            parts = (settings.teacher, settings.teacher_mean, settings.teacher_std, settings.teacher_precision,
+                     settings.data, settings.limit,
                      settings.holdout, settings.views.teacher, settings.transform,
                      settings.neighbours.n if settings.neighbours.k else 0, cell.settings.eval_data,
                      as_table(cell.settings.evaluation))  # fmt: skip
@@ -511,10 +512,12 @@ class Comparison:
             source, held_out = training_images(settings)
             rows = source
             if settings.teacher is not None:
-                teacher = build_teacher(settings.teacher, mean=settings.teacher_mean, std=settings.teacher_std)
-                teacher = teacher.to(processes.device)
+                teacher = build_teacher(
+                    settings.teacher, mean=settings.teacher_mean, std=settings.teacher_std,
+                    precision=settings.teacher_precision, device=processes.device,
+                ).to(processes.device)  # fmt: skip
                 if not self.prepared:
-                    say(f"teacher: {teacher.spec}, D = {teacher.width}; {teacher.weights}")
+                    say(f"teacher: {teacher.spec}, D = {teacher.width}, {teacher.precision}; {teacher.weights}")
                 if settings.neighbours.k or settings.views.teacher == "recorded" or settings.transform != "none":
                     store = embed_stage(settings, teacher, source, processes)
                     rows = open_rows_of(store, source)

@@ -145,7 +145,10 @@ def train_stage(settings: RunSettings, *, quiet: bool = False) -> Run | None:
         return folder
     teacher = None
     if method.needs_teacher and settings.teacher is not None:
-        teacher = build_teacher(settings.teacher, mean=settings.teacher_mean, std=settings.teacher_std)
+        teacher = build_teacher(
+            settings.teacher, mean=settings.teacher_mean, std=settings.teacher_std,
+            precision=settings.teacher_precision, device=processes.device,
+        )  # fmt: skip
         if method.needs_tokens or method.needs_attention:  # said again by the loop, but here before any work
             refuse_blind(teacher.module, teacher.spec, attention=method.needs_attention)
         if settings.teacher_sharding == "fsdp":
@@ -153,7 +156,7 @@ def train_stage(settings: RunSettings, *, quiet: bool = False) -> Run | None:
         else:
             teacher = teacher.to(processes.device)
         if not quiet:
-            say(f"teacher: {teacher.spec}, D = {teacher.width}; {teacher.weights}")
+            say(f"teacher: {teacher.spec}, D = {teacher.width}, {teacher.precision}; {teacher.weights}")
     rows, graph, store = source, None, None
     transform = None
     if teacher is not None and (
@@ -220,7 +223,10 @@ def evaluate_stage(folder: Run, settings: RunSettings, *, quiet: bool = False) -
     evaluation = dataclasses.replace(settings.evaluation, eval_data=settings.eval_data)
     control = None
     if settings.teacher is not None and folder.student.get("teacher") is None:
-        control = build_teacher(settings.teacher, mean=settings.teacher_mean, std=settings.teacher_std)
+        control = build_teacher(
+            settings.teacher, mean=settings.teacher_mean, std=settings.teacher_std,
+            precision=settings.teacher_precision, device=processes.device,
+        )  # fmt: skip
     with StageProgress("evaluate", quiet) as progress:
         return evaluate_run(
             folder, evaluation, device=processes.device, store_root=settings.store, workers=settings.workers,
@@ -257,6 +263,8 @@ def settle(settings: RunSettings, *, needs_teacher: bool) -> RunSettings:
             raise ConfigError(f"Method '{name}' has no teacher to transform: leave out --transform.")
         if settings.teacher_sharding != "none":
             raise ConfigError(f"Method '{name}' has no teacher to shard: leave out --teacher-sharding.")
+        if settings.teacher_precision != "auto" and settings.teacher is None:
+            raise ConfigError(f"Method '{name}' has no teacher to compute: leave out --teacher-precision.")
         k = 0
     return dataclasses.replace(settings, neighbours=dataclasses.replace(settings.neighbours, k=k))
 

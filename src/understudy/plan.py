@@ -115,6 +115,7 @@ def plan(settings: RunSettings, *, seconds: float = SECONDS) -> Plan:
     from understudy.data.batches import NeighbourBatches
     from understudy.losses import LOSSES, settings_of
     from understudy.models.teacher import build_teacher
+    from understudy.train.distributed import choose_device
 
     settings_of(settings.method["name"])
     method = LOSSES[settings.method["name"]]
@@ -130,7 +131,10 @@ def plan(settings: RunSettings, *, seconds: float = SECONDS) -> Plan:
             "Sharded, it takes longer: its weights cross the network once a pass."
         )
     source, _ = training_images(settings)
-    teacher = build_teacher(settings.teacher, mean=settings.teacher_mean, std=settings.teacher_std)
+    teacher = build_teacher(
+        settings.teacher, mean=settings.teacher_mean, std=settings.teacher_std,
+        precision=settings.teacher_precision, device=choose_device(settings.device),
+    )  # fmt: skip
     measured = measure(settings, source, teacher, seconds)
     batches = NeighbourBatches(len(source), settings.batch_size)
     steps = batches.steps_for(settings.passes)

@@ -41,6 +41,7 @@ class Frozen(Protocol):
     width: int
     weights: str
     fingerprint: str
+    precision: str
     contract: Contract
 
     def to(self, device: torch.device) -> Any:
@@ -243,6 +244,7 @@ def store_key(encoder: Frozen, source: Source, dtype: str) -> StoreKey:
         preprocessing=encoder.contract.table(),
         data={"fingerprint": source.fingerprint, "spec": source.spec, "images": len(source)},
         dtype=dtype,
+        precision=encoder.precision,
     )
 
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from understudy.config import setting
 
+PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
+"""What a teacher can compute in; `models.precision.precision_on` says what auto is."""
+
 TRANSFORMS = ("none", "centre", "standardise", "whiten", "phi-s")
 """What can be done to the teacher's space before the loss; `embed.transform.fit` says what each is."""
 
@@ -26,6 +29,11 @@ class EmbedSettings:
         "fsdp: under torchrun each process holds a share of the teacher's weights, for one that does not fit on each "
         "device; none: each holds all.",
         choices=("none", "fsdp"),
+    )
+    teacher_precision: str = setting(
+        "auto",
+        "Arithmetic of the encoder; auto is tf32 on a CUDA device that has it, fp32 elsewhere.",
+        choices=PRECISIONS,
     )
     image_size: int | None = setting(None, "Input side in pixels; the encoder's own unless given.", minimum=8)
     store: str = setting("store", "Root folder of the stores.")

@@ -25,6 +25,7 @@ from understudy.evaluate.protocols import EVALUATIONS, TAKES
 from understudy.evaluate.settings import EvaluationSettings
 from understudy.evaluate.subject import Embedding, Encoder, Figures, Progress, Subject
 from understudy.models.checkpoints import fingerprint_weights
+from understudy.models.precision import arithmetic
 from understudy.models.student import Student
 from understudy.models.teacher import Teacher
 
@@ -44,6 +45,7 @@ class StudentBackbone:
         self.spec, self.width, self.contract = student.spec, student.width, student.contract
         self.fingerprint = fingerprint_weights(student)
         self.weights = student.weights
+        self.precision = "fp32"
 
     def to(self, device: torch.device) -> StudentBackbone:
         """See `Frozen`."""
@@ -56,7 +58,8 @@ class StudentBackbone:
 
     def features(self, images: Tensor) -> Tensor:
         """See `Frozen`."""
-        return self.student.features(images)
+        with arithmetic(self.precision, images.device):
+            return self.student.features(images)
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from understudy.evaluate.sample import write_sample
 from understudy.evaluate.settings import HOW, EvaluationSettings
 from understudy.evaluate.subject import Figures, Progress, Subject
 from understudy.models.contract import Contract
+from understudy.models.precision import has_tf32
 from understudy.models.student import load_student
 from understudy.models.teacher import Teacher, build_teacher
 
@@ -97,7 +98,7 @@ def evaluate_run(
         return record.whole
 
     student = load_student(run.path).to(device)
-    teacher = _teacher_of(origin) if origin else control
+    teacher = _teacher_of(origin, torch.device(device), tell) if origin else control
     bench = Bench(
         settings, teacher.to(device) if teacher else None, student, device, store_root, run.path / "features",
         workers=workers, progress=progress, lands=bool(origin) and bool(facts.get("lands", True)),
@@ -118,6 +119,7 @@ def evaluate_model(
     device: str | torch.device = "cpu",
     store_root: str | os.PathLike[str] = "store",
     workers: int | None = None,
+    precision: str = "auto",
     progress: Progress | None = None,
     tell: Tell | None = None,
 ) -> dict[str, Any]:
@@ -129,6 +131,7 @@ def evaluate_model(
         device: as in `evaluate_run`.
         store_root: as in `evaluate_run`; features and figures are kept there; a second call adds what is missing.
         workers: as in `evaluate_run`.
+        precision: see `build_teacher`; the teacher of a run computes as in its training.
         progress: as in `evaluate_run`.
         tell: as in `evaluate_run`.
 
@@ -145,7 +148,8 @@ def evaluate_model(
         return evaluate_run(Run(spec.removeprefix("run:")), settings, **common, tell=tell)
     if settings.eval_data is None and not settings.on and any(TAKES[name].images for name in settings.protocols):
         raise ConfigError(f"Evaluating {spec} needs labelled images. Give --eval-data, or sets of their own with --on.")
-    return evaluate_teacher(build_teacher(spec), settings, **common, tell=tell)
+    teacher = build_teacher(spec, precision=precision, device=torch.device(device))
+    return evaluate_teacher(teacher, settings, **common, tell=tell)
 
 
 def evaluate_teacher(
@@ -181,8 +185,9 @@ def evaluate_teacher(
     listings = Path(store_root) / "listings"
     images = None if settings.eval_data is None and held_out is None else _images(settings, held_out, {}, listings)
     root = Path(store_root).parent if Store(store_root).complete else Path(store_root)
-    key = fingerprint(FORMAT, teacher.fingerprint, None if images is None else images.test.fingerprint)
-    record = Record(root / "evaluations" / f"{key}.json", (teacher.fingerprint, None), settings)
+    known = _known(teacher)
+    key = fingerprint(FORMAT, known, None if images is None else images.test.fingerprint)
+    record = Record(root / "evaluations" / f"{key}.json", (known, None), settings)
     agenda = Agenda.of(settings, images, record, listings)
     bench = Bench(settings, teacher, None, device, store_root, workers=workers, progress=progress)
     if record.whole and not agenda.missing:
@@ -215,10 +220,20 @@ def _images(settings: EvaluationSettings, held_out: Source | None, facts: Mappin
     return Main(None, source, source.spec, (caveat,))
 
 
-def _teacher_of(origin: Mapping[str, Any]) -> Teacher:
-    """The teacher as training had it, normalisation included."""
+def _known(teacher: Teacher) -> str:
+    """What figures of a teacher alone are known by: its weights, and its precision if that is not fp32."""
+    return teacher.fingerprint if teacher.precision == "fp32" else fingerprint(teacher.fingerprint, teacher.precision)
+
+
+def _teacher_of(origin: Mapping[str, Any], device: torch.device, tell: Tell | None) -> Teacher:
+    """The teacher as training had it, normalisation and, if the device has it, precision included."""
     contract = Contract.from_table(origin["contract"])
-    teacher = build_teacher(origin["spec"], mean=contract.mean, std=contract.std)
+    precision = origin.get("precision", "fp32")  # it was no choice once
+    if precision == "tf32" and not has_tf32(device):
+        precision = "fp32"
+        if tell is not None:
+            tell(f"In training the teacher computed in tf32, which {device} does not have: here it computes in fp32.")
+    teacher = build_teacher(origin["spec"], mean=contract.mean, std=contract.std, precision=precision, device=device)
     if teacher.fingerprint != origin["fingerprint"]:
         raise ModelError(
             f"The teacher {origin['spec']} has weights {teacher.fingerprint}, the run was trained with "
@@ -506,7 +521,7 @@ def _shared_path(bench: Bench, job: Job) -> Path | None:
     if bench.teacher is None:
         return None
     key = fingerprint(
-        FORMAT, __version__, job.protocol, bench.teacher.fingerprint, bench.teacher.contract.table(), job.images,
+        FORMAT, __version__, job.protocol, _known(bench.teacher), bench.teacher.contract.table(), job.images,
         bench.settings.binding(job.protocol),
     )  # fmt: skip
     return bench.roots["teacher"][1] / "evaluations" / f"{job.protocol}-{key}.json"
@@ -544,6 +559,7 @@ def describe(bench: Bench, agenda: Agenda) -> dict[str, Any]:
         "skipped": counts.get("skipped", before.get("skipped", 0)),
         "train_fingerprint": None if main is None or main.train is None else main.train.fingerprint,
         "test_fingerprint": None if main is None else main.test.fingerprint,
+        "teacher_precision": None if bench.teacher is None else bench.teacher.precision,
         "on": {**before.get("on", {}), **{name: found for name, found in bench.images.items() if name}},
         "caveats": [] if main is None else list(main.caveats),
         # Through JSON, as it will be read back: tuples become lists.

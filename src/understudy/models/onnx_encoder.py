@@ -38,6 +38,8 @@ class OnnxEncoder(nn.Module):
     def __init__(self, file: str | os.PathLike[str]) -> None:
         super().__init__()
         self.file = Path(file)
+        self.tf32 = False
+        """Whether products may be TF32 on a CUDA device; set before the first pass there."""
         if not self.file.is_file():
             raise ModelError(f"The ONNX file {self.file} does not exist. Check the path after 'onnx:'.")
         self._sessions: dict[torch.device, Any] = {}
@@ -75,7 +77,8 @@ class OnnxEncoder(nn.Module):
         providers: list[Any] = ["CPUExecutionProvider"]
         if device.type == "cuda":
             if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-                providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
+                options_there = {"device_id": device.index or 0, "use_tf32": int(self.tf32)}
+                providers.insert(0, ("CUDAExecutionProvider", options_there))
             else:
                 log.warning(
                     "%s runs on the CPU though its images are on a CUDA device: this onnxruntime has no CUDA provider. "

@@ -16,6 +16,7 @@ from understudy.artifacts import Writers
 from understudy.errors import ConfigError, ModelError
 from understudy.models.cost import flops
 from understudy.models.onnx_encoder import OnnxEncoder
+from understudy.models.precision import arithmetic
 from understudy.models.teacher import Teacher
 from understudy.models.tokens import Sight
 
@@ -55,7 +56,7 @@ class ShardedTeacher(Teacher):
             )
         self.contract, self.spec, self.width = teacher.contract, teacher.spec, teacher.width
         self.weights, self.fingerprint = teacher.weights, teacher.fingerprint
-        self.parameters_count = teacher.parameters_count
+        self.parameters_count, self.precision = teacher.parameters_count, teacher.precision
         self.convolves = False  # channels last is no layout of a shard
         self.flops = flops(teacher)  # asked for by one process at the end, when it can no longer be counted
         self.writers, self.device = writers, device
@@ -97,7 +98,7 @@ class ShardedTeacher(Teacher):
 
     def _pass(self, x: Tensor) -> Tensor:
         # FSDP keeps tensors from one pass to the next, so they must not be those of inference mode.
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), arithmetic(self.precision, self.device):
             features: Tensor = self.module(x.clone() if x.is_inference() else x)
             return features.float()
 

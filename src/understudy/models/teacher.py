@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from understudy.errors import ModelError
 from understudy.models.backbones import Backbone, build_backbone
 from understudy.models.cost import parameters
 from understudy.models.onnx_encoder import OnnxEncoder
+from understudy.models.precision import HALVES, arithmetic, precision_on
 from understudy.models.tokens import Sight, look
 
 EDGE = 8.0
@@ -31,10 +33,23 @@ class Teacher(nn.Module):
 
     Args:
         backbone: from `build_backbone(..., pretrained=True)`.
+        precision: what it computes in, "fp32", "tf32", "bf16" or "fp16"; embeddings are float32 all the same.
+
+    Raises:
+        ModelError: half precision of an ONNX file, which has its own.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone, precision: str = "fp32") -> None:
         super().__init__()
+        for part in backbone.module.modules():
+            if isinstance(part, OnnxEncoder):
+                if precision in HALVES:
+                    raise ModelError(
+                        f"{backbone.spec} is computed in the numbers that its file has, and --teacher-precision is "
+                        f"{precision}. Leave it out, or convert the file."
+                    )
+                part.tf32 = precision == "tf32"
+        self.precision = precision
         self.module = backbone.module.requires_grad_(False)
         self.contract = backbone.contract
         self.spec = backbone.spec
@@ -69,7 +84,8 @@ class Teacher(nn.Module):
             # Half the time for depthwise networks, a fifth less for ResNets; a lone patch embedding gains nothing.
             self.module.to(memory_format=torch.channels_last)
             x = x.contiguous(memory_format=torch.channels_last)
-        features: Tensor = self.module(x)
+        with arithmetic(self.precision, x.device):
+            features: Tensor = self.module(x)
         return features.float()
 
     @torch.no_grad()
@@ -80,7 +96,11 @@ class Teacher(nn.Module):
             images: as for `forward`.
             attention: see `tokens.look`; of networks that `tokens.refuse_blind` lets pass.
         """
-        return look(self.module, self.contract.prepare(images), attention=attention)
+        x = self.contract.prepare(images)
+        with arithmetic(self.precision, x.device):
+            sight = look(self.module, x, attention=attention)
+        tokens = None if sight.tokens is None else sight.tokens.float()
+        return replace(sight, embedding=sight.embedding.float(), tokens=tokens)
 
 
 def build_teacher(
@@ -89,6 +109,8 @@ def build_teacher(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     image_size: int | None = None,
+    precision: str = "auto",
+    device: torch.device | None = None,
 ) -> Teacher:
     """A teacher with weights, on the CPU.
 
@@ -97,13 +119,17 @@ def build_teacher(
         mean: three numbers on [0, 1]; default the network's own.
         std: three numbers on [0, 1]; default the network's own.
         image_size: input side in pixels; default the network's own.
+        precision: "fp32", "tf32", "bf16", "fp16", or "auto", see `precision_on`.
+        device: where it is going to run, which decides what "auto" is; the CPU unless given.
 
     Raises:
         ModelError: the spec cannot be built, brings no weights, or its weights are those of a random initialisation.
+        ConfigError: a precision that the device does not have.
     """
+    precision = precision_on(precision, device or torch.device("cpu"))
     backbone = build_backbone(spec, pretrained=True, image_size=image_size, mean=mean, std=std)
     refuse_untrained(backbone.module, spec)
-    return Teacher(backbone)
+    return Teacher(backbone, precision)
 
 
 def refuse_untrained(module: nn.Module, spec: str = "This teacher") -> None:
@@ -171,7 +197,7 @@ def check_embeddings(embeddings: Float[Tensor, "n D"] | Float[np.ndarray, "n D"]
     if broken:
         raise ModelError(
             f"{spec} gives embeddings that are not finite (NaN or infinite) for {broken} of {len(rows)} images. Its "
-            "weights are broken, or half precision overflows: try fp32."
+            "weights are broken, or half precision overflows: try --teacher-precision fp32."
         )
     if len(rows) < 2:
         return

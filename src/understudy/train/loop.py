@@ -224,7 +224,8 @@ def train(
     if log:
         log.write(
             "resume" if first else "start", first, steps=steps, images=len(source),
-            compiled=dataclasses.asdict(compiled), **hardware(device),
+            compiled=dataclasses.asdict(compiled),
+            teacher_precision=None if teacher is None else teacher.precision, **hardware(device),
         )  # fmt: skip
 
     signal_steps = (
@@ -595,6 +596,7 @@ def facts(
             "parameters": teacher.parameters_count,
             "flops": teacher.flops if isinstance(teacher, ShardedTeacher) else flops(teacher),
             "contract": teacher.contract.table(),
+            "precision": teacher.precision,
         }
     return {
         "method": dict(settings.method),

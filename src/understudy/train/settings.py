@@ -7,7 +7,7 @@ from typing import Any
 
 from understudy.config import as_table, flatten, resolve, setting
 from understudy.data.settings import ViewSettings
-from understudy.embed.settings import TRANSFORMS
+from understudy.embed.settings import PRECISIONS, TRANSFORMS
 from understudy.errors import ConfigError
 from understudy.neighbours.settings import NeighbourSettings
 
@@ -117,6 +117,12 @@ class TrainSettings:
         "fsdp: under torchrun each process holds a share of the teacher's weights, for one that does not fit on each "
         "device; none: each holds all.",
         choices=("none", "fsdp"),
+    )
+    teacher_precision: str = setting(
+        "auto",
+        "Arithmetic of the teacher, also in evaluation; auto is tf32 on a CUDA device that has it, fp32 elsewhere. "
+        "Stores and recorded views belong to one.",
+        choices=PRECISIONS,
     )
     transform: str = setting(
         "none",
