@@ -5,8 +5,10 @@ import json
 import time
 
 import pytest
+from PIL import Image
 
 from understudy.cli import main
+from understudy.data.pixels import PixelMap
 from understudy.plan import Measured, choose, rate, way
 
 MEASURED = Measured(read=2000.0, workers=0, teacher=100.0, student=500.0, free=10**9)
@@ -69,6 +71,20 @@ def test_rate_counts_after_the_first_call():
 
     found = rate(work, 0.05)
     assert len(calls) >= 3 and 5 / 0.1 < found <= 5 / 0.01  # the slow first call would pull it below
+
+
+def test_small_images_are_timed_as_a_run_reads_them(tmp_path, monkeypatch, capsys):
+    (tmp_path / "images").mkdir()
+    for i in range(70):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / "images" / f"{i}.png")
+    seen = []
+    monkeypatch.setattr("understudy.plan.SAMPLE", 50)
+    monkeypatch.setattr("understudy.plan.measure", lambda settings, source, *_: seen.append(source) or MEASURED)
+    given = ["--data", str(tmp_path / "images"), "--holdout", "0", "--store", str(tmp_path / "store")]
+    teacher = ["--teacher", "python:understudy.models.thumbnail:Thumbnail", "--student", "small:resnet8x0.25"]
+    assert main(["plan", *given, *teacher, "--batch-size", "32"]) == 0
+    assert isinstance(seen[0].images, PixelMap) and len(seen[0]) == 50
+    assert "70 images" in capsys.readouterr().out and not (tmp_path / "store").exists()
 
 
 @pytest.mark.timeout(240)

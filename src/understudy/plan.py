@@ -10,6 +10,7 @@ import dataclasses
 import math
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 SECONDS = 3.0
 """How long each part is timed."""
+
+SAMPLE = 4096
+"""Images that are timed, in the form in which a run would read them."""
 
 POOLS = (1, 2, 4, 8, 16, 32)
 GAIN = 1.1
@@ -112,7 +116,10 @@ def plan(settings: RunSettings, *, seconds: float = SECONDS) -> Plan:
     Raises:
         UnderstudyError: what the run itself would refuse.
     """
+    import numpy as np
+
     from understudy.data.batches import NeighbourBatches
+    from understudy.data.pixels import decoded
     from understudy.losses import LOSSES, settings_of
     from understudy.models.teacher import build_teacher
     from understudy.train.distributed import choose_device
@@ -135,7 +142,9 @@ def plan(settings: RunSettings, *, seconds: float = SECONDS) -> Plan:
         settings.teacher, mean=settings.teacher_mean, std=settings.teacher_std,
         precision=settings.teacher_precision, device=choose_device(settings.device),
     )  # fmt: skip
-    measured = measure(settings, source, teacher, seconds)
+    with tempfile.TemporaryDirectory(prefix="understudy-plan-") as folder:
+        some = source.subset(np.arange(min(len(source), SAMPLE)))
+        measured = measure(settings, decoded(some, folder), teacher, seconds)
     batches = NeighbourBatches(len(source), settings.batch_size)
     steps = batches.steps_for(settings.passes)
     views = len(method.teacher_views)
@@ -197,7 +206,7 @@ def measure(settings: RunSettings, source: Source, teacher: Teacher, seconds: fl
 
     Args:
         settings: the run.
-        source: its images.
+        source: some of its images.
         teacher: its teacher.
         seconds: for each part.
     """
