@@ -6,12 +6,12 @@
 
 What is timed is what the training loop calls, on noise and with random weights, because only time is measured: a
 student's forward pass, CoSS and backward pass (`student`; in bf16 on a GPU, as the loop does by itself), or a live
-teacher's forward pass in passes of one size (`teacher`). Folded: `torch.fx.experimental.optimization.fuse`, which
-needs a network in eval mode, so of teachers only. Milliseconds an image are mean and standard deviation over the
-passes, of processor time on a CPU (other work beside it counts for little) and of the wall on a GPU; ratios are
-medians over passes of the same turn. Compiling is on the wall, into an empty cache: with the C++ compiler's own
-processes, without what a first compilation in this process loads. Apart: the largest difference between compiled and
-eager embeddings over the largest embedding.
+teacher's forward pass in passes of one size (`teacher`; in TF32 on a GPU that has it). Folded:
+`torch.fx.experimental.optimization.fuse`, which needs a network in eval mode, so of teachers only. Milliseconds an
+image are mean and standard deviation over the passes, of processor time on a CPU (other work beside it counts for
+little) and of the wall on a GPU; ratios are medians over passes of the same turn. Compiling is on the wall, into an
+empty cache, the C++ compiler and its wait for a core included. Apart: the largest difference between compiled and eager
+embeddings over the largest embedding.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ import torch
 from torch import nn
 from torch.fx.experimental.optimization import fuse
 
+from understudy.hardware import hardware
 from understudy.losses.coss import coss
 from understudy.models.backbones import build_backbone
+from understudy.models.precision import precision_on
 from understudy.models.student import build_student
 from understudy.models.teacher import Teacher
 from understudy.train.compiled import pictures, twin, twin_of, wait
-from understudy.train.log import hardware
 
 CASES = (
     ("small:resnet8", "student", 32, 256),
@@ -54,7 +55,8 @@ def sides(spec: str, role: str, size: int, batch: int, device: torch.device) -> 
     torch.manual_seed(0)
     images = pictures(batch, size, device)
     if role == "teacher":
-        teacher = Teacher(build_backbone(spec, pretrained=False, image_size=size)).to(device)
+        backbone = build_backbone(spec, pretrained=False, image_size=size)
+        teacher = Teacher(backbone, precision_on("auto", device)).to(device)
         folded = copy.copy(teacher)
         folded._modules = {"module": fuse(teacher.module)}
         teachers = {"eager": teacher, "compiled": twin_of(teacher), "folded": folded}

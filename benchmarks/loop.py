@@ -24,12 +24,12 @@ from understudy.config import resolve
 from understudy.data.pixels import decoded
 from understudy.data.sources import Source, open_source
 from understudy.embed.embedding import embed
+from understudy.hardware import hardware
 from understudy.losses import build
 from understudy.models.student import build_student
 from understudy.models.teacher import Teacher, build_teacher
 from understudy.pipeline import RunSettings, settle
 from understudy.train.distributed import Processes
-from understudy.train.log import hardware
 from understudy.train.loop import train
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

@@ -17,8 +17,8 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
+from understudy.hardware import hardware
 from understudy.losses.coss import coss
-from understudy.train.log import hardware
 
 SIZES = ((256, 64), (256, 512), (256, 2048), (1024, 1024), (4096, 768))
 

@@ -7,8 +7,9 @@
 The same photographs, teacher, student, batch size, number of workers and threads for all; networks from timm with
 random weights, because only time is measured. Each side runs in a process of its own, in turn, several rounds; images/s
 count from its third step to its last, start-up left out. Images a processor second (workers counted) stand beside them,
-and hold on a machine that is busy with other things too. On a GPU every side but the peer's computes in bf16, which our
-loop does by itself, and the most memory that its tensors held is told; the clock waits for the GPU at both ends.
+and hold on a machine that is busy with other things too. On a GPU every side but the peer's computes in bf16, the
+teacher too (`--teacher-precision bf16` of ours), and the most memory that its tensors held is told; the clock waits for
+the GPU at both ends.
 
 - plain: `ImageFolder`, torchvision's transforms of the MoCo-v2 recipe, `DataLoader`, teacher without gradients, student
   with a linear head, cosines of rows and columns, AdamW. What one would write in an afternoon, and no more.
@@ -149,7 +150,8 @@ def ours(options: argparse.Namespace, folder: Path, side: str) -> Found:
     with torch.no_grad():
         width = network.eval()(torch.zeros(1, 3, 224, 224)).shape[1]
     spec = f"timm:{options.teacher}"
-    teacher = Teacher(Backbone(network, width, Contract(224), spec, spec, "random, for timing", True, spec)).to(device)
+    backbone = Backbone(network, width, Contract(224), spec, spec, "random, for timing", True, spec)
+    teacher = Teacher(backbone, "fp32" if device.type == "cpu" else "bf16").to(device)
     # Recording is not what is timed: a pool over fewer of the same photographs is full the sooner.
     few = options.steps * options.batch_size // 2 if way == "recorded" else None
     source = open_source(options.data, limit=few)

@@ -222,13 +222,19 @@ def test_without_evaluation_images_fidelity_alone_with_its_caveat(
         "student_embed": {"fidelity"},
     }
     assert result["about"]["caveats"] == [
-        "No evaluation images were given, so nothing was measured with labels. Fidelity was measured on 60 images held "
-        "out of training."
+        "No evaluation images were given, so nothing was measured with labels.",
+        "Fidelity was measured on 60 images held out of training.",
     ]
     with np.load(run.sample_path) as sample:
         assert (sample["labels"] == -1).all()  # there are labels in these folders; nobody asked for them
     result = evaluate_run(run, EvaluationSettings(), store_root=tmp_path, workers=0)
-    assert "150 of the training images: it flatters the student" in result["about"]["caveats"][0]
+    assert "150 of the training images: it flatters the student" in result["about"]["caveats"][1]
+    # Fidelity's own sentence stays as long as its figures, and is not said of others.
+    labelled = EvaluationSettings(protocols=("knn",), on=(f"set={digits}",))
+    result = evaluate_run(run, labelled, store_root=tmp_path, workers=0)
+    assert len(result["about"]["caveats"]) == 1 and "fidelity" in result["student"] and "knn@set" in result["student"]
+    result = evaluate_run(finished(), labelled, store_root=tmp_path / "other", workers=0)
+    assert result["about"]["caveats"] == [] and "fidelity" not in result["student"]
 
 
 def test_a_run_without_a_teacher(finished: Callable[..., Run], digits: Path, tmp_path: Path) -> None:

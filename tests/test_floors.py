@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "understudy"
 # Design section 1. `errors` is the basement under floor 0; `demo`, `compare` and `plan` stand on `pipeline`.
 FLOORS = (
     {"errors"},
-    {"config", "artifacts"},
+    {"config", "artifacts", "hardware"},
     {"losses", "models", "data", "neighbours"},
     {"embed"},
     {"train", "evaluate", "report"},

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import http.server
 import sys
+import threading
+import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import nn
 
 from understudy.errors import ModelError
-from understudy.models.backbones import SPECS, build_backbone
+from understudy.models.backbones import SPECS, _published_by_timm, build_backbone
 from understudy.models.contract import IMAGENET_MEAN, IMAGENET_STD, Contract
 
 
@@ -155,6 +159,52 @@ def test_without_a_network_the_sentence_names_the_way_out(monkeypatch: pytest.Mo
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(ModelError, match="Name or service not known.*torchvision:resnet18@FILE"):
         build_backbone("torchvision:resnet18", pretrained=True)
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Has nothing, and takes a second to say so."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_HEAD(self) -> None:
+        self.asked.append(self.path)
+        time.sleep(1)
+        self.send_error(404)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_a_hub_out_of_reach_is_a_sentence_in_seconds_and_a_slow_one_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import huggingface_hub.constants
+    import timm
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    built = []
+    monkeypatch.setattr(timm, "create_model", lambda name, **_: built.append(name) or nn.Identity())
+    server = http.server.HTTPServer(("127.0.0.1", 0), Hub)
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{address}/{{repo_id}}/{{filename}}")
+    answering = threading.Thread(target=server.serve_forever)
+    answering.start()
+    _published_by_timm("test_vit")
+    assert built == ["test_vit"] and len(Hub.asked) == 1 and "timm/test_vit" in Hub.asked[0]
+    server.shutdown()
+    answering.join()
+    server.server_close()  # now nobody listens there
+    begun = time.monotonic()
+    with pytest.raises(ModelError, match=r"timm:test_vit could not be downloaded \(.*timm:test_vit@FILE"):
+        build_backbone("timm:test_vit", pretrained=True)
+    assert time.monotonic() - begun < 20 and built == ["test_vit"]  # the client alone takes 46 seconds
+    # A copy that it left is taken without asking.
+    snapshot = tmp_path / "models--timm--test_vit.r160_in1k" / "snapshots" / "0"
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0")
+    _published_by_timm("test_vit")
+    assert built == ["test_vit"] * 2
 
 
 MODULE = """

@@ -35,6 +35,7 @@ from understudy.evaluate.protocols import TAKES, Takes
 from understudy.evaluate.sample import write_sample
 from understudy.evaluate.settings import HOW, EvaluationSettings
 from understudy.evaluate.subject import Figures, Progress, Subject
+from understudy.hardware import hardware
 from understudy.models.contract import Contract
 from understudy.models.precision import has_tf32
 from understudy.models.student import load_student
@@ -203,7 +204,8 @@ class Main:
     train: Source | None
     test: Source
     spec: str
-    caveats: tuple[str, ...] = ()
+    caveats: Mapping[str, str] = field(default_factory=dict)
+    """Sentences by the protocol whose figures they qualify, "" for the whole evaluation."""
 
 
 def _images(settings: EvaluationSettings, held_out: Source | None, facts: Mapping[str, Any], listings: Path) -> Main:
@@ -211,13 +213,14 @@ def _images(settings: EvaluationSettings, held_out: Source | None, facts: Mappin
         halves = open_evaluation(settings.eval_data, listings=listings)
         train, test = (limited(half, settings.limit) for half in halves)
         return Main(train, test, settings.eval_data)
-    unlabelled = "No evaluation images were given, so nothing was measured with labels."
+    # Sets of `--on` may have labels of their own.
+    unlabelled = {} if settings.on else {"": "No evaluation images were given, so nothing was measured with labels."}
     if held_out is not None:
-        caveat = f"{unlabelled} Fidelity was measured on {len(held_out)} images held out of training."
-        return Main(None, held_out, held_out.spec, (caveat,))
+        caveat = f"Fidelity was measured on {len(held_out)} images held out of training."
+        return Main(None, held_out, held_out.spec, {**unlabelled, "fidelity": caveat})
     source = open_source(facts["data"]["spec"], limit=UNLABELLED, listings=listings)
-    caveat = f"{unlabelled} Fidelity was measured on {len(source)} of the training images: it flatters the student."
-    return Main(None, source, source.spec, (caveat,))
+    caveat = f"Fidelity was measured on {len(source)} of the training images: it flatters the student."
+    return Main(None, source, source.spec, {**unlabelled, "fidelity": caveat})
 
 
 def _known(teacher: Teacher) -> str:
@@ -427,7 +430,7 @@ class Record:
                     evaluation[subject][job.name] = figures[subject]
         jobs |= {job.name: {"settings": job.settings, "images": job.images} for job in agenda.missing}
         evaluation["about"] = {
-            **describe(bench, agenda),
+            **describe(bench, agenda, jobs),
             "protocols": list(jobs),
             "jobs": jobs,
             "seconds": {**self.about.get("seconds", {}), **bench.seconds},
@@ -544,9 +547,9 @@ def _sample(run: Run, subjects: Mapping[str, Subject], source: Source, settings:
     return ""
 
 
-def describe(bench: Bench, agenda: Agenda) -> dict[str, Any]:
-    """Where the figures come from: images, settings, machine, versions."""
-    device, main = torch.device(bench.device), agenda.main
+def describe(bench: Bench, agenda: Agenda, jobs: Iterable[str]) -> dict[str, Any]:
+    """Where the figures of some jobs come from: images, settings, machine, versions."""
+    main = agenda.main
     names = main.train.class_names if main is not None and main.train is not None else None
     counts = bench.images.get("", {})
     before = agenda.before
@@ -561,15 +564,10 @@ def describe(bench: Bench, agenda: Agenda) -> dict[str, Any]:
         "test_fingerprint": None if main is None else main.test.fingerprint,
         "teacher_precision": None if bench.teacher is None else bench.teacher.precision,
         "on": {**before.get("on", {}), **{name: found for name, found in bench.images.items() if name}},
-        "caveats": [] if main is None else list(main.caveats),
+        "caveats": [] if main is None else [text for about, text in main.caveats.items() if about in ("", *jobs)],
         # Through JSON, as it will be read back: tuples become lists.
         "settings": json.loads(json.dumps({k: v for k, v in as_table(bench.settings).items() if k not in HOW})),
-        "hardware": {
-            "device": str(device),
-            "name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-            "cpus": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-        },
+        "hardware": hardware(torch.device(bench.device)),
         "versions": {
             "understudy": __version__,
             "python": platform.python_version(),

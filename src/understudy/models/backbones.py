@@ -10,6 +10,7 @@ import difflib
 import importlib
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,9 @@ from understudy.models.resnet import small_resnet
 
 SMALL = 64
 """At this size or below a fresh network sees the whole image in evaluation; above it, the customary 0.875 of it."""
+
+TRIALS = 3
+"""Times that a hub is asked, a second apart, before it counts as out of reach."""
 
 
 @dataclass
@@ -185,7 +189,7 @@ def _timm(request: Request) -> Built:
     if download and not timm.models.is_model_pretrained(name):
         raise ModelError(f"timm publishes no weights for '{name}'. Pass a local file: {request.spec}@FILE.")
     if download:
-        module: Any = _downloaded(request, lambda: timm.create_model(name, pretrained=True, num_classes=0))
+        module: Any = _downloaded(request, lambda: _published_by_timm(name))
     else:
         module = timm.create_model(name, pretrained=False, num_classes=0)
     weights = load_into(module, request.file) if request.file else ""
@@ -208,6 +212,39 @@ def _timm(request: Request) -> Built:
     if not weights and (size or native) <= SMALL:
         contract = dataclasses.replace(contract, crop=1.0)
     return Built(module, contract, weights)
+
+
+def _published_by_timm(name: str) -> nn.Module:
+    """A timm model with its weights; from the cache, or at once an error, where the hub that has them is out of reach.
+
+    The hub's own client takes 23 seconds for each of two file names to give up on a name that cannot be resolved, which
+    none of its settings shortens. So it is asked here first, unless it has left a copy: a few refusals within seconds
+    are no network, while whatever answers, or is slow to, is left to the client and its patience.
+    """
+    import timm
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    config = timm.models.get_pretrained_cfg(name)
+    if config is not None and config.hf_hub_id:
+        place = config.hf_hub_id.split("@")[0]
+        try:
+            snapshot_download(place, local_files_only=True)
+        except LocalEntryNotFoundError:
+            for trial in range(TRIALS):
+                try:
+                    get_hf_file_metadata(hf_hub_url(place, "config.json"))
+                    break
+                except (HfHubHTTPError, OfflineModeIsEnabled):
+                    break  # an answer, or one that the client gives at once
+                except Exception as error:  # of the library beneath the client, which has changed more than once
+                    if "Timeout" in type(error).__name__:
+                        break
+                    if trial == TRIALS - 1:
+                        raise
+                    time.sleep(1)
+    model: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
+    return model
 
 
 def _torchvision(request: Request) -> Built:

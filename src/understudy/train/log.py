@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import sys
 import time
 from typing import IO, Any
 
-import torch
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -17,20 +14,6 @@ from rich.table import Table
 
 from understudy.artifacts import Run
 from understudy.errors import MissingDependency
-
-
-def hardware(device: torch.device) -> dict[str, Any]:
-    """The machine and the versions, as every record of time must carry them."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {
-        "device": str(device),
-        "device_name": name,
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "platform": platform.system(),
-    }
 
 
 class StageProgress:

@@ -33,6 +33,7 @@ from understudy.embed.embedding import extract
 from understudy.embed.recorded import Recorded, RecordedViews, steadily
 from understudy.embed.transform import Transform
 from understudy.errors import ConfigError, DataError, TrainingError
+from understudy.hardware import hardware
 from understudy.losses import Loss, Terms, build
 from understudy.losses.terms import next_in_bag
 from understudy.models.cost import flops
@@ -45,7 +46,7 @@ from understudy.train.checkpoint import load_checkpoint, save_checkpoint
 from understudy.train.chunks import in_chunks
 from understudy.train.compiled import Compiled, Networks, choose
 from understudy.train.distributed import Processes
-from understudy.train.log import Log, hardware, say
+from understudy.train.log import Log, say
 from understudy.train.schedule import build_optimiser, learning_rate
 from understudy.train.settings import TrainSettings
 from understudy.train.signals import Probe, verdict
