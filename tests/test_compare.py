@@ -285,6 +285,16 @@ def test_other_settings_are_refused_in_the_same_folder(workplace, compared, caps
     assert "batch_size (was 64, now 32)" in told and "another --out" in told
 
 
+def test_a_run_that_was_asked_to_stop_stops_the_comparison_and_is_no_failure(workplace, monkeypatch, capsys):
+    begun = []
+    monkeypatch.setattr(
+        "understudy.pipeline.train_stage", lambda settings, **_: begun.append(settings.out)
+    )  # None: stopped
+    assert main(["compare", *SHARED, *METHODS, "--out", "asked", "--jobs", "1"]) == 143
+    assert len(begun) == 1 and not list((workplace / "asked").rglob("failure.json"))
+    assert "the same command goes on from here" in capsys.readouterr().err
+
+
 def test_stopped_with_two_jobs_and_continued_it_repeats_nothing_that_was_finished(workplace, compared):
     given = ["--methods", "coss", "--seeds", "1", "--trials", "2", "--out", "stopped", "--jobs", "2"]
     command = [sys.executable, "-m", "understudy", "compare", *SHARED, *given]
@@ -297,6 +307,7 @@ def test_stopped_with_two_jobs_and_continued_it_repeats_nothing_that_was_finishe
     assert process.returncode == 143, told
     assert "the same command goes on from here" in told
     assert not (workplace / "stopped" / "comparison.json").exists()  # it was not at its end
+    assert not list((workplace / "stopped").rglob("failure.json"))
     finished = {str(path.parent / "metrics.jsonl") for path in (workplace / "stopped").glob("*/*/*/cell.json")}
     before = {name: os.stat(name).st_mtime_ns for name in finished}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)

@@ -689,6 +689,8 @@ def attempt(cell: Cell) -> None:
     cell.failure_path.unlink(missing_ok=True)
     try:
         make(cell)
+    except Stopped:
+        raise
     except UnderstudyError as error:
         write_json(cell.failure_path, {"sentence": str(error)})
     except Exception as error:
