@@ -202,7 +202,7 @@ def test_tiny_shrinks_data_and_length_and_nothing_else():
 
 
 def test_the_recipes_are_the_rows_of_the_table():
-    assert set(names()) == {path.stem for path in FOLDER.iterdir()} == {*EXPECTED, *COMPARISONS}
+    assert set(names()) == {path.stem for path in FOLDER.iterdir()} == {*EXPECTED, *COMPARISONS, "centred"}
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -282,6 +282,21 @@ def test_an_experiment_has_its_rows_and_runs_at_tiny_size(
     assert main([verb, "--recipe", name, *flags, *shorter, "--evaluation.protocols", "knn"]) == 0, capsys.readouterr()
     found = json.loads((workplace / name / "comparison.json").read_text())
     assert len(found["variants"]) == rows and not any(row["failure"] for row in found["variants"])
+
+
+def test_centred_is_the_default_but_for_two_settings(workplace: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(workplace)
+    plain, centred = (flatten(as_table(resolve_run({**IMAGES, **more}))) for more in ({}, {"recipe": "centred"}))
+    assert {key: (plain.get(key), centred[key]) for key in centred if centred[key] != plain.get(key)} == {
+        "method.centre": (None, True), "neighbours.k": (None, 0),
+    }  # fmt: skip
+    flags = {"recipe": "centred", "preset": "tiny", "teacher": TINY_TEACHER, "student": "small:resnet8x0.25"}
+    run = train_stage(
+        resolve_run({}, {**flags, "device": "cpu", "workers": 0, "probes": 0, "out": "centred"}), quiet=True
+    )
+    assert run is not None
+    saved = tomllib.loads(run.config_path.read_text())
+    assert saved["neighbours"]["k"] == 0 and saved["method"]["centre"] is True
 
 
 def test_one_command_runs_a_recipe_from_end_to_end(
