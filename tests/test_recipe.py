@@ -284,19 +284,20 @@ def test_an_experiment_has_its_rows_and_runs_at_tiny_size(
     assert len(found["variants"]) == rows and not any(row["failure"] for row in found["variants"])
 
 
-def test_centred_is_the_default_but_for_two_settings(workplace: Path, monkeypatch: pytest.MonkeyPatch):
+def test_centred_is_what_a_run_without_a_method_takes(workplace: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(workplace)
-    plain, centred = (flatten(as_table(resolve_run({**IMAGES, **more}))) for more in ({}, {"recipe": "centred"}))
-    assert {key: (plain.get(key), centred[key]) for key in centred if centred[key] != plain.get(key)} == {
-        "method.centre": (None, True), "neighbours.k": (None, 0),
-    }  # fmt: skip
-    flags = {"recipe": "centred", "preset": "tiny", "teacher": TINY_TEACHER, "student": "small:resnet8x0.25"}
-    run = train_stage(
-        resolve_run({}, {**flags, "device": "cpu", "workers": 0, "probes": 0, "out": "centred"}), quiet=True
-    )
-    assert run is not None
-    saved = tomllib.loads(run.config_path.read_text())
-    assert saved["neighbours"]["k"] == 0 and saved["method"]["centre"] is True
+    tables = [{}, {"recipe": "centred"}, {"method": "coss"}, {"recipe": "none"}, {"recipe": None}]
+    default, centred, paper, none, unsaid = (flatten(as_table(resolve_run({**IMAGES, **more}))) for more in tables)
+    assert default == centred == unsaid and paper == none
+    assert {key for key in centred if centred[key] != paper.get(key)} == {"method.centre"} and centred["method.centre"]
+    # A setting of the method is no method; the name is.
+    assert resolve_run({**IMAGES, "method.weight": 0}).method == {"name": "coss", "centre": True, "weight": 0}
+    assert resolve_run(IMAGES, {"method.centre": False}).method == {"name": "coss", "centre": False}
+    assert resolve_run(IMAGES, {"method": "seed"}).method == {"name": "seed"}
+    assert resolve_run({**IMAGES, "method": "mse"}, {"passes": 3}).method == {"name": "mse"}
+    flags = {"preset": "tiny", "teacher": TINY_TEACHER, "student": "small:resnet8x0.25", "out": "centred"}
+    run = train_stage(resolve_run({}, {**flags, "device": "cpu", "workers": 0, "probes": 0}), quiet=True)
+    assert run is not None and run.student["method"] == {"name": "coss", "centre": True}
 
 
 def test_one_command_runs_a_recipe_from_end_to_end(

@@ -22,7 +22,7 @@ from understudy.config import resolve, setting
 from understudy.errors import ConfigError, StoreError
 from understudy.evaluate.settings import EvaluationSettings
 from understudy.recipe import lay_out
-from understudy.train.settings import DEFAULT_METHOD, TrainSettings
+from understudy.train.settings import DEFAULT_METHOD, DEFAULT_RECIPE, TrainSettings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,13 +49,16 @@ class RunSettings(TrainSettings):
 def resolve_run(*layers: Mapping[str, Any]) -> RunSettings:
     """The settings of a run from tables laid over each other, with what `recipe` and `preset` stand for.
 
+    Where no layer names a method or a recipe, the recipe is the default one, which evidence has chosen
+    (`docs/method.md`); with a method's name alone the settings are that method's own.
+
     Args:
         *layers: e.g. the settings file, then the flags; see `recipe.lay_out` and `config.resolve`.
 
     Raises:
         ConfigError: as those two.
     """
-    return resolve(RunSettings, *lay_out(*layers, method=DEFAULT_METHOD))
+    return resolve(RunSettings, *lay_out(*layers, method=DEFAULT_METHOD, otherwise=DEFAULT_RECIPE))
 
 
 class Stopped(Exception):

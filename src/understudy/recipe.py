@@ -30,13 +30,14 @@ less data and less of it at a time. Nothing else is touched."""
 TINY_TEACHER = "python:understudy.models.thumbnail:Thumbnail"
 
 
-def lay_out(*layers: Mapping[str, Any], method: str) -> list[dict[str, Any]]:
+def lay_out(*layers: Mapping[str, Any], method: str, otherwise: str | None = None) -> list[dict[str, Any]]:
     """The layers of a run's settings with those that `recipe` and `preset` stand for in their places.
 
     Args:
         *layers: e.g. the settings file, then the flags, which come last; `recipe` and `preset` may be in any of them,
             and a later one wins ("none" for none).
         method: whose authors are meant when no layer names a method.
+        otherwise: the recipe to take when no layer names a recipe ("none" is one) or a method.
 
     Returns:
         The layers for `config.resolve`, nested.
@@ -46,7 +47,10 @@ def lay_out(*layers: Mapping[str, Any], method: str) -> list[dict[str, Any]]:
             settings.
     """
     nested = [nest(layer) for layer in layers]
+    unsaid = all(layer.get("recipe") is None and _method(layer) is None for layer in nested)
     recipe = _taken(nested, "recipe")
+    if unsaid:
+        recipe = otherwise
     if recipe is not None and recipe != "authors":
         table = nest(read_toml(_file_of(recipe)))
         below = _taken([table], "recipe")

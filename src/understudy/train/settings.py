@@ -12,6 +12,7 @@ from understudy.errors import ConfigError
 from understudy.neighbours.settings import NeighbourSettings
 
 DEFAULT_METHOD = "coss"
+DEFAULT_RECIPE = "centred"
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,10 @@ class TrainSettings:
     out: str | None = setting(None, "Run folder; runs/METHOD-STUDENT-HASH unless given.")
     store: str = setting("store", "Folder of teacher embeddings, shared between runs; or one particular store.")
     method: dict[str, Any] = setting(
-        {"name": DEFAULT_METHOD}, "Method; its own settings are written method.KEY.", open_table=True
+        {"name": DEFAULT_METHOD},
+        f"Method; its own settings are written method.KEY. A single run that names none takes recipe {DEFAULT_RECIPE}: "
+        "coss with its columns centred.",
+        open_table=True,
     )
     image_size: int | None = setting(
         None, "Side of the student's input in pixels; the student's own unless given.", minimum=8
