@@ -493,8 +493,14 @@ class Comparison:
         """What several runs share, made once and before them: embeddings, graph, pixels, the teacher's figures."""
         from understudy.embed.transform import transform_of
         from understudy.evaluate.run import evaluate_teacher
-        from understudy.models.teacher import build_teacher
-        from understudy.pipeline import decoded_images, embed_stage, graph_stage, open_rows_of, training_images
+        from understudy.pipeline import (
+            decoded_images,
+            embed_stage,
+            graph_stage,
+            open_rows_of,
+            teacher_of,
+            training_images,
+        )
         from understudy.train.distributed import join
         from understudy.train.log import StageProgress, say
 
@@ -512,10 +518,7 @@ class Comparison:
             source, held_out = training_images(settings)
             rows = source
             if settings.teacher is not None:
-                teacher = build_teacher(
-                    settings.teacher, mean=settings.teacher_mean, std=settings.teacher_std,
-                    precision=settings.teacher_precision, device=processes.device,
-                ).to(processes.device)  # fmt: skip
+                teacher = teacher_of(settings, processes.device).to(processes.device)
                 if not self.prepared:
                     say(f"teacher: {teacher.spec}, D = {teacher.width}, {teacher.precision}; {teacher.weights}")
                 if settings.neighbours.k or settings.views.teacher == "recorded" or settings.transform != "none":

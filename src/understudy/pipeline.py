@@ -26,6 +26,7 @@ from understudy.train.settings import DEFAULT_METHOD, DEFAULT_RECIPE, TrainSetti
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
     from understudy.artifacts import Store
     from understudy.data.sources import Source
@@ -121,7 +122,6 @@ def train_stage(settings: RunSettings, *, quiet: bool = False) -> Run | None:
     from understudy.embed.transform import transform_of
     from understudy.losses import LOSSES, settings_of
     from understudy.models.sharded import ShardedTeacher, refuse_alone, together
-    from understudy.models.teacher import build_teacher
     from understudy.models.tokens import refuse_blind
     from understudy.train.distributed import join
     from understudy.train.log import say
@@ -148,10 +148,7 @@ def train_stage(settings: RunSettings, *, quiet: bool = False) -> Run | None:
         return folder
     teacher = None
     if method.needs_teacher and settings.teacher is not None:
-        teacher = build_teacher(
-            settings.teacher, mean=settings.teacher_mean, std=settings.teacher_std,
-            precision=settings.teacher_precision, device=processes.device,
-        )  # fmt: skip
+        teacher = teacher_of(settings, processes.device)
         if method.needs_tokens or method.needs_attention:  # said again by the loop, but here before any work
             refuse_blind(teacher.module, teacher.spec, attention=method.needs_attention)
         if settings.teacher_sharding == "fsdp":
@@ -187,6 +184,21 @@ def train_stage(settings: RunSettings, *, quiet: bool = False) -> Run | None:
     return folder if done else None
 
 
+def teacher_of(settings: TrainSettings, device: torch.device) -> Teacher:
+    """The teacher that a run names, on the CPU, in the arithmetic it will have on the device.
+
+    Raises:
+        UnderstudyError: as `models.teacher.build_teacher`.
+    """
+    from understudy.models.teacher import build_teacher
+
+    assert settings.teacher is not None
+    return build_teacher(
+        settings.teacher, mean=settings.teacher_mean, std=settings.teacher_std, precision=settings.teacher_precision,
+        device=device,
+    )  # fmt: skip
+
+
 def embed_stage(
     settings: TrainSettings, teacher: Teacher, source: Source, processes: Processes, *, quiet: bool = False
 ) -> Store:
@@ -215,7 +227,6 @@ def graph_stage(settings: TrainSettings, store: Store, processes: Processes, *, 
 def evaluate_stage(folder: Run, settings: RunSettings, *, quiet: bool = False) -> dict[str, Any]:
     """The finished student and its teacher to evaluation.json."""
     from understudy.evaluate.run import evaluate_run
-    from understudy.models.teacher import build_teacher
     from understudy.train.distributed import join
     from understudy.train.log import StageProgress, say
 
@@ -226,10 +237,7 @@ def evaluate_stage(folder: Run, settings: RunSettings, *, quiet: bool = False) -
     evaluation = dataclasses.replace(settings.evaluation, eval_data=settings.eval_data)
     control = None
     if settings.teacher is not None and folder.student.get("teacher") is None:
-        control = build_teacher(
-            settings.teacher, mean=settings.teacher_mean, std=settings.teacher_std,
-            precision=settings.teacher_precision, device=processes.device,
-        )  # fmt: skip
+        control = teacher_of(settings, processes.device)
     with StageProgress("evaluate", quiet) as progress:
         return evaluate_run(
             folder, evaluation, device=processes.device, store_root=settings.store, workers=settings.workers,
