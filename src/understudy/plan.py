@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from understudy.errors import ConfigError
-from understudy.pipeline import RunSettings, settle, training_images
+from understudy.pipeline import RunSettings, settle, teacher_of, training_images
 
 if TYPE_CHECKING:
     from understudy.data.loader import ImageBatch, TeacherInput
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 SECONDS = 3.0
 """How long each part is timed."""
 
-SAMPLE = 4096
-"""Images that are timed, in the form in which a run would read them."""
+SAMPLE = 1024
+"""Images that are timed, in the form in which a run would read them; at most so many are copied for it."""
 
 POOLS = (1, 2, 4, 8, 16, 32)
 GAIN = 1.1
@@ -121,7 +121,6 @@ def plan(settings: RunSettings, *, seconds: float = SECONDS) -> Plan:
     from understudy.data.batches import NeighbourBatches
     from understudy.data.pixels import decoded
     from understudy.losses import LOSSES, settings_of
-    from understudy.models.teacher import build_teacher
     from understudy.train.distributed import choose_device
 
     settings_of(settings.method["name"])
@@ -138,10 +137,7 @@ def plan(settings: RunSettings, *, seconds: float = SECONDS) -> Plan:
             "Sharded, it takes longer: its weights cross the network once a pass."
         )
     source, _ = training_images(settings)
-    teacher = build_teacher(
-        settings.teacher, mean=settings.teacher_mean, std=settings.teacher_std,
-        precision=settings.teacher_precision, device=choose_device(settings.device),
-    )  # fmt: skip
+    teacher = teacher_of(settings, choose_device(settings.device))
     with tempfile.TemporaryDirectory(prefix="understudy-plan-") as folder:
         some = source.subset(np.arange(min(len(source), SAMPLE)))
         measured = measure(settings, decoded(some, folder), teacher, seconds)
