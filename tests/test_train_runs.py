@@ -26,7 +26,7 @@ from understudy.errors import ConfigError, ModelError, StoreError, TrainingError
 from understudy.losses import LOSSES, settings_of
 from understudy.models.student import build_student
 from understudy.models.teacher import build_teacher
-from understudy.pipeline import RunSettings, refuse_other_images, run_id, train_stage
+from understudy.pipeline import RunSettings, refuse_other_images, run_id, settle, train_stage
 from understudy.train.loop import find_way_back, refuse_other_settings, resolved
 
 TINY = [
@@ -196,6 +196,25 @@ def test_settings_that_are_newer_or_older_than_a_run(tmp_path):
     run.config_path.write_text("foresight = 3\n" + whole)
     with pytest.raises(TrainingError, match="this version does not take: Unknown setting 'foresight'"):
         refuse_other_settings(run, settings)
+
+
+@pytest.mark.parametrize("begun", [{"centre": True, "weight": 1}, {"centre": "true", "weight": "1.0"}])
+def test_a_method_setting_is_one_whether_a_file_or_a_flag_says_it(tmp_path, begun):
+    def given(**own):
+        method = {f"method.{key}": value for key, value in own.items()}
+        return resolve(
+            RunSettings, {"data": "digits", "student": "small:resnet8", "teacher": "run:x", "method": "coss", **method}
+        )
+
+    run = Run(tmp_path)
+    run.config_path.write_text(write_toml(resolved(given(**begun))))
+    typed = {"name": "coss", "centre": True, "weight": 1.0}
+    for again in ({"centre": True, "weight": 1.0}, {"centre": "true", "weight": "1"}):
+        refuse_other_settings(run, given(**again))
+        assert settle(given(**again)).method == typed
+        assert run_id(settle(given(**again))) == run_id(settle(given(**begun)))
+    with pytest.raises(TrainingError, match=r"method.centre \(was True, now False\)"):
+        refuse_other_settings(run, given(centre="false", weight="1"))
 
 
 def test_a_version_with_more_settings_finds_a_run_by_its_name():

@@ -318,14 +318,14 @@ class Comparison:
 
         changes = dict(variant.changes)
         settings = resolve(RunSettings, self.base, changes)
-        build(settings.method["name"], **{k: v for k, v in settings.method.items() if k != "name"})
+        build(**settings.method)
         taught = _taught(settings)
         # What the others share of a teacher does not hold without one, unless it was asked of this very variant.
         if not taught and "neighbours.k" not in changes:
             settings = dataclasses.replace(settings, neighbours=dataclasses.replace(settings.neighbours, k=None))
         if not taught and "transform" not in changes:
             settings = dataclasses.replace(settings, transform="none")
-        return settle(settings, needs_teacher=taught)
+        return settle(settings)
 
     def _searched(self, variant: Variant) -> bool:
         return self.settings_of[variant.label].optimiser.lr is None and self.settings.trials > 1

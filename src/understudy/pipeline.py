@@ -120,16 +120,15 @@ def train_stage(settings: RunSettings, *, quiet: bool = False) -> Run | None:
     """
     from understudy.data.remote import RemoteImages
     from understudy.embed.transform import transform_of
-    from understudy.losses import LOSSES, settings_of
+    from understudy.losses import LOSSES
     from understudy.models.sharded import ShardedTeacher, refuse_alone, together
     from understudy.models.tokens import refuse_blind
     from understudy.train.distributed import join
     from understudy.train.log import say
     from understudy.train.loop import refuse_other_settings, train
 
-    settings_of(settings.method["name"])  # an unknown method is refused before anything is computed
+    settings = settle(settings)
     method = LOSSES[settings.method["name"]]
-    settings = settle(settings, needs_teacher=method.needs_teacher)
     folder = Run(settings.out or Path("runs") / run_id(settings))
     processes = join(settings.device)
     quiet = quiet or not processes.main
@@ -256,14 +255,18 @@ def report_stage(folders: list[Run], out: Path | None = None, *, quiet: bool = F
     return path
 
 
-def settle(settings: RunSettings, *, needs_teacher: bool) -> RunSettings:
-    """The settings that follow from the method: without a teacher there are no neighbours to draw.
+def settle(settings: RunSettings) -> RunSettings:
+    """The method's settings in their types, and what follows from it: without a teacher no neighbours are drawn.
 
     Raises:
-        ConfigError: a teacher is needed and not given, or neighbours are asked for without one.
+        ConfigError: the method or one of its settings is unknown, a teacher is needed and not given, or neighbours are
+            asked for without one.
     """
-    name = settings.method["name"]
-    if needs_teacher:
+    from understudy.losses import LOSSES, typed
+
+    method = typed(**settings.method)
+    name = method["name"]
+    if LOSSES[name].needs_teacher:
         if settings.teacher is None:
             raise ConfigError(f"Method '{name}' distils a teacher and none was given. Add --teacher SPEC.")
         k = 15 if settings.neighbours.k is None else settings.neighbours.k
@@ -277,7 +280,7 @@ def settle(settings: RunSettings, *, needs_teacher: bool) -> RunSettings:
         if settings.teacher_precision != "auto" and settings.teacher is None:
             raise ConfigError(f"Method '{name}' has no teacher to compute: leave out --teacher-precision.")
         k = 0
-    return dataclasses.replace(settings, neighbours=dataclasses.replace(settings.neighbours, k=k))
+    return dataclasses.replace(settings, method=method, neighbours=dataclasses.replace(settings.neighbours, k=k))
 
 
 def run_id(settings: TrainSettings) -> str:

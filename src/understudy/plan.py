@@ -120,12 +120,11 @@ def plan(settings: RunSettings, *, seconds: float = SECONDS) -> Plan:
 
     from understudy.data.batches import NeighbourBatches
     from understudy.data.pixels import decoded
-    from understudy.losses import LOSSES, settings_of
+    from understudy.losses import LOSSES
     from understudy.train.distributed import choose_device
 
-    settings_of(settings.method["name"])
+    settings = settle(settings)
     method = LOSSES[settings.method["name"]]
-    settings = settle(settings, needs_teacher=method.needs_teacher)
     if not method.needs_teacher or settings.teacher is None:
         raise ConfigError(
             f"Method '{settings.method['name']}' has no teacher, so there is nothing to record; `understudy train` "
@@ -218,8 +217,7 @@ def measure(settings: RunSettings, source: Source, teacher: Teacher, seconds: fl
 
     device = choose_device(settings.device)
     teacher = teacher.to(device)
-    name = settings.method["name"]
-    method = build(name, **{key: value for key, value in settings.method.items() if key != "name"})
+    method = build(**settings.method)
     student = build_student(
         settings.student, teacher.width, head=settings.head, hidden=settings.head_hidden, transform=settings.transform,
         image_size=settings.image_size,

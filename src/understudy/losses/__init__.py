@@ -31,7 +31,7 @@ from understudy.losses.smd import SMD
 from understudy.losses.sp import SP
 from understudy.losses.terms import Loss, Terms
 
-__all__ = ["LOSSES", "Loss", "Terms", "build", "settings_of"]
+__all__ = ["LOSSES", "Loss", "Terms", "build", "settings_of", "typed"]
 
 LOSSES: dict[str, type[Loss]] = {
     "coss": CoSS,
@@ -69,6 +69,29 @@ def settings_of(name: str) -> dict[str, Any]:
     return {parameter.name: parameter.default for parameter in parameters}
 
 
+def typed(name: str, **settings: Any) -> dict[str, Any]:
+    """A method's name and settings, each value in its own type: `true` from a file and `"true"` from a flag are one.
+
+    Args:
+        name: a key of `LOSSES`.
+        **settings: the method's own settings; numbers and truth values may come as text.
+
+    Returns:
+        `{"name": name, ...}`, the settings that were given and no others.
+
+    Raises:
+        ConfigError: unknown method, unknown setting or unreadable value; the sentence lists the known ones.
+    """
+    known = settings_of(name)
+    given: dict[str, Any] = {"name": name}
+    for key, value in settings.items():
+        if key not in known:
+            raise ConfigError(f"Method '{name}' has no setting '{key}'. {nearest(key, known)}")
+        words = LOSSES[name].words.get(key, ())
+        given[key] = value if value in words else _like(known[key], value, f"method.{key}", words)
+    return given
+
+
 def build(name: str, **settings: Any) -> Loss:
     """Build a method by name.
 
@@ -82,18 +105,15 @@ def build(name: str, **settings: Any) -> Loss:
     Raises:
         ConfigError: unknown method, unknown setting or unusable value; the sentence lists the known ones.
     """
-    known = settings_of(name)
-    given = {}
-    for key, value in settings.items():
-        if key not in known:
-            raise ConfigError(f"Method '{name}' has no setting '{key}'. {nearest(key, known)}")
-        words = LOSSES[name].words.get(key, ())
-        given[key] = value if value in words else _like(known[key], value, f"method.{key}", words)
-    return LOSSES[name](**given)
+    own = typed(name, **settings)
+    del own["name"]
+    return LOSSES[name](**own)
 
 
 def _like(default: Any, value: Any, name: str, words: tuple[str, ...]) -> Any:
     """The value in the type of the default: text from a command line becomes the number it stands for."""
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
     if not isinstance(value, str) or isinstance(default, str):
         return value
     if isinstance(default, bool):

@@ -34,7 +34,7 @@ from understudy.embed.recorded import Recorded, RecordedViews, steadily
 from understudy.embed.transform import Transform
 from understudy.errors import ConfigError, DataError, TrainingError
 from understudy.hardware import hardware
-from understudy.losses import Loss, Terms, build
+from understudy.losses import Loss, Terms, build, typed
 from understudy.losses.terms import next_in_bag
 from understudy.models.cost import flops
 from understudy.models.heap import kept_heap
@@ -103,7 +103,7 @@ def train(
         return True
 
     # The method says what it needs, the teacher how wide the space is, the student adapts to both.
-    loss = build(settings.method["name"], **{k: v for k, v in settings.method.items() if k != "name"})
+    loss = build(**settings.method)
     if loss.needs_teacher and teacher is None:
         raise ConfigError(f"Method '{settings.method['name']}' needs a teacher. Give one with --teacher.")
     embed_dim = loss.embed_dim or (teacher.width if teacher is not None else 0)
@@ -452,13 +452,14 @@ def refuse_other_settings(run: Run, settings: TrainSettings) -> None:
     }
     try:
         # By today's defaults, so that a setting that is newer than the run is no difference.
-        saved = resolve(type(settings), begun).binding()
+        before = resolve(type(settings), begun)
+        saved = dataclasses.replace(before, method=typed(**before.method)).binding()
     except ConfigError as error:
         raise TrainingError(
             f"The run folder {run.path} was begun with settings that this version does not take: {error} "
             "Use another --out for a new run."
         ) from None
-    now = settings.binding()
+    now = dataclasses.replace(settings, method=typed(**settings.method)).binding()
     differences = [
         f"{key} (was {saved.get(key)}, now {now.get(key)})"
         for key in sorted(set(saved) | set(now)) if saved.get(key) != now.get(key)
