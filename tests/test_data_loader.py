@@ -20,10 +20,15 @@ from understudy.data.loader import (
     ImageBatch,
     ImageLoader,
     Loader,
+    SharedMemoryFull,
     TeacherInput,
     advice,
     choose_workers,
+    enough_ahead,
     enough_workers,
+    fitting,
+    held_up,
+    in_shared_memory,
 )
 from understudy.data.pixels import PixelMap, decoded
 from understudy.data.sources import Source, open_source
@@ -358,11 +363,134 @@ def test_workers_are_measured_and_change_no_batch(folder: Source, monkeypatch: p
         clock[0] += cost["step"]
     assert all_equal(iter(found), iter(wanted)) and len(found) > loader_module.TRIAL + 1
     number = 1 if slow == "read" else 0
-    assert (
-        told == [f"Reading a batch takes {cost['read']:g} s of a core, a step 2 s: {number} of at most 3 workers."]
-        and loader.workers == number
-    )
+    ahead = ", 2 batches ahead each" if number else ""
+    assert told == [
+        f"Reading a batch takes {cost['read']:g} s of a core, a step 2 s: {number} of at most 3 workers{ahead}."
+    ]
+    assert loader.workers == number
     assert children[: loader_module.TRIAL] == [0] * loader_module.TRIAL and children[loader_module.TRIAL] == number
+
+
+def test_so_far_ahead_that_a_slow_batch_holds_nobody_up():
+    assert enough_ahead(0.01, 0.1, 1) == 2
+    assert enough_ahead(0.08, 0.1, 1) == 3  # one taking 0.16 s outlasts a step, and not two
+    assert enough_ahead(0.4, 0.1, 5) == 3
+    assert enough_ahead(1.5, 0.1, 5) == 7
+    assert enough_ahead(9.0, 0.1, 1) == enough_ahead(1.0, 0.0, 1) == loader_module.MOST_AHEAD
+
+
+def test_no_more_batches_ahead_than_shared_memory_holds():
+    mib = 2**20
+    assert fitting(7, 4, 38 * mib, 12 * 1024 * mib) == (7, 4)
+    assert fitting(7, 4, 38 * mib, 760 * mib) == (7, 2)  # 20 batches, one of them with the training
+    assert fitting(7, 4, 38 * mib, 380 * mib) == (4, 2)
+    assert fitting(7, 4, 38 * mib, 38 * 3 * mib) == (1, 2)
+    assert fitting(7, 4, 38 * mib, 38 * 2 * mib) == (1, 1)
+    assert fitting(7, 4, 38 * mib, 32 * mib) == (0, 1)
+    assert fitting(0, 4, 38 * mib, 0) == (0, 4)
+    for workers in range(1, 9):
+        for ahead in range(1, 9):
+            for batches in range(60):
+                fewer, less = fitting(workers, ahead, 1, batches)
+                assert fewer * less <= max(batches - 1, 0) and fewer <= workers and 1 <= less <= ahead
+
+
+def test_a_batch_is_as_large_as_it_is_reckoned(folder: Source):
+    for teacher in (None, TeacherInput(32, (1,))):
+        loader = loader_of(folder, views_per_image=2, teacher=teacher)
+        batch = next(iter(loader))
+        assert loader._reader.nbytes == batch.pixels.nbytes + (batch.teacher.pixels.nbytes if batch.teacher else 0)
+
+
+def test_without_shared_memory_this_process_reads(folder: Source, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loader_module, "choose_workers", lambda *_: 2)
+    monkeypatch.setattr(loader_module, "enough_workers", lambda *_: 2)
+    wanted = list(loader_of(folder))
+    batch = 8 * 3 * 24**2
+    for batches, workers in [(100, 2), (3, 1), (1, 0)]:
+        free = SimpleNamespace(free=2 * batches * batch)
+        monkeypatch.setattr(loader_module.shutil, "disk_usage", lambda _, free=free: free)
+        told: list[str] = []
+        loader = loader_of(folder, workers=None, tell=told.append)
+        assert all_equal(loader, iter(wanted))
+        assert loader.workers == workers
+        assert ("Shared memory has no room for more" in told[0]) == (batches < 100)
+    # Who gave a number of workers keeps it.
+    loader = loader_of(folder, workers=2)
+    assert (loader.workers, loader.ahead) == (2, 1)
+    options = {"size": 24, "crop": 0.875, "interpolation": "bicubic", "batch_size": 8}
+    assert ImageLoader(folder, **options).workers == 0
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    free = SimpleNamespace(free=2 * 10 * batch)
+    monkeypatch.setattr(loader_module.shutil, "disk_usage", lambda _: free)
+    assert fitting(3, 4, batch, loader_module.room(2)) == (2, 2)  # half of the ten are the other process'
+
+
+def test_a_batch_that_finds_no_shared_memory_is_read_again_in_this_process(
+    folder: Source, monkeypatch: pytest.MonkeyPatch
+):
+    wanted = list(loader_of(folder))
+    parent, share = os.getpid(), torch.Tensor.share_memory_
+
+    def share_memory_(tensor):
+        if os.getpid() != parent and tensor.ndim == 5 and torch.equal(tensor, wanted[2].pixels):
+            raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+        return share(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", share_memory_)
+    with pytest.warns(UserWarning, match="no room in shared memory. Reading goes on in this process"):
+        assert all_equal(loader_of(folder, workers=2), iter(wanted))
+    for worker in multiprocessing.active_children():
+        worker.join(10)
+    assert multiprocessing.active_children() == []
+
+
+def test_what_a_worker_hands_over_is_in_shared_memory(folder: Source, monkeypatch: pytest.MonkeyPatch):
+    batch = next(iter(loader_of(folder, views_per_image=2, teacher=TeacherInput(32, (1,)))))
+    kept = [batch.pixels.clone(), batch.teacher.pixels.clone()]
+    handed = in_shared_memory([batch, {"boxes": torch.ones(2, 4)}, (torch.ones(3), "name")])
+    tensors = [batch.index, batch.view, batch.pixels, batch.rows, batch.teacher.place, batch.teacher.pixels]
+    assert all(tensor.is_shared() for tensor in [*tensors, handed[1]["boxes"], handed[2][0]])
+    assert torch.equal(batch.pixels, kept[0]) and torch.equal(batch.teacher.pixels, kept[1])
+
+    def full(tensor):
+        raise RuntimeError("No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    with pytest.raises(SharedMemoryFull, match=r"no shared memory for 12.0 MiB \(No space left on device \(28\)\)"):
+        in_shared_memory(torch.zeros(3 * 2**20))
+
+
+@pytest.mark.parametrize("fast", ["page-locked", "other"])
+def test_pages_are_locked_where_that_pays(folder: Source, monkeypatch: pytest.MonkeyPatch, fast: str):
+    """With a clock of our own, as the copies are: a CPU locks no pages."""
+    clock, locked, synchronized = [0.0], [], []
+    monkeypatch.setattr(loader_module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronized.append)
+
+    def pin_memory(pixels):
+        clock[0] += 3.0
+        locked.append(pixels.clone())
+        return locked[-1]
+
+    def to(pixels, device, non_blocking):
+        assert non_blocking
+        clock[0] += 1.0 if any(pixels is one for one in locked) else {"page-locked": 5.0, "other": 0.5}[fast]
+        return pixels
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    device, other = torch.device("cuda"), {"page-locked": 5.0, "other": 0.5}[fast]
+    pixels = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    assert held_up(pixels, device, alone=False) == (1.0, other)
+    assert held_up(pixels, device, alone=True) == (4.0, other)  # locking is then its own work
+    assert synchronized == [device] * len(synchronized) and len(synchronized) == 4 * loader_module.TRIAL
+
+    told: list[str] = []
+    loader = loader_of(folder, workers=None, device=device, tell=told.append)
+    loader._choose([1.0], [1.0], pixels)
+    assert loader.pin == (fast == "page-locked")
+    assert told[0].endswith(f" from other: {fast}.")
 
 
 def test_who_waits_for_images_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch):

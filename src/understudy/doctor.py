@@ -398,8 +398,8 @@ def shared_memory(folder: Path) -> list[Check]:
         return []
     size = shutil.disk_usage(folder).total
     if size < GIB:
-        found = f"{size / GIB:.2f} GiB of shared memory: reader processes may die with a bus error"
-        return [Check("shared memory", "warn", found, "start the container with --shm-size=8g, or use `--workers 0`")]
+        found = f"{size / GIB:.2f} GiB of shared memory: room for few reader processes"
+        return [Check("shared memory", "warn", found, "start the container with --shm-size=8g")]
     return [Check("shared memory", "ok", f"{size / GIB:.0f} GiB")]
 
 

@@ -6,16 +6,19 @@ They are read by worker processes or in this one: always the same batches.
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import math
 import os
+import shutil
 import signal
 import statistics
+import sys
 import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,13 +32,16 @@ from understudy.data.batches import Batch, NeighbourBatches
 from understudy.data.pixels import SMALL
 from understudy.data.sources import Source
 from understudy.data.views import SIGMA, Recipe, centre, draw, geometry, geometry_of_batch
-from understudy.errors import ConfigError, UnderstudyError, UnreadableImage
+from understudy.errors import ConfigError, DataError, UnderstudyError, UnreadableImage
 
 Skipped = list[tuple[str, str]]
 """Images that could not be read: name, and the sentence that says why."""
 
-PREFETCH = 4
-"""Batches that each worker prepares ahead."""
+AHEAD = 4
+"""Batches that each worker prepares ahead where nothing was measured."""
+
+MOST_AHEAD = 8
+"""No more than these: workers that do not keep up are not helped by a longer queue."""
 
 TRIAL = 4
 """Batches that are read in this process first, to see how long reading takes beside a step; the first one warms up."""
@@ -126,7 +132,8 @@ class Loader:
         world: number of processes.
         start_step: first step, for resuming.
         steps: step before which to end; that of `batches` unless given.
-        pin: copy pixels to page-locked memory, for training on a GPU.
+        device: where the batches go. For a GPU their pixels are copied to page-locked memory, unless it is measured,
+            with the workers, that this does not pay.
         tell: called with a sentence once the number of workers is measured.
 
     Raises:
@@ -150,7 +157,7 @@ class Loader:
         world: int = 1,
         start_step: int = 0,
         steps: int | None = None,
-        pin: bool = False,
+        device: str | torch.device = "cpu",
         tell: Callable[[str], object] | None = None,
     ) -> None:
         if batches.bags % world:
@@ -164,11 +171,15 @@ class Loader:
                 f"This method sees {views_per_image} views of an image in a batch, and the pool has {pool}. Set "
                 f"--views.pool to at least {views_per_image}."
             )
-        self.batches, self.start_step, self.steps, self.pin = batches, start_step, steps, pin
-        self.workers = choose_workers(source, world) if workers is None else workers
-        self._measures, self._tell = workers is None and self.workers > 0, tell
+        self.batches, self.start_step, self.steps, self.device = batches, start_step, steps, torch.device(device)
         share = slice(rank * batches.batch_size // world, (rank + 1) * batches.batch_size // world)
         self._reader = _ViewReader(source, share, size, recipe, seed, views_per_image, pool, teacher, interpolation)
+        self.pin, self.ahead = self.device.type == "cuda", AHEAD
+        self.workers = choose_workers(source, world) if workers is None else workers
+        self._measures, self._tell = workers is None and (self.workers > 0 or self.pin), tell
+        self._room = room(world)
+        if workers is not None:
+            _, self.ahead = fitting(self.workers, self.ahead, self._reader.nbytes, self._room)
         self._stream: Generator[ImageBatch] | None = None
 
     def __iter__(self) -> Iterator[ImageBatch]:
@@ -190,15 +201,36 @@ class Loader:
                 seconds.append((read - begun, time.perf_counter() - read))
             if len(seconds) == TRIAL:
                 self._measures = False
-                read, step = (statistics.median(column) for column in zip(*seconds[1:], strict=True))
-                most, self.workers = self.workers, enough_workers(read, step, self.workers)
-                if self._tell is not None:
-                    self._tell(
-                        f"Reading a batch takes {read:.3g} s of a core, a step {step:.3g} s: {self.workers} of at most "
-                        f"{most} workers."
-                    )
-        with contextlib.closing(_stream(self._reader, jobs, self.workers, self.pin)) as rest:
+                reads, steps = map(list, zip(*seconds[1:], strict=True))
+                self._choose(reads, steps, result.pixels)
+        with contextlib.closing(_stream(self._reader, jobs, self.workers, self.ahead, self.pin)) as rest:
             yield from rest
+
+    def _choose(self, reads: list[float], steps: list[float], pixels: Tensor) -> None:
+        """Workers, batches ahead and page-locking from the seconds that reading and training took, and say so."""
+        read, step = statistics.median(reads), statistics.median(steps)
+        most, wanted = self.workers, enough_workers(read, step, self.workers)
+        ahead = enough_ahead(max(reads), step, wanted)
+        self.workers, self.ahead = fitting(wanted, ahead, self._reader.nbytes, self._room)
+        each = f", {self.ahead} batch{'' if self.ahead == 1 else 'es'} ahead each" if self.workers else ""
+        said = (
+            f"Reading a batch takes {read:.3g} s of a core, a step {step:.3g} s: {self.workers} of at most {most} "
+            f"workers{each}."
+        )
+        if (self.workers, self.ahead) != (wanted, ahead):
+            said += (
+                f" Shared memory has no room for more: {self._room / 2**20:,.0f} MiB, a batch takes "
+                f"{self._reader.nbytes / 2**20:,.1f} MiB. In a container, give it --shm-size=8g."
+            )
+        if self.pin:
+            locked, pageable = held_up(pixels, self.device, alone=self.workers == 0)
+            self.pin = locked < pageable
+            said += (
+                f" A batch's way to the device holds training up for {locked * 1000:.2g} ms from page-locked memory, "
+                f"{pageable * 1000:.2g} ms from other: {'page-locked' if self.pin else 'other'}."
+            )
+        if self._tell is not None:
+            self._tell(said)
 
     def close(self) -> None:
         """End the worker processes of the last iteration."""
@@ -234,16 +266,19 @@ class ImageLoader:
         workers: int | None = None,
         parts: Sequence[range] | None = None,
     ) -> None:
-        self.workers = choose_workers(source) if workers is None else workers
         parts = [range(len(source))] if parts is None else parts
         self._jobs = [part[i : i + batch_size] for part in parts for i in range(0, len(part), batch_size)]
         self._reader = _CentreReader(source, size, crop, interpolation)
+        fits, self.ahead = fitting(
+            choose_workers(source) if workers is None else workers, AHEAD, batch_size * 3 * size * size, room()
+        )
+        self.workers = fits if workers is None else workers
 
     def __len__(self) -> int:
         return len(self._jobs)
 
     def __iter__(self) -> Generator[tuple[np.ndarray, Tensor, Skipped]]:
-        return _stream(self._reader, self._jobs, self.workers, pin=False)
+        return _stream(self._reader, self._jobs, self.workers, self.ahead, pin=False)
 
 
 def enough_workers(read: float, step: float, most: int) -> int:
@@ -255,6 +290,73 @@ def enough_workers(read: float, step: float, most: int) -> int:
         most: workers that there are cores for.
     """
     return 0 if read < 0.02 * step else min(most, math.ceil(1.25 * read / max(step, 1e-9)))
+
+
+def enough_ahead(slowest: float, step: float, workers: int) -> int:
+    """So many batches prepared by each worker that one batch twice as slow as any seen holds nobody up; at least two.
+
+    Args:
+        slowest: seconds of one core of the slowest batch that was read.
+        step: seconds of a training step without reading.
+        workers: processes that read, each its turn.
+    """
+    return min(MOST_AHEAD, 1 + max(1, math.ceil(2 * slowest / max(workers * step, 1e-9))))
+
+
+def fitting(workers: int, ahead: int, nbytes: int, room: int) -> tuple[int, int]:
+    """The nearest number of workers and of batches ahead of each for which shared memory has room, or no workers.
+
+    Containers have 64 MiB unless told otherwise, less than one batch of photographs.
+
+    Args:
+        workers: processes that are wanted.
+        ahead: batches that each of them is wanted to prepare.
+        nbytes: of a batch.
+        room: bytes to be had.
+    """
+    batches = room // max(nbytes, 1) - 1  # one is with the training
+    if workers <= 0 or batches >= workers * ahead:
+        return workers, ahead
+    # Rather fewer ahead than fewer workers, but a worker with one batch ahead waits for its turn.
+    workers = min(workers, max(batches // 2, min(batches, 1)))
+    return max(workers, 0), max(1, min(ahead, batches // max(workers, 1)))
+
+
+def room(world: int = 1) -> int:
+    """Bytes of shared memory that reader processes may fill: half of what is free, shared by this machine's processes.
+
+    Args:
+        world: as for `choose_workers`.
+    """
+    try:
+        free = shutil.disk_usage("/dev/shm").free
+    except OSError:  # not Linux: no such limit
+        return sys.maxsize
+    return free // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", world))
+
+
+def held_up(pixels: Tensor, device: torch.device, *, alone: bool) -> tuple[float, float]:
+    """Seconds for which the training process is held up by a batch's way to its device: page-locked, and not.
+
+    Args:
+        pixels: of a batch, on the CPU.
+        device: a CUDA device.
+        alone: the training process reads by itself, so page-locking is its own work and not another thread's.
+    """
+    locked: list[float] = []
+    pageable: list[float] = []
+    for _ in range(TRIAL):
+        begun = time.perf_counter()
+        held = pixels.pin_memory()
+        since = begun if alone else time.perf_counter()
+        held.to(device, non_blocking=True)
+        locked.append(time.perf_counter() - since)
+        torch.cuda.synchronize(device)
+        begun = time.perf_counter()
+        pixels.to(device, non_blocking=True)
+        pageable.append(time.perf_counter() - begun)
+        torch.cuda.synchronize(device)
+    return min(locked), min(pageable)  # the first of each asks for memory
 
 
 def advice(waited: float, workers: int, size: int, world: int = 1) -> str | None:
@@ -322,6 +424,14 @@ class _ViewReader(Dataset[ImageBatch]):
     pool: int
     teacher: TeacherInput | None
     interpolation: str
+
+    @property
+    def nbytes(self) -> int:
+        """Of the pixels of a batch, at most."""
+        image = 3 * self.views * self.size**2
+        if self.teacher is not None:
+            image += 3 * len(self.teacher.views) * self.teacher.size**2
+        return int(self.share.stop - self.share.start) * image
 
     def __getitem__(self, batch: Batch) -> ImageBatch:
         index, anchor = batch.index[self.share], batch.anchor[self.share]
@@ -437,7 +547,7 @@ class _CentreReader(Dataset[tuple[np.ndarray, Tensor, Skipped]]):
         return np.array(readable, dtype=np.int64), images, skipped
 
 
-def _stream(reader: Dataset[Any], jobs: Iterable[Any], workers: int, pin: bool) -> Generator[Any]:
+def _stream(reader: Dataset[Any], jobs: Iterable[Any], workers: int, ahead: int, pin: bool) -> Generator[Any]:
     """The results of all jobs, in order, made by worker processes or, with none, one by one as they are asked for."""
     jobs = iter(jobs)
     if workers:
@@ -453,9 +563,9 @@ def _stream(reader: Dataset[Any], jobs: Iterable[Any], workers: int, pin: bool) 
             batch_size=None,  # a job is a whole batch
             sampler=drawn(),
             num_workers=workers,
-            prefetch_factor=PREFETCH,
+            prefetch_factor=ahead,
             pin_memory=pin,
-            collate_fn=_as_it_is,
+            collate_fn=in_shared_memory,
             worker_init_fn=_leave_interrupts_to_the_parent,
             generator=torch.Generator(),  # its own: drawing from the global one would change the training
         )
@@ -464,6 +574,12 @@ def _stream(reader: Dataset[Any], jobs: Iterable[Any], workers: int, pin: bool) 
                 handed_out.popleft()
                 yield result
             return
+        except SharedMemoryFull:
+            warnings.warn(
+                "A batch found no room in shared memory. Reading goes on in this process; in a container, give it "
+                "--shm-size=8g.",
+                stacklevel=2,
+            )
         except UnderstudyError as error:  # the sentence, without the story of the worker around it
             name = f"{type(error).__module__}.{type(error).__name__}: "
             raise type(error)(str(error).strip().rpartition(name)[2]) from None
@@ -473,13 +589,41 @@ def _stream(reader: Dataset[Any], jobs: Iterable[Any], workers: int, pin: bool) 
             # A scheduler that stops a job may signal every process of it. The loop has to come far enough to write its
             # checkpoint, so reading goes on here, with the same batches.
             warnings.warn(f"The worker processes were lost ({error}). Reading goes on in this one.", stacklevel=2)
+        gc.collect()  # what was raised in the iterator holds it in a cycle, and it the workers
         jobs = itertools.chain(handed_out, jobs)
     for job in jobs:
         result = reader[job]
         yield result.pin_memory() if pin else result
 
 
-def _as_it_is(result: Any) -> Any:
+class SharedMemoryFull(DataError):
+    """A worker has read a batch and found no shared memory to hand it over in."""
+
+
+def in_shared_memory(result: Any) -> Any:
+    """The same with every tensor in shared memory, to be called in the worker that made it.
+
+    Left to itself, a thread of the worker moves it there. Where there is no room that thread drops the batch, and the
+    training waits for it for ever.
+
+    Raises:
+        SharedMemoryFull: there is no room.
+    """
+    if isinstance(result, Tensor):
+        try:
+            result.share_memory_()
+        except RuntimeError as error:
+            raise SharedMemoryFull(
+                f"Reader processes found no shared memory for {result.nbytes / 2**20:,.1f} MiB ({error}). In a "
+                "container, give it --shm-size=8g; or use --workers 0."
+            ) from None
+    elif isinstance(result, list | tuple):
+        for part in result:
+            in_shared_memory(part)
+    elif isinstance(result, dict):
+        in_shared_memory(list(result.values()))
+    elif is_dataclass(result):
+        in_shared_memory([getattr(result, field.name) for field in fields(result)])
     return result
 
 

@@ -32,10 +32,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from understudy.artifacts import atomic, fingerprint, lock
 from understudy.config import as_table
+from understudy.data.loader import in_shared_memory
 from understudy.data.objects import Objects
 from understudy.data.philox import ANCHORS, permutation
 from understudy.errors import DataError, MissingDependency, StoreError
@@ -218,9 +219,13 @@ def _mask_tools() -> Any:
 
 def _stream(dataset: Dataset[Any], order: Sequence[int], batch: int, workers: int) -> DataLoader[Any]:
     return DataLoader(
-        dataset, batch_size=batch, sampler=order, num_workers=workers, collate_fn=list,
+        dataset, batch_size=batch, sampler=order, num_workers=workers, collate_fn=_handed_over,
         multiprocessing_context="forkserver" if workers else None,
     )  # fmt: skip
+
+
+def _handed_over(batch: list[Any]) -> list[Any]:
+    return list(in_shared_memory(batch)) if get_worker_info() is not None else batch
 
 
 def _train(

@@ -140,6 +140,6 @@ def augmented(
         interpolation=contract.interpolation,
         workers=subject.workers,
         steps=batches.steps_for(epochs),
-        pin=torch.device(subject.device).type == "cuda",
+        device=subject.device,
     )
     return batches, loader

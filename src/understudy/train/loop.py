@@ -188,7 +188,7 @@ def train(
     loader = Loader(
         source, batches, size=size, recipe=recipe, seed=view_seed, views_per_image=loss.views,
         pool=settings.views.different, teacher=teacher_input, workers=settings.workers,
-        rank=processes.rank, world=processes.world, start_step=first, steps=steps, pin=device.type == "cuda",
+        rank=processes.rank, world=processes.world, start_step=first, steps=steps, device=device,
         tell=say if processes.main and not quiet else None,
     )  # fmt: skip
     title = f"{settings.method['name']}: {settings.teacher or 'no teacher'} -> {settings.student}"
