@@ -158,6 +158,18 @@ def test_learned_targets_and_their_mirror_images(tmp_path: Path) -> None:
     assert turned["boxes"].tolist() == [[34, 2, 54, 22], [4, 30, 24, 46]]
 
 
+def test_reader_processes_hand_over_the_same_in_shared_memory(tmp_path: Path) -> None:
+    train, _ = open_objects(squares(tmp_path))
+    learned = module._Learned(train, masks=True)
+    order = list(range(len(learned)))[::-1]
+    alone, read = (list(module._stream(learned, order, 2, workers)) for workers in (0, 1))
+    assert len(alone) == len(read) > 1
+    for here, there in zip(alone, read, strict=True):
+        for (image, target), (same, as_well) in zip(here, there, strict=True):
+            assert same.is_shared() and not image.is_shared() and torch.equal(image, same)
+            assert all(as_well[name].is_shared() and torch.equal(target[name], as_well[name]) for name in target)
+
+
 def detection(
     network: nn.Module, root: Path, settings: DetectionSettings, folder: Path, progress: Progress | None = None
 ) -> Figures:
