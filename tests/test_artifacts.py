@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,10 +25,11 @@ from understudy.artifacts import (
     fingerprint,
     lock,
     read_json,
+    room_on_disk,
     sweep,
     write_json,
 )
-from understudy.errors import StoreError
+from understudy.errors import ConfigError, StoreError
 
 KEY = StoreKey(
     teacher={"fingerprint": "aa", "spec": "small:resnet8"},
@@ -83,6 +86,38 @@ def test_atomic_leaves_the_old_file_when_the_writer_fails(tmp_path: Path):
         temporary.write_text("half, then \ud800", encoding="utf-8")
     assert read_json(path) == {"a": 1}
     assert os.listdir(tmp_path) == ["value.json"]
+
+
+class Foreign(Exception):
+    """Of a library that tells the system's words and not its number."""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
+def test_a_full_disk_is_a_sentence_and_leaves_the_old_file(tmp_path: Path):
+    path = tmp_path / "value.json"
+    write_json(path, {"a": 1})
+    said = pytest.raises(StoreError, match=f"The disk that holds {tmp_path} is full .* what was saved before is whole")
+    with said, atomic(path) as temporary, open("/dev/full", "wb", buffering=0) as file:
+        temporary.write_text("half")
+        file.write(b"value")
+    assert read_json(path) == {"a": 1}
+    assert os.listdir(tmp_path) == ["value.json"]
+
+
+@pytest.mark.parametrize(("free", "error", "full"), [
+    (2**40, Foreign("I/O error: No space left on device (os error 28)"), True),
+    (0, RuntimeError("unexpected pos 371328 vs 371216"), True),
+    (2**40, RuntimeError("unexpected pos 371328 vs 371216"), False),
+    (0, ConfigError("Another fault."), False),
+])  # fmt: skip
+def test_what_a_full_disk_is_called_by_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, error: Exception, full: bool
+):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free, total=2**41))
+    with pytest.raises(StoreError if full else type(error)) as raised, room_on_disk(tmp_path / "file"):
+        raise error
+    assert (raised.value is error) != full
+    assert not full or raised.value.__cause__ is error
 
 
 def test_what_is_written_can_be_read_by_whom_the_system_lets(tmp_path: Path):

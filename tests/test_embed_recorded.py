@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
+import os
 import pickle
 from pathlib import Path
 
@@ -111,6 +113,23 @@ def test_what_was_not_flushed_is_computed_again(store):
     again = ask(opened(store, teacher), list(range(10)), [0] * 10)
     assert teacher.shown == 20  # ten, filled up to a pass
     assert torch.equal(again, images_of(np.arange(10), np.zeros(10)).flatten(1) @ MIX)
+
+
+def test_room_is_taken_before_anything_is_written_to_a_map(store, monkeypatch):
+    ask(opened(store), [0], [0])
+    for path in (store.folder / "views").rglob("0000*.npy"):
+        assert path.stat().st_blocks * 512 >= path.stat().st_size  # a hole would be filled when the disk may be full
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    teacher = Counting()
+    views = opened(store, teacher)
+    with pytest.raises(StoreError, match="The disk that holds .* is full"):
+        ask(views, [0], [1])
+    monkeypatch.undo()
+    assert torch.equal(ask(views, [0], [1]), images_of(np.array([0]), np.array([1])).flatten(1) @ MIX)
 
 
 def test_stored_precisions(store):

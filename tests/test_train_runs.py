@@ -163,6 +163,37 @@ def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on(workplace, und
     assert_same(workplace, "stopped", undisturbed)
 
 
+FULL = """
+import shutil, sys, torch
+from understudy.cli import main
+
+save, usage, calls = torch.save, shutil.disk_usage, []
+
+def full(state, path):
+    calls.append(path)
+    if len(calls) < 3:
+        return save(state, path)
+    path.write_bytes(b"half")
+    shutil.disk_usage = lambda folder: usage(folder)._replace(free=0)
+    raise RuntimeError("unexpected pos 371328 vs 371216")  # all that torch says of a full disk
+
+torch.save = full
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_full_disk_is_said_and_loses_nothing(workplace, undisturbed):
+    given = command(workplace, "full", "--checkpoint-minutes", "0")[3:]
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, *given], cwd=workplace, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "understudy train: The disk that holds full/checkpoint is full (0.0 MiB left of" in done.stderr
+    assert [path.name for path in (workplace / "full" / "checkpoint").iterdir()] == ["latest.pt"]
+    assert "resumed at step 2" in train(workplace, "full").stderr
+    assert_same(workplace, "full", undisturbed)
+
+
 def test_a_finished_run_is_left_alone_and_other_settings_are_refused(workplace, undisturbed):
     before = (workplace / "undisturbed" / "student.safetensors").stat().st_mtime_ns
     train(workplace, "undisturbed")

@@ -10,9 +10,11 @@ A store is keyed by fingerprints of what made it and refuses to be used with any
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from understudy.errors import StoreError
+from understudy.errors import StoreError, UnderstudyError
 
 FORMAT = 1
+
+FULL = 2**16
+"""A disk with fewer bytes left is full: not every library says why it could not write."""
 
 UMASK = os.umask(0o022)
 os.umask(UMASK)  # it can only be read by setting it
@@ -63,19 +68,47 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success flush it to disk and rename it over `path`.
 
     A process killed inside the block leaves `path` as it was.
+
+    Raises:
+        StoreError: the disk is full; `path` is as it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        yield temporary
-        # safetensors writes files that nobody else may read; what a run leaves is for the whole team.
-        temporary.chmod(0o666 & ~UMASK)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with room_on_disk(path):
+            yield temporary
+            # safetensors writes files that nobody else may read; what a run leaves is for the whole team.
+            temporary.chmod(0o666 & ~UMASK)
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def room_on_disk(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Say it in a sentence when the disk that holds `path` fills up inside the block.
+
+    Raises:
+        StoreError: it did.
+    """
+    try:
+        yield
+    except UnderstudyError:
+        raise
+    except Exception as error:
+        folder = Path(path).parent
+        space = shutil.disk_usage(folder)
+        # Libraries not written in Python have the words of the system in theirs, or give no reason at all.
+        said = any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
+        if not said and space.free >= FULL:
+            raise
+        raise StoreError(
+            f"The disk that holds {folder} is full ({space.free / 2**20:,.1f} MiB left of {space.total / 2**20:,.0f}). "
+            "Make room on it, then run the same command: what was saved before is whole, and it goes on from there."
+        ) from error
 
 
 @contextlib.contextmanager

@@ -88,8 +88,10 @@ class Block:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.save()
-        self._file.close()
+        try:
+            self.save()
+        finally:
+            self._file.close()
 
     def append(self, rows: np.ndarray, positions: np.ndarray, skipped: Skipped, done: int) -> None:
         """Add the rows of one batch, which ends before position `done` of the source."""

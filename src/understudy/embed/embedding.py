@@ -15,7 +15,7 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from understudy import __version__
-from understudy.artifacts import ALONE, Store, StoreKey, Writers, blocks_of, lock, sweep
+from understudy.artifacts import ALONE, Store, StoreKey, Writers, blocks_of, lock, room_on_disk, sweep
 from understudy.data.loader import ImageLoader, Skipped
 from understudy.data.sources import Source, read_listing, write_listing
 from understudy.embed.blocks import Block, merge, take_back
@@ -186,7 +186,8 @@ def embed(
                 raise _nothing_readable(source, skipped)
             gone = [place for block in blocks for place, _, _ in block.skipped]
             write_listing(store.listing_path, source.subset(np.delete(np.arange(len(source)), gone)))
-            merge(store, blocks)
+            with room_on_disk(store.manifest_path):
+                merge(store, blocks)
             seconds = sum(block.seconds for block in blocks)
             store.finish(
                 key,
@@ -222,7 +223,7 @@ def _fill(
     before, begun = total - missing, time.monotonic()
     with contextlib.closing(iter(_loader(source, teacher.contract, batch_size, workers, parts))) as batches:
         for block in todo:
-            with block:
+            with room_on_disk(block.path), block:
                 while not block.whole:
                     positions, pixels, unreadable = next(batches)
                     rows = np.empty((0, teacher.width), dtype=np.float32)

@@ -4,8 +4,8 @@ A view is a pure function of (view seed, image, view number), so its embedding c
 
     store/<fingerprint>/views/<fingerprint>/manifest.json  0000.npy (N, D)  0000.done.npy (N,)  0001.npy ...
 
-one pair of files for each view number, sparse until it is filled. Any number of processes and runs write them at once:
-a cell has one value, whoever computes it, and is marked only after its row has reached the disk.
+one pair of files for each view number, as large from the start as they will be. Any number of processes and runs write
+them at once: a cell has one value, whoever computes it, and is marked only after its row has reached the disk.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from understudy.artifacts import Store, fingerprint, read_json, write_json
+from understudy.artifacts import Store, fingerprint, read_json, room_on_disk, write_json
 from understudy.data.views import Recipe
 from understudy.errors import ConfigError, ModelError, StoreError
 
@@ -273,10 +273,12 @@ def _path(folder: Path, number: int, kind: str = "") -> Path:
 
 
 def _mapped(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-    """A writable memory map of a file of zeros, which is made, sparse, if there is none.
+    """A writable memory map of a file of zeros, which is made if there is none.
+
+    All of its room is taken at once: were a full disk found out by writing to the map, it would kill the process.
 
     Raises:
-        StoreError: it has another shape.
+        StoreError: it has another shape, or the disk has no room for it.
     """
     if not path.exists():
         temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -287,6 +289,9 @@ def _mapped(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndar
                 os.link(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+    if hasattr(os, "posix_fallocate"):
+        with room_on_disk(path), open(path, "rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
     array: np.ndarray = np.lib.format.open_memmap(path, mode="r+")
     if array.shape != shape or array.dtype != dtype:
         raise StoreError(f"{path} holds {array.dtype} {array.shape}, not {dtype} {shape}. Delete {path.parent}.")

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from understudy.artifacts import Run
+from understudy.artifacts import Run, room_on_disk
 from understudy.errors import MissingDependency
 
 
@@ -88,10 +88,11 @@ class Log:
         self.run, self.title, self.total, self.quiet = run, title, total, quiet
         run.path.mkdir(parents=True, exist_ok=True)
         kept = [row for row in run.metrics() if resume_step and row["step"] <= resume_step and row["kind"] != "end"]
-        self.file: IO[str] = open(run.metrics_path, "w", encoding="utf-8")  # noqa: SIM115 - closed by close()
-        for row in kept:
-            self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
+        with room_on_disk(run.metrics_path):
+            self.file: IO[str] = open(run.metrics_path, "w", encoding="utf-8")  # noqa: SIM115 - closed by close()
+            for row in kept:
+                self.file.write(json.dumps(row) + "\n")
+            self.file.flush()
         self.step_row: dict[str, Any] = {}
         self.signal_row: dict[str, Any] = {}
         self.live: Live | None = None
@@ -111,8 +112,9 @@ class Log:
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Append one row and show it."""
         row = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
+        with room_on_disk(self.run.metrics_path):
+            self.file.write(json.dumps(row) + "\n")
+            self.file.flush()
         if self.events is not None and kind in ("step", "signal"):
             for name, value in {**values, **values.get("terms", {})}.items():
                 if isinstance(value, int | float):

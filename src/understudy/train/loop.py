@@ -507,7 +507,8 @@ def closed_on_failure(log: Log | None) -> Iterator[None]:
         yield
     except BaseException:
         if log is not None:
-            log.close()
+            with contextlib.suppress(OSError):  # a full disk was said already
+                log.close()
         raise
 
 
