@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from understudy import __version__
-from understudy.cli import VERBS
+from understudy.cli import VERBS, main
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -150,6 +150,17 @@ def test_the_readme_s_commands_exist(words: list[str]):
     VERBS[verb][0](parser)
     _, unknown = parser.parse_known_args(rest)
     assert not [word for word in unknown if not word.startswith("--method.") and word.startswith("-")]
+
+
+def test_a_path_that_cannot_be_used_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "taken").write_text("a file")
+    out = str(tmp_path / "taken" / "run")
+    asked = ["train", "--data", "digits", "--limit", "64", "--method", "moco", "--student", "small:resnet8x0.25"]
+    assert main([*asked, "--out", out]) == 1
+    said = capsys.readouterr().err
+    assert f"understudy train: Not a directory: '{out}'. Name another file or folder" in said
+    with pytest.raises(NotADirectoryError):
+        main(["--traceback", *asked, "--out", out])
 
 
 def test_the_readme_lists_the_verbs_and_specs():

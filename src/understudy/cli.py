@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import os
 import re
 import sys
@@ -42,6 +43,12 @@ METHOD_SETTINGS = {
     "proteus": ("token", "feature", "patch", "probability", "ratio"),
 }
 """Shown by `--help`, which must not wait for torch; a test holds it equal to the losses' own signatures."""
+
+IN_THE_WAY = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
+    errno.ENOSPC, errno.EDQUOT,
+}  # fmt: skip
+"""What the system answers to a path that cannot be used as given; other answers are more likely our own mistake."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,6 +88,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.traceback:
             raise
         print(f"understudy {options.verb}: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if options.traceback or error.filename is None or error.errno not in IN_THE_WAY:
+            raise
+        print(
+            f"understudy {options.verb}: {os.strerror(error.errno)}: '{os.fsdecode(error.filename)}'. Name another "
+            "file or folder, or change what stands in the way; --traceback shows where it arose.",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         print(f"understudy {options.verb}: interrupted", file=sys.stderr)
