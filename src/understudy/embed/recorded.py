@@ -284,14 +284,15 @@ def _mapped(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndar
         temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
             np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
+            if hasattr(os, "posix_fallocate"):
+                # Before others may write: where the file system cannot do it, the C library writes zeros by itself.
+                with room_on_disk(path), open(temporary, "rb+") as file:
+                    os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
             # A link, not a rename: never over a file that another process has made since and may have written to.
             with contextlib.suppress(FileExistsError):
                 os.link(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-    if hasattr(os, "posix_fallocate"):
-        with room_on_disk(path), open(path, "rb+") as file:
-            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
     array: np.ndarray = np.lib.format.open_memmap(path, mode="r+")
     if array.shape != shape or array.dtype != dtype:
         raise StoreError(f"{path} holds {array.dtype} {array.shape}, not {dtype} {shape}. Delete {path.parent}.")
