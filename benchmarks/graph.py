@@ -89,10 +89,10 @@ def main() -> None:
         (warm @ warm).cpu()
         rows = np.load(Path(folder) / "rows.npy", mmap_mode="r")
         begun, worked = time.perf_counter(), time.process_time()
-        found, facts = build(way, rows, int(effort), options.device)
-        told = {"seconds": time.perf_counter() - begun, "cpu": time.process_time() - worked, **facts}
+        found, measured = build(way, rows, int(effort), options.device)
+        spent = {"seconds": time.perf_counter() - begun, "cpu": time.process_time() - worked}
         np.save(Path(folder) / f"{way}.npy", found)
-        print(json.dumps(told))
+        print(json.dumps({**spent, **measured}))
         return
     with tempfile.TemporaryDirectory() as folder:
         make_rows(Path(folder) / "rows.npy", options.rows, options.width)

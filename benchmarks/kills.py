@@ -119,7 +119,7 @@ class Life:
             settings = resolve(RunSettings, {**TRAIN, "out": f"{name}/run", "store": f"{name}/store"})
             status = 0 if pipeline.train_stage(settings, quiet=True) else 3
         except BaseException:
-            sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+            sys.excepthook(*sys.exc_info())
         finally:
             os._exit(status)
 
@@ -159,7 +159,8 @@ def note_units(name: str, rank: int) -> None:
         os.write(file, "".join(f"{stage} {rank}:{unit}\n" for unit in units).encode())
         time.sleep(PAUSE)
 
-    append, search, record, add = blocks.Block.append, graph.search, recorded.RecordedViews.record, loop.Meter.add
+    append, record, add = blocks.Block.append, recorded.RecordedViews.record, loop.Meter.add
+    search = graph.search  # type: ignore[attr-defined] # as it is called there
 
     def appending(self: Any, *args: Any) -> None:
         append(self, *args)
@@ -179,7 +180,8 @@ def note_units(name: str, rank: int) -> None:
         add(self, step, *args)
         note("train", str(step))
 
-    blocks.Block.append, graph.search = appending, searching
+    blocks.Block.append = appending
+    graph.search = searching  # type: ignore[attr-defined]
     recorded.RecordedViews.record, loop.Meter.add = recording, adding
 
 

@@ -103,7 +103,6 @@ def loop_rate(
                 "probes": 0, "workers": 0, "views.teacher": "live" if store is None else "recorded", "views.pool": 1,
             },
         ),
-        needs_teacher=True,
     )  # fmt: skip
     run = Run(out)
     train(

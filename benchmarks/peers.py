@@ -170,7 +170,7 @@ def ours(options: argparse.Namespace, folder: Path, side: str) -> Found:
             },
         )  # fmt: skip
         train(
-            settle(settings, needs_teacher=True), Run(folder / name), source, teacher=teacher, graph=None, store=store,
+            settle(settings), Run(folder / name), source, teacher=teacher, graph=None, store=store,
             processes=Processes(0, 1, device), quiet=True,
         )  # fmt: skip
 
