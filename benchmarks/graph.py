@@ -103,7 +103,7 @@ def main() -> None:
         for way in (way for way in WAYS if way == "exact" or way in options.ways):
             effort = str(told["ivf"]["effort"]) if "ivf" in told else "0"
             command = [sys.executable, __file__, "--device", options.device, "--build", way, folder, effort]
-            told[way] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            told[way] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
             ours, found = np.load(Path(folder) / "exact.npy"), np.load(Path(folder) / f"{way}.npy")
             alike = (np.sort(ours, axis=1)[:, :, None] == found[:, None, :]).any(2).mean() if way != "exact" else 1
             yardstick = told["ivf" if "ivf" in way and "ivf" in told else "exact"]

@@ -188,7 +188,7 @@ def main() -> None:
         print(f"| {'stage':10} | seconds | processor s | peak MiB outside files | |\n|---|---|---|---|---|")
         for stage in STAGES:
             command = [sys.executable, __file__, "--measure", stage, str(folder)]
-            row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            row = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
             told = ", ".join(f"{key} {row[key]}" for key in row if key not in ("seconds", "cpu", "mib"))
             print(f"| {stage:10} | {row['seconds']:.1f} | {row['cpu']:.1f} | {row['mib']:.0f} | {told} |", flush=True)
 

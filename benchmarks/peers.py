@@ -277,7 +277,7 @@ def main() -> None:
                 for key in ("data", "teacher", "student", "batch_size", "workers", "device", "steps", "lightly"):
                     if getattr(options, key) is not None:
                         command += [f"--{key.replace('_', '-')}", str(getattr(options, key))]
-                done = subprocess.run(command, check=True, capture_output=True, text=True)
+                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
                 rates_of[side].append(json.loads(done.stdout.splitlines()[-1]))
                 wall, worked, held = rates_of[side][-1]
                 memory = f", {held:,.0f} MiB of GPU memory" if held else ""

@@ -102,7 +102,7 @@ def main() -> None:
         print(f"{given.rows:,} x {given.width} float16, budget {given.memory_mb} MiB")
         for what in ("graph", "knn", "faiss"):
             command = [sys.executable, __file__, "--memory-mb", str(given.memory_mb), "--measure", what, name]
-            line = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            line = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             print(line, end="", flush=True)
             words = line.replace("(", "").split()
             seconds[what] = float(words[1]), float(words[3])
