@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pickle
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -286,6 +288,17 @@ def test_a_cache_that_cannot_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "file"))
     with pytest.raises(DataError, match=r"cannot be kept in .*file .*Set UNDERSTUDY_CACHE to a folder with room"):
         open_source("elsewhere://set")
+
+
+def test_a_cache_on_a_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Cache, "_make_room", full)
+    said = re.escape(f"cannot be kept in {tmp_path} (No space left on device). Set UNDERSTUDY_CACHE to")
+    with pytest.raises(DataError, match=said):
+        Cache(tmp_path, 10**9).table("one", lambda: pa.table({"bytes": [b"x"]}))
+    assert not list(tmp_path.glob("*.partial")) and not list(tmp_path.glob(".*.partial"))
 
 
 def test_parts_of_a_killed_process_make_room(tmp_path: Path):

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from understudy.artifacts import atomic, fingerprint
-from understudy.errors import ConfigError, DataError
+from understudy.errors import ConfigError, DataError, StoreError
 
 CACHE_GB = 50.0
 """Gigabytes of row groups kept on disk unless UNDERSTUDY_CACHE_GB says otherwise."""
@@ -77,7 +77,7 @@ class Cache:
                     with pa.ipc.new_file(temporary, made.schema) as writer:
                         writer.write_table(made)
                     self._make_room(temporary.stat().st_size)
-            except OSError as error:
+            except (OSError, StoreError) as error:
                 raise self._unwritable(error) from None
         with suppress(FileNotFoundError):
             return self._used(path)
@@ -90,10 +90,11 @@ class Cache:
             os.utime(path)
         return found
 
-    def _unwritable(self, error: OSError) -> DataError:
+    def _unwritable(self, error: OSError | StoreError) -> DataError:
+        reason = error.__cause__ or error  # a full disk comes as a sentence about another remedy
         return DataError(
-            f"What is fetched cannot be kept in {self.folder} ({error.strerror or error}). Set UNDERSTUDY_CACHE to a "
-            f"folder with room for {self.most / 1e9:.3g} GB (UNDERSTUDY_CACHE_GB)."
+            f"What is fetched cannot be kept in {self.folder} ({getattr(reason, 'strerror', None) or reason}). Set "
+            f"UNDERSTUDY_CACHE to a folder with room for {self.most / 1e9:.3g} GB (UNDERSTUDY_CACHE_GB)."
         )
 
     def _make_room(self, size: int) -> None:
