@@ -34,7 +34,7 @@ from understudy.models.backbones import build_backbone
 from understudy.models.precision import precision_on
 from understudy.models.student import build_student
 from understudy.models.teacher import Teacher
-from understudy.train.compiled import pictures, twin, twin_of, wait
+from understudy.train.compile import pictures, twin, twin_of, wait
 
 CASES = (
     ("small:resnet8", "student", 32, 256),
@@ -98,16 +98,18 @@ def row(spec: str, role: str, size: int, batch: int, device: torch.device, passe
     apart = float((found - expected).abs().max() / expected.abs().max())
     for run in runs.values():
         run()
-    spent: dict[str, list[float]] = {name: [] for name in runs}
+    compute_cost: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(passes):
         for name, run in runs.items():
-            spent[name].append(seconds(run, device))
+            compute_cost[name].append(seconds(run, device))
     cells = [f"`{spec}`, {role}, {size} px, batch {batch}"]
     for name in ("eager", "compiled", "folded"):
-        each = [1000 * value / batch for value in spent.get(name, [])]
+        each = [1000 * value / batch for value in compute_cost.get(name, [])]
         cells.append(f"{statistics.mean(each):.3g} ({statistics.pstdev(each):.2g})" if each else "")
     for name in ("compiled", "folded"):
-        ratios = [eager / other for eager, other in zip(spent["eager"], spent.get(name, []), strict=False)]
+        ratios = [
+            eager / other for eager, other in zip(compute_cost["eager"], compute_cost.get(name, []), strict=False)
+        ]
         cells.append(f"{statistics.median(ratios):.2f}" if ratios else "")
     return f"| {' | '.join([*cells, f'{compiling:.0f} s', f'{apart:.1e}'])} |"
 

@@ -5,7 +5,7 @@
 
 One teacher store serves all runs, and the teacher sees each view once: seeds differ in student and batches, not in
 views. Finished runs are not repeated, so it can be interrupted. Prints two Markdown tables: mean and standard deviation
-over seeds; and what the space term and what neighbours do to every figure of fidelity, as differences paired by seed,
+over seeds; and what the space term and what neighbors do to every figure of fidelity, as differences paired by seed,
 each averaged over the other factor, with 95 % intervals (Student t over seeds).
 """
 
@@ -16,16 +16,16 @@ import statistics
 import time
 from pathlib import Path
 
-from understudy.config import resolve
 from understudy.pipeline import RunSettings, run
 from understudy.report.comparison import paired
+from understudy.settings import resolve
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 CONDITIONS = {
     "CoSS": {},
     "weight = 0": {"method.weight": 0.0},
-    "k = 0": {"neighbours.k": 0},
-    "weight = 0, k = 0": {"method.weight": 0.0, "neighbours.k": 0},
+    "k = 0": {"neighbors.k": 0},
+    "weight = 0, k = 0": {"method.weight": 0.0, "neighbors.k": 0},
 }
 COLUMNS = [
     ("student", "knn", "top1@10", "10-NN"),
@@ -58,7 +58,7 @@ def main() -> None:
             given = {
                 "data": str(options.data / "train.parquet"), "limit": options.images, "eval_data": str(options.data),
                 "teacher": options.teacher, "student": options.student, "passes": options.passes, "seed": seed,
-                "probes": 0, "optimiser.lr": options.lr, "views.teacher": "recorded", "views.pool": 0, "views.seed": 0,
+                "probes": 0, "optimizer.lr": options.lr, "views.teacher": "recorded", "views.pool": 0, "views.seed": 0,
                 "store": str(options.out / "store"), "evaluation.fidelity.draws": 0,
                 "evaluation.limit": options.judged_on,
                 "out": str(options.out / f"{name.replace(' ', '').replace(',', '-')}-{seed}"), **settings,
@@ -83,7 +83,7 @@ def main() -> None:
             cells.append(spread([evaluation[model][protocol][figure] for evaluation in found]))
         print(f"| {name} | " + " | ".join(cells) + f" | {statistics.mean(seconds[name]):.0f} |")
 
-    print("\n| figure | space | teacher | neither | the space term adds | neighbours add |\n|---|---|---|---|---|---|")
+    print("\n| figure | space | teacher | neither | the space term adds | neighbors add |\n|---|---|---|---|---|---|")
     for model in ("student", "student_embed"):
         fidelity = {name: [evaluation[model]["fidelity"] for evaluation in found] for name, found in runs.items()}
         for figure, value in fidelity["CoSS"][0].items():

@@ -7,7 +7,7 @@
 # PYTHON names the interpreter that has the package (python unless set).
 #
 # 1. ResNet-50 -> ResNet-18 at 224: images/s and memory, live, recorded and compiled, against a plain PyTorch loop.
-# 2. The exact neighbour graph of 1.28 million rows of width 2048 (ImageNet-1k behind a ResNet-50): seconds.
+# 2. The exact neighbor graph of 1.28 million rows of width 2048 (ImageNet-1k behind a ResNet-50): seconds.
 # 3. The same run by one process and by two: how far the weights are apart. Needs two GPUs.
 set -eu
 
@@ -77,7 +77,7 @@ PYTHON
 export PYTHONPATH="$folder${PYTHONPATH:+:$PYTHONPATH}"
 run="-m understudy train --data digits:train --limit 320 --holdout 0 --probes 0 --workers 0 --device $device --precision fp32
     --teacher-precision fp32 --batch-size 64 --passes 2 --teacher python:thumbnail:Thumbnail --student python:thumbnail:student --head-hidden 64
-    --image-size 32 --neighbours.k 3 --optimiser.name sgd --optimiser.lr 0.1 --store $folder/store"
+    --image-size 32 --neighbors.k 3 --optimizer.name sgd --optimizer.lr 0.1 --store $folder/store"
 # shellcheck disable=SC2086
 "$python" $run --out "$folder/one"
 # shellcheck disable=SC2086

@@ -1,11 +1,11 @@
-"""The neighbour graph against faiss' flat index and scikit-learn's brute force, on the same rows, each in its process.
+"""The neighbor graph against faiss' flat index and scikit-learn's brute force, on the same rows, each in its process.
 
     python benchmarks/graph.py                       # 50,000 x 256, K = 31
     python benchmarks/graph.py --rows 20000
     python benchmarks/graph.py --rows 1280000 --width 2048 --ways exact --device cuda
 
-Rows are clustered (1,000 centres, as a teacher's classes); all take cosine and leave out the row itself. Prints seconds
-and processor seconds of each, the ratios to ours in one run, and the share of neighbours that agree with ours exact.
+Rows are clustered (1,000 centers, as a teacher's classes); all take cosine and leave out the row itself. Prints seconds
+and processor seconds of each, the ratios to ours in one run, and the share of neighbors that agree with ours exact.
 `ivf` is our approximate search, and faiss' own inverted lists with as many lists and probes stand beside it.
 """
 
@@ -26,24 +26,24 @@ WAYS = ("exact", "faiss flat", "scikit-learn", "ivf", "faiss ivf")
 
 
 def make_rows(path: Path, rows: int, width: int) -> None:
-    """Clustered float16 rows of low intrinsic dimension: neighbours mean something, as in a trained space."""
+    """Clustered float16 rows of low intrinsic dimension: neighbors mean something, as in a trained space."""
     draw = np.random.default_rng(0)
-    centres = draw.standard_normal((1000, 32), dtype=np.float32)
+    centers = draw.standard_normal((1000, 32), dtype=np.float32)
     lift = draw.standard_normal((32, width), dtype=np.float32)
-    found = centres[draw.integers(0, 1000, rows)] + 0.5 * draw.standard_normal((rows, 32), dtype=np.float32)
+    found = centers[draw.integers(0, 1000, rows)] + 0.5 * draw.standard_normal((rows, 32), dtype=np.float32)
     np.save(path, (found @ lift).astype(np.float16))
 
 
 def build(way: str, rows: np.ndarray, effort: int, device: str) -> tuple[np.ndarray, dict[str, float]]:
-    """(N, K) neighbours one way, and what there is to tell."""
-    from understudy.neighbours.approximate import approximate
-    from understudy.neighbours.search import search
+    """(N, K) neighbors one way, and what there is to tell."""
+    from understudy.neighbors.approximate import approximate
+    from understudy.neighbors.search import search
 
     if way == "exact":
         return search(rows, rows, K, exclude=np.arange(len(rows)), device=device)[0], {}
     if way == "ivf":
-        found, _, facts = approximate(rows, K, kind="ivf")
-        return found, {name: facts[name] for name in ("effort", "recall")}
+        found, _, metadata = approximate(rows, K, kind="ivf")
+        return found, {name: metadata[name] for name in ("effort", "recall")}
     unit = rows.astype(np.float32)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     if way == "scikit-learn":
@@ -90,14 +90,14 @@ def main() -> None:
         rows = np.load(Path(folder) / "rows.npy", mmap_mode="r")
         begun, worked = time.perf_counter(), time.process_time()
         found, measured = build(way, rows, int(effort), options.device)
-        spent = {"seconds": time.perf_counter() - begun, "cpu": time.process_time() - worked}
+        compute_cost = {"seconds": time.perf_counter() - begun, "cpu": time.process_time() - worked}
         np.save(Path(folder) / f"{way}.npy", found)
-        print(json.dumps({**spent, **measured}))
+        print(json.dumps({**compute_cost, **measured}))
         return
     with tempfile.TemporaryDirectory() as folder:
         make_rows(Path(folder) / "rows.npy", options.rows, options.width)
         print(f"{options.rows:,} x {options.width} float16, K = {K}")
-        print("| way | seconds | processor s | times ours (processor) | neighbours in common | |")
+        print("| way | seconds | processor s | times ours (processor) | neighbors in common | |")
         print("|---|---|---|---|---|---|")
         told: dict[str, dict[str, float]] = {}
         for way in (way for way in WAYS if way == "exact" or way in options.ways):
@@ -107,10 +107,10 @@ def main() -> None:
             ours, found = np.load(Path(folder) / "exact.npy"), np.load(Path(folder) / f"{way}.npy")
             alike = (np.sort(ours, axis=1)[:, :, None] == found[:, None, :]).any(2).mean() if way != "exact" else 1
             yardstick = told["ivf" if "ivf" in way and "ivf" in told else "exact"]
-            facts = ", ".join(f"{name} {told[way][name]}" for name in told[way] if name not in ("seconds", "cpu"))
+            metadata = ", ".join(f"{name} {told[way][name]}" for name in told[way] if name not in ("seconds", "cpu"))
             print(
                 f"| {way} | {told[way]['seconds']:.1f} | {told[way]['cpu']:.1f} | "
-                f"{told[way]['cpu'] / yardstick['cpu']:.2f} | {alike:.4%} | {facts} |",
+                f"{told[way]['cpu'] / yardstick['cpu']:.2f} | {alike:.4%} | {metadata} |",
                 flush=True,
             )
 

@@ -30,11 +30,11 @@ import torch
 
 from understudy import pipeline
 from understudy.artifacts import Run
-from understudy.config import resolve
-from understudy.data.sources import open_source
 from understudy.embed import blocks, embedding, recorded
-from understudy.neighbours import graph
+from understudy.neighbors import graph
 from understudy.pipeline import RunSettings
+from understudy.settings import resolve
+from understudy.sources.source import open_source
 from understudy.train import loop
 
 TEACHER = """
@@ -54,7 +54,7 @@ UNITS = {"embed": "batches", "graph": "blocks", "record": "views", "train": "ste
 TRAIN = {
     "data": "digits:train", "holdout": 0, "probes": 0, "workers": 0, "device": "cpu", "batch_size": 64, "passes": 4,
     "teacher": "python:thumbnail:Thumbnail", "student": "small:resnet8x0.25", "head_hidden": 32,
-    "neighbours": {"k": 3, "n": 9}, "views": {"teacher": "recorded", "pool": 2, "dtype": "float32"},
+    "neighbors": {"k": 3, "n": 9}, "views": {"teacher": "recorded", "pool": 2, "dtype": "float32"},
     "checkpoint_minutes": SAVED_EVERY / 60,
 }  # fmt: skip
 

@@ -3,8 +3,8 @@
     python benchmarks/loop.py
 
 Three sides run in this process, in turn, several rounds: teacher forward, student forward and backward on tensors made
-beforehand, with neither data nor optimiser (bare); the real loop (`train`: decoding, views, teacher, student, loss,
-optimiser, log) over real images with the teacher live; the same with the teacher's embeddings read from a pool that an
+beforehand, with neither data nor optimizer (bare); the real loop (`train`: decoding, views, teacher, student, loss,
+optimizer, log) over real images with the teacher live; the same with the teacher's embeddings read from a pool that an
 earlier run has filled. Prints images/s of each round and the median ratios live / bare (1 would be no overhead) and
 recorded / live.
 """
@@ -20,15 +20,15 @@ from pathlib import Path
 import torch
 
 from understudy.artifacts import Run, Store
-from understudy.config import resolve
-from understudy.data.pixels import decoded
-from understudy.data.sources import Source, open_source
 from understudy.embed.embedding import embed
 from understudy.hardware import hardware
 from understudy.losses import build
 from understudy.models.student import build_student
 from understudy.models.teacher import Teacher, build_teacher
-from understudy.pipeline import RunSettings, settle
+from understudy.pipeline import RunSettings, resolve_method
+from understudy.settings import resolve
+from understudy.sources.pixels import decoded
+from understudy.sources.source import Source, open_source
 from understudy.train.distributed import Processes
 from understudy.train.loop import train
 
@@ -94,11 +94,11 @@ def loop_rate(
 
     With a store the teacher's views are recorded beside it, one of each image; `full` says that all of them are.
     """
-    settings = settle(
+    settings = resolve_method(
         resolve(
             RunSettings,
             {
-                "data": options.data, "student": options.student, "teacher": options.teacher, "neighbours.k": 0,
+                "data": options.data, "student": options.student, "teacher": options.teacher, "neighbors.k": 0,
                 "batch_size": options.batch_size, "passes": (options.steps + 3) * options.batch_size / len(source),
                 "probes": 0, "workers": 0, "views.teacher": "live" if store is None else "recorded", "views.pool": 1,
             },

@@ -3,9 +3,9 @@
     nice python benchmarks/million.py                      # 1,000,000 images, about 2 GB of disk, removed at the end
     nice python benchmarks/million.py --images 100000
 
-Makes tar shards of synthetic 32 x 32 JPEG images (smooth random colours, no two alike) with `.cls` members, lists them
+Makes tar shards of synthetic 32 x 32 JPEG images (smooth random colors, no two alike) with `.cls` members, lists them
 twice (the second time from the index that the first one left), embeds them with an encoder of one convolution
-(N x 256, float16), builds the approximate graph of 31 neighbours with its measured recall, and runs 1,000 steps of the
+(N x 256, float16), builds the approximate graph of 31 neighbors with its measured recall, and runs 1,000 steps of the
 sampler. With --files the same images lie in a folder, one file each.
 
 Memory is the largest sum, sampled every 20 ms, of what this process and its workers hold that is not a mapped file
@@ -63,11 +63,11 @@ class Peak(threading.Thread):
 
 
 def pictures(draw: np.random.Generator, count: int) -> np.ndarray:
-    """(count, 32, 32, 3) uint8: sums of low cosines, grey ones stronger than coloured ones, as in photographs."""
+    """(count, 32, 32, 3) uint8: sums of low cosines, gray ones stronger than colored ones, as in photographs."""
     waves = np.arange(6)
     lines = np.cos(np.pi * (np.arange(32) + 0.5) * waves[:, None] / 32)
-    grey, colour = (draw.standard_normal((count, channels, 6, 6), dtype=np.float32) for channels in (1, 3))
-    amplitudes = (grey + 0.4 * colour) / (1 + waves + waves[:, None])
+    gray, color = (draw.standard_normal((count, channels, 6, 6), dtype=np.float32) for channels in (1, 3))
+    amplitudes = (gray + 0.4 * color) / (1 + waves + waves[:, None])
     images = np.einsum("nckl,ki,lj->nijc", amplitudes, lines, lines, optimize=True)
     return np.clip(128 + 45 * images, 0, 255).astype(np.uint8)
 
@@ -113,12 +113,12 @@ def encoder() -> Any:
 
     waves = np.arange(8)
     lines = np.cos(np.pi * (np.arange(8) + 0.5) * waves[:, None] / 8)
-    colours = np.array([[1, 1, 1], [1, -1, 0], [1, 1, -2]]) / np.sqrt([[3], [2], [6]])
+    colors = np.array([[1, 1, 1], [1, -1, 0], [1, 1, -2]]) / np.sqrt([[3], [2], [6]])
     patches = [
-        sign * colour[:, None, None] * np.outer(lines[i], lines[total - i]) / (1 + total)
+        sign * color[:, None, None] * np.outer(lines[i], lines[total - i]) / (1 + total)
         for total in range(4)
         for i in range(total + 1)
-        for colour in colours
+        for color in colors
         for sign in (1, -1)
     ]
     patches += [-patch.transpose(0, 2, 1) for patch in patches[: 64 - len(patches)]]
@@ -134,36 +134,36 @@ def measure(stage: str, folder: Path) -> dict[str, Any]:
     import torch
 
     from understudy.artifacts import Store
-    from understudy.data.batches import NeighbourBatches
-    from understudy.data.sources import open_source
     from understudy.embed.embedding import embed
-    from understudy.neighbours.graph import build_graph
-    from understudy.neighbours.settings import NeighbourSettings
+    from understudy.neighbors.graph import build_graph
+    from understudy.neighbors.settings import NeighborSettings
+    from understudy.sources.source import open_source
+    from understudy.views.batches import NeighborBatches
 
     torch.mm(torch.ones(64, 64), torch.ones(64, 64))  # threads and the matrix library are up
     teacher = encoder() if stage == "embed" else None
     source = open_source(folder / "images", listings=folder / "listings") if stage in ("embed", "sample") else None
     store = next((Store(path.parent) for path in folder.glob("store/*/manifest.json")), None)
-    facts: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
     peak = Peak()
     peak.start()
     begun, worked = time.perf_counter(), sum(os.times()[:4])
     if stage.startswith("list"):
         source = open_source(folder / "images", listings=folder / "listings")
-        facts["images"] = len(source)
+        metadata["images"] = len(source)
     elif stage == "embed":
         store = embed(teacher, source, folder / "store", batch_size=512)
-        facts["rows"] = store.manifest["rows"]
+        metadata["rows"] = store.manifest["rows"]
     elif stage == "graph":
-        build_graph(store, NeighbourSettings(index="ivf"))
-        facts = {name: store.manifest["graph"][name] for name in ("built", "effort", "recall")}
+        build_graph(store, NeighborSettings(index="ivf"))
+        metadata = {name: store.manifest["graph"][name] for name in ("built", "effort", "recall")}
     else:
-        batches = NeighbourBatches(len(source), 256, k=15, n=31, graph=store.graph(), steps=1000)
-        facts["last"] = int(sum(batch.index.sum() for batch in batches.iterate()) % 1000)
+        batches = NeighborBatches(len(source), 256, k=15, n=31, graph=store.graph(), steps=1000)
+        metadata["last"] = int(sum(batch.index.sum() for batch in batches.iterate()) % 1000)
     seconds, cpu = time.perf_counter() - begun, sum(os.times()[:4]) - worked
     peak.stop.set()
     peak.join()
-    return {"seconds": seconds, "cpu": cpu, "mib": peak.mib, **facts}
+    return {"seconds": seconds, "cpu": cpu, "mib": peak.mib, **metadata}
 
 
 def main() -> None:

@@ -107,7 +107,7 @@ def plain(options: argparse.Namespace, folder: Path) -> Found:  # noqa: ARG001
     student = torch.nn.Sequential(backbone, torch.nn.Linear(*widths)).train()
     student.to(options.device, memory_format=torch.channels_last)
     half = torch.autocast(options.device, torch.bfloat16, enabled=options.device != "cpu")
-    optimiser = torch.optim.AdamW(student.parameters(), 0.002)
+    optimizer = torch.optim.AdamW(student.parameters(), 0.002)
     stamps: list[Stamp] = []
     while len(stamps) <= options.steps:
         for images, _ in loader:
@@ -120,9 +120,9 @@ def plain(options: argparse.Namespace, folder: Path) -> Found:  # noqa: ARG001
                     target = teacher(images).float()
                 found = student(images).float()
             loss = -F.cosine_similarity(found, target, dim=1).mean() - F.cosine_similarity(found, target, dim=0).mean()
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
     return rate(stamps, options.batch_size)
 
 
@@ -134,13 +134,13 @@ def ours(options: argparse.Namespace, folder: Path, side: str) -> Found:
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 
     from understudy.artifacts import Run
-    from understudy.config import resolve
-    from understudy.data.sources import open_source
     from understudy.embed.embedding import embed
     from understudy.models.backbones import Backbone
     from understudy.models.contract import Contract
     from understudy.models.teacher import Teacher
-    from understudy.pipeline import RunSettings, settle
+    from understudy.pipeline import RunSettings, resolve_method
+    from understudy.settings import resolve
+    from understudy.sources.source import open_source
     from understudy.train.distributed import Processes
     from understudy.train.loop import train
 
@@ -164,13 +164,13 @@ def ours(options: argparse.Namespace, folder: Path, side: str) -> Found:
             RunSettings,
             {
                 "data": options.data, "student": f"timm:{options.student}", "teacher": spec, "head": "linear",
-                "neighbours.k": 0, "batch_size": options.batch_size, "passes": passes, "probes": 0,
+                "neighbors.k": 0, "batch_size": options.batch_size, "passes": passes, "probes": 0,
                 "workers": options.workers, "views.teacher": way, "views.pool": 1 if store else 0, "image_size": 224,
                 "device": options.device, "compile": side == "compiled",
             },
         )  # fmt: skip
         train(
-            settle(settings), Run(folder / name), source, teacher=teacher, graph=None, store=store,
+            resolve_method(settings), Run(folder / name), source, teacher=teacher, graph=None, store=store,
             processes=Processes(0, 1, device), quiet=True,
         )  # fmt: skip
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-NEIGHBOURS, VOTES, QUERIES = 31, 50, 10_000
+NEIGHBORS, VOTES, QUERIES = 31, 50, 10_000
 
 
 def peak_mib() -> float:
@@ -35,15 +35,15 @@ def reset_peak() -> float:
 
 
 def make_store(folder: Path, rows: int, width: int) -> None:
-    """A store of clustered float16 rows: 1,000 centres with as much spread around them as a teacher's classes have."""
+    """A store of clustered float16 rows: 1,000 centers with as much spread around them as a teacher's classes have."""
     from understudy.artifacts import Store, StoreKey
 
     draw = np.random.default_rng(0)
-    centres = draw.standard_normal((1000, width), dtype=np.float32)
+    centers = draw.standard_normal((1000, width), dtype=np.float32)
     array = np.lib.format.open_memmap(folder / "embeddings.npy", mode="w+", dtype=np.float16, shape=(rows, width))
     for low in range(0, rows, 10_000):
         part = array[low : low + 10_000]
-        part[:] = centres[draw.integers(0, 1000, len(part))] + draw.standard_normal(part.shape, dtype=np.float32)
+        part[:] = centers[draw.integers(0, 1000, len(part))] + draw.standard_normal(part.shape, dtype=np.float32)
     array.flush()
     key = StoreKey({"fingerprint": "benchmark"}, {}, {"fingerprint": "benchmark"})
     Store(folder).finish(key, rows=rows)
@@ -54,10 +54,10 @@ def measure(what: str, folder: Path, memory_mb: int) -> None:
     import torch
 
     from understudy.artifacts import Store
-    from understudy.neighbours.graph import build_graph
-    from understudy.neighbours.search import search
-    from understudy.neighbours.settings import NeighbourSettings
-    from understudy.neighbours.vote import weighted_vote
+    from understudy.neighbors.graph import build_graph
+    from understudy.neighbors.search import search
+    from understudy.neighbors.settings import NeighborSettings
+    from understudy.neighbors.vote import weighted_vote
 
     rows = Store(folder).embeddings()
     torch.mm(torch.ones(64, 64), torch.ones(64, 64))  # threads and the matrix library are up
@@ -68,14 +68,14 @@ def measure(what: str, folder: Path, memory_mb: int) -> None:
         unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     baseline, start, worked = reset_peak(), time.perf_counter(), time.process_time()
     if what == "graph":
-        build_graph(Store(folder), NeighbourSettings(index="exact", memory_mb=memory_mb))
+        build_graph(Store(folder), NeighborSettings(index="exact", memory_mb=memory_mb))
     elif what == "knn":
         found, near = search(rows[:QUERIES], rows, VOTES, memory_mb=memory_mb)
         weighted_vote(found, near, np.arange(len(rows)) % 1000, 1000, (1, 10, 20, 50), memory_mb=memory_mb)
     else:
         index = faiss.IndexFlatIP(rows.shape[1])
         index.add(unit)
-        np.save(folder / "faiss.npy", index.search(unit, NEIGHBOURS + 1)[1])
+        np.save(folder / "faiss.npy", index.search(unit, NEIGHBORS + 1)[1])
     seconds, cpu, peak = time.perf_counter() - start, time.process_time() - worked, peak_mib() - baseline
     budget = f"{memory_mb} MiB allowed" if what != "faiss" else "no budget"
     print(
@@ -109,10 +109,10 @@ def main() -> None:
         ours, theirs = np.load(folder / "graph.npy"), np.load(folder / "faiss.npy")
     alike = 0
     for row, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
-        alike += len(np.intersect1d(mine, other[other != row][:NEIGHBOURS]))
+        alike += len(np.intersect1d(mine, other[other != row][:NEIGHBORS]))
     wall, cpu = (mine / other for mine, other in zip(seconds["graph"], seconds["faiss"], strict=True))
     print(f"graph: {wall:.2f} times the seconds of faiss IndexFlatIP ({cpu:.2f} times the processor time)")
-    print(f"neighbours in common with it: {alike / ours.size:.5%}")
+    print(f"neighbors in common with it: {alike / ours.size:.5%}")
 
 
 if __name__ == "__main__":

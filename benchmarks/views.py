@@ -22,18 +22,18 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from understudy.data.batches import NeighbourBatches
-from understudy.data.loader import Loader
-from understudy.data.pixels import decoded
-from understudy.data.sources import Source, open_source
-from understudy.data.views import photometry, recipe_for
+from understudy.sources.pixels import decoded
+from understudy.sources.source import Source, open_source
+from understudy.views.augmentation import photometry, recipe_for
+from understudy.views.batches import NeighborBatches
+from understudy.views.loader import Loader
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def ours(source: Source, size: int, views: int, batch: int, seed: int) -> torch.Tensor:
     """One batch of views, ready for a network."""
-    batches = NeighbourBatches(len(source), batch, seed=seed)
+    batches = NeighborBatches(len(source), batch, seed=seed)
     recipe = recipe_for(None, size)
     loader = Loader(source, batches, size=size, recipe=recipe, seed=seed, views_per_image=views, workers=0, steps=1)
     found = next(iter(loader))
@@ -101,8 +101,8 @@ def main() -> None:
 
 def bytes_of(source: Source, i: int) -> bytes:
     """The encoded file of an image, as a data set on disk would give it."""
-    from understudy.data.folders import FolderImages
-    from understudy.data.parquet import ParquetImages
+    from understudy.sources.folders import FolderImages
+    from understudy.sources.parquet import ParquetImages
 
     images, row = source.images, int(source.rows[i])
     if isinstance(images, FolderImages):

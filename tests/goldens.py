@@ -3,7 +3,7 @@
     python tests/goldens.py write FILE.json     # runs everything, keeps the digests
     python tests/goldens.py check FILE.json     # runs everything again, prints each difference; exit 1 if there is one
 
-All methods run on the handwritten digits at tiny size with 7 of 15 neighbours and with recorded views where they can,
+All methods run on the handwritten digits at tiny size with 7 of 15 neighbors and with recorded views where they can,
 the demo's teacher, student and controls at a third of their length. Digests depend on the processor and on the versions
 of torch and numpy: write and check belong on one machine. One thread, so that sums are taken in one order.
 """
@@ -76,10 +76,10 @@ def tiny(method: str, folder: Path, **more: Any) -> dict[str, Any]:
 
     settings: dict[str, Any] = {
         "data": "digits:train", "limit": 192, "eval_data": "digits", "evaluation.limit": 160, "image_size": 32,
-        "passes": 2, "batch_size": 32, "workers": 0, "device": "cpu", "probes": 1, "optimiser.warmup": 0.5,
-        "teacher": "python:understudy.models.thumbnail:Thumbnail", "student": "small:resnet8x0.25",
+        "passes": 2, "batch_size": 32, "workers": 0, "device": "cpu", "probes": 1, "optimizer.warmup": 0.5,
+        "teacher": "python:understudy.models.toy_encoder:Thumbnail", "student": "small:resnet8x0.25",
         "evaluation.sgd_epochs": 1, "evaluation.protocols": "knn,linear,asymmetric_knn,fidelity,retrieval",
-        "method": {"name": method}, "neighbours.k": 7, "neighbours.n": 15, "store": str(folder / "store"),
+        "method": {"name": method}, "neighbors.k": 7, "neighbors.n": 15, "store": str(folder / "store"),
     }  # fmt: skip
     if method in ("attndistill", "proteus"):
         import timm
@@ -94,8 +94,8 @@ def tiny(method: str, folder: Path, **more: Any) -> dict[str, Any]:
             "head": {"attndistill": "gelu", "proteus": "norm"}[method],
         }  # fmt: skip
         del settings["image_size"]
-    if method == "moco":
-        for key in ("teacher", "neighbours.k", "neighbours.n"):
+    if method in ("moco", "isd"):
+        for key in ("teacher", "neighbors.k", "neighbors.n"):
             del settings[key]
         settings["evaluation.protocols"] = "knn,linear"
     run = understudy.distill(**{**settings, **more}, out=folder / "run", quiet=True)
@@ -107,9 +107,9 @@ def variants() -> dict[str, dict[str, Any]]:
     return {
         "coss recorded": {"views.teacher": "recorded", "views.pool": 2},
         "coss int8": {"views.teacher": "recorded", "views.dtype": "int8", "views.pool": 2},
-        "coss centred": {"method": {"name": "coss", "centre": True}, "neighbours.k": 0},
-        "coss transform": {"transform": "standardise", "head_hidden": 32},
-        "coss chunks": {"chunks": 2, "optimiser.name": "sgd", "optimiser.lr": 0.05},
+        "coss centered": {"method": {"name": "coss", "center": True}, "neighbors.k": 0},
+        "coss transform": {"transform": "standardize", "head_hidden": 32},
+        "coss chunks": {"chunks": 2, "optimizer.name": "sgd", "optimizer.lr": 0.05},
         "seed queue": {"method": {"name": "seed", "queue": 128}},
         "smd views": {"method": {"name": "smd", "views": 2}},
     }  # fmt: skip

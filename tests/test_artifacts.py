@@ -225,7 +225,7 @@ def test_store_of_another_format_or_length_is_refused(tmp_path: Path):
 
 def test_amend_adds_and_removes_facts_and_keeps_the_others(tmp_path: Path):
     store = finished_store(tmp_path)
-    with pytest.raises(StoreError, match="no neighbour graph yet"):
+    with pytest.raises(StoreError, match="no neighbor graph yet"):
         store.graph()
     np.save(tmp_path / "graph.npy", np.zeros((4, 2), np.int32))
     store.amend(graph={"K": 2})

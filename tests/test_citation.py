@@ -10,9 +10,9 @@ import pytest
 
 from understudy import __version__, citation
 from understudy.citation import cite
-from understudy.config import write_toml
 from understudy.errors import ConfigError, StoreError
 from understudy.losses import LOSSES
+from understudy.settings import write_toml
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -82,7 +82,7 @@ def test_a_run_cites_what_it_used_and_nothing_else(tmp_path: Path):
         teacher="torchvision:resnet50@weights.pth",
         data="photos",
         views={"recipe": "weak"},
-        neighbours={"index": "hnsw"},
+        neighbors={"index": "hnsw"},
     )
     assert keys(cite(run)) == [
         "singh2024coss",

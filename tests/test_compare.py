@@ -21,26 +21,26 @@ from understudy import compare
 from understudy.artifacts import Run
 from understudy.cli import main
 from understudy.compare import Cell, ComparisonSettings, Variant, chosen, rates, variants_of, variants_of_grid
-from understudy.config import resolve
 from understudy.errors import ConfigError, UnderstudyError
 from understudy.evaluate.protocols import EVALUATIONS
 from understudy.pipeline import RunSettings, training_images
 from understudy.report.comparison import FIGURES, footnotes, half_width, paired, quantile, statistics, table_of
+from understudy.settings import resolve
 
 
 def test_a_method_brings_its_own_settings():
-    plain, weighted = variants_of(["coss", "coss:weight=0.5:neighbours.k=0"])
+    plain, weighted = variants_of(["coss", "coss:weight=0.5:neighbors.k=0"])
     assert plain.changes == {"method": "coss"}
-    assert weighted.changes == {"method": "coss", "method.weight": "0.5", "neighbours.k": "0"}
+    assert weighted.changes == {"method": "coss", "method.weight": "0.5", "neighbors.k": "0"}
     assert plain.folder != weighted.folder
     assert variants_of(["mse:transform=phi-s"])[0].changes == {"method": "mse", "transform": "phi-s"}
     assert variants_of(["smd:views=4"])[0].changes == {"method": "smd", "method.views": "4"}  # not the run's own views
 
 
 def test_a_grid_has_every_combination():
-    grid = variants_of_grid(["method.weight=0,1", "neighbours.k=0,5,15"])
+    grid = variants_of_grid(["method.weight=0,1", "neighbors.k=0,5,15"])
     assert [tuple(row.changes.values()) for row in grid] == [(w, k) for w in "01" for k in ("0", "5", "15")]
-    assert grid[1].label == "method.weight=0, neighbours.k=5"
+    assert grid[1].label == "method.weight=0, neighbors.k=5"
 
 
 @pytest.mark.parametrize(
@@ -94,14 +94,16 @@ def test_pairs_are_the_seeds_that_both_have():
     assert half_width([3.0]) is None
 
 
-def row(label, values, lands=True):
+def row(label, values, in_teacher_space=True):
     keys = ("student.knn.top1@10", "student_embed.asymmetric_knn.top1@10")
     cells = [{"seed": seed, "figures": dict.fromkeys(keys, value)} for seed, value in values.items()]
-    return {"label": label, "lands": lands, "cells": cells}
+    return {"label": label, "lands": in_teacher_space, "cells": cells}
 
 
 def test_the_best_is_the_highest_mean_of_those_with_all_seeds():
-    found = statistics([row("a", {0: 1.0, 1: 3.0}), row("b", {0: 9.0}), row("c", {0: 4.0, 1: 4.0}, lands=False)])
+    found = statistics(
+        [row("a", {0: 1.0, 1: 3.0}), row("b", {0: 9.0}), row("c", {0: 4.0, 1: 4.0}, in_teacher_space=False)]
+    )
     assert found["best"] == {"student.knn.top1@10": "c", "student_embed.asymmetric_knn.top1@10": "a"}
     a = found["summary"]["a"]["student.knn.top1@10"]
     assert (a["mean"], a["std"], a["n"]) == (2.0, math.sqrt(2), 2)
@@ -115,10 +117,10 @@ def test_the_best_trial_is_chosen_and_an_edge_is_told(monkeypatch):
     def shares(*values):
         common = {"data": "digits", "student": "small:resnet8"}
         trials = [
-            Cell(Variant("v", {}), Path(), resolve(RunSettings, {**common, "optimiser.lr": rate}), "trial")
+            Cell(Variant("v", {}), Path(), resolve(RunSettings, {**common, "optimizer.lr": rate}), "trial")
             for rate in range(1, 1 + len(values))
         ]
-        monkeypatch.setattr(compare, "judged", lambda trial: values[int(trial.settings.optimiser.peak) - 1])
+        monkeypatch.setattr(compare, "judged", lambda trial: values[int(trial.settings.optimizer.peak) - 1])
         return chosen(trials)
 
     assert shares(10.0, 30.0, 20.0) == (2.0, "")
@@ -152,10 +154,10 @@ def compared(workplace):
     asked = []
 
     def counted(name, protocol):
-        def run(subject, settings):
-            if subject.name == "teacher":
+        def run(encoded_set, settings):
+            if encoded_set.name == "teacher":
                 asked.append(name)
-            return protocol(subject, settings)
+            return protocol(encoded_set, settings)
 
         return run
 
@@ -323,7 +325,7 @@ def test_stopped_with_two_jobs_and_continued_it_repeats_nothing_that_was_finishe
 
 
 def test_a_failed_run_is_named_and_the_rest_goes_on(workplace, capsys):
-    more = ["--vary", "optimiser.lr=0.002,1e30", "--seeds", "1", "--out", "failed"]
+    more = ["--vary", "optimizer.lr=0.002,1e30", "--seeds", "1", "--out", "failed"]
     assert main(["ablate", *SHARED, *more]) == 1
     found = json.loads((workplace / "failed" / "comparison.json").read_text())
     good, bad = found["variants"]
@@ -331,7 +333,7 @@ def test_a_failed_run_is_named_and_the_rest_goes_on(workplace, capsys):
     assert "student.knn.top1@10" in good["cells"][0]["figures"]
     assert "not finite" in bad["cells"][0]["failure"] and bad["cells"][0]["figures"] == {}
     out = capsys.readouterr().out
-    assert "optimiser.lr=1e30, seed 0: " in out and "not finite" in out
+    assert "optimizer.lr=1e30, seed 0: " in out and "not finite" in out
     # No rate is searched, so no training image is held out.
     assert "holdout = 0" in (workplace / "failed" / good["cells"][0]["folder"] / "config.toml").read_text()
 
@@ -339,8 +341,8 @@ def test_a_failed_run_is_named_and_the_rest_goes_on(workplace, capsys):
 def test_minutes_become_passes_once(workplace, monkeypatch):
     monkeypatch.setattr(compare, "TIMED_STEPS", 3)
     given = [word for word in SHARED if word not in ("--budget", "passes=0.3")]
-    more = ["--budget", "minutes=0.003", "--vary", "neighbours.k=0,3", "--vary", "method.weight=0,1", "--seeds", "1",
-            "--optimiser.lr", "0.002", "--out", "minutes"]  # fmt: skip
+    more = ["--budget", "minutes=0.003", "--vary", "neighbors.k=0,3", "--vary", "method.weight=0,1", "--seeds", "1",
+            "--optimizer.lr", "0.002", "--out", "minutes"]  # fmt: skip
     assert main(["ablate", *given, *more]) == 0
     plan = json.loads((workplace / "minutes" / "plan.json").read_text())
     assert len(plan["passes"]) == 4 and min(plan["passes"].values()) > 0
@@ -356,12 +358,12 @@ def test_minutes_become_passes_once(workplace, monkeypatch):
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["--vary", "neighbours.kk=1,2"], "Unknown setting 'neighbours.kk'. Did you mean 'k'?"),
+        (["--vary", "neighbors.kk=1,2"], "Unknown setting 'neighbors.kk'. Did you mean 'k'?"),
         (["--vary", "method.wieght=1,2"], "Method 'coss' has no setting 'wieght'. Did you mean 'weight'?"),
         (["--vary", "method=coss,simreq"], "Unknown method 'simreq'. Did you mean 'simreg'?"),
         (["--vary", "method.weight=1,2", "--budget", "hours=1"], "--budget hours=1 cannot be read"),
         (["--vary", "method.weight=1,2", "--limit", "400"], "leaves 40 of them"),
-        (["--vary", "optimiser.lr=-1,1"], "'optimiser.lr' must be at least 0"),
+        (["--vary", "optimizer.lr=-1,1"], "'optimizer.lr' must be at least 0"),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_anything_is_computed(workplace, capsys, more, sentence):

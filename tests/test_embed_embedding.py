@@ -17,7 +17,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from understudy.artifacts import ALONE, Store, Writers, lock, read_json
-from understudy.data.sources import open_source
 from understudy.embed import blocks
 from understudy.embed import embedding as module
 from understudy.embed.embedding import embed, extract, open_rows
@@ -25,8 +24,9 @@ from understudy.errors import ConfigError, DataError, ModelError, StoreError
 from understudy.models.backbones import Backbone
 from understudy.models.contract import Contract
 from understudy.models.teacher import Teacher, build_teacher
-from understudy.neighbours.graph import build_graph
-from understudy.neighbours.settings import NeighbourSettings
+from understudy.neighbors.graph import build_graph
+from understudy.neighbors.settings import NeighborSettings
+from understudy.sources.source import open_source
 
 SIZE, WIDTH = 8, 6
 
@@ -81,7 +81,7 @@ def pixels(count: int = 75) -> np.ndarray:
 
 
 def by_hand(images: np.ndarray) -> np.ndarray:
-    """The encoder in float64 numpy: normalise, 3 x 3 valid convolution, relu, mean."""
+    """The encoder in float64 numpy: normalize, 3 x 3 valid convolution, relu, mean."""
     encoder = Encoder()
     weight = encoder.convolution.weight.detach().double().numpy()
     bias = encoder.convolution.bias.detach().double().numpy()
@@ -413,13 +413,13 @@ def test_extract_is_the_same_pass_in_memory(tmp_path: Path, folder: Path):
 
 
 def test_real_teacher_on_real_images(tmp_path: Path, shared: Path):
-    """CIFAR-10 test images: the nearest neighbour in this teacher's space is of the same class nine times in ten."""
+    """CIFAR-10 test images: the nearest neighbor in this teacher's space is of the same class nine times in ten."""
     source = open_source(shared / "data/cifar10/test.parquet", limit=800)
     teacher = build_teacher(f"onnx:{shared / 'weights/resnet56_cifar10.onnx'}")
     store = embed(teacher, source, tmp_path, workers=0)
     labels = open_rows(store, source).labels
     assert labels is not None
-    graph = build_graph(store, NeighbourSettings(k=1, n=10))
+    graph = build_graph(store, NeighborSettings(k=1, n=10))
     assert (labels[graph[:, 0]] == labels).mean() > 0.85
 
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from understudy.artifacts import Store, StoreKey
-from understudy.data.views import recipe_for
 from understudy.embed import recorded as module
-from understudy.embed.recorded import SHAPE, Recorded, RecordedViews, steadily
+from understudy.embed.recorded import SHAPE, Recorded, RecordedViews, in_fixed_batches
 from understudy.errors import ConfigError, ModelError, StoreError
+from understudy.views.augmentation import recipe_for
 
 N, D = 40, 5
 MIX = torch.linspace(-1, 1, 3 * 16 * D).reshape(3 * 16, D).sin()
@@ -207,6 +207,6 @@ def test_passes_have_one_shape(store):
         return part.flatten(1) @ MIX
 
     for count in (70, 5, 36):
-        found = steadily(encode, images[:count], 70)
+        found = in_fixed_batches(encode, images[:count], 70)
         torch.testing.assert_close(found, images[:count].flatten(1) @ MIX)
     assert shapes == [24] * (3 + 1 + 2) and max(shapes) <= SHAPE

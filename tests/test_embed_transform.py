@@ -32,10 +32,10 @@ def test_there_and_back(rows, name):
     np.testing.assert_allclose(there.mean(0), 0, atol=1e-4)
 
 
-def test_standardise_is_scikit_learns(rows):
+def test_standardize_is_scikit_learns(rows):
     alive = np.delete(np.arange(12), 5)
     expected = StandardScaler().fit_transform(rows.astype(np.float64))
-    np.testing.assert_allclose(fit(rows, "standardise").apply(rows)[:, alive], expected[:, alive], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(fit(rows, "standardize").apply(rows)[:, alive], expected[:, alive], rtol=1e-4, atol=1e-6)
 
 
 def test_whitened_rows_are_a_rotation_of_scikit_learns(rows):
@@ -65,12 +65,12 @@ def test_hadamard(order):
 
 
 def test_what_cannot_be_done_is_said(rows):
-    with pytest.raises(ConfigError, match="of order D = 26 .* standardise"):
+    with pytest.raises(ConfigError, match="of order D = 26 .* standardize"):
         hadamard(26)
-    with pytest.raises(ConfigError, match="Unknown transform 'white'. Known: none, centre"):
+    with pytest.raises(ConfigError, match="Unknown transform 'white'. Known: none, center"):
         fit(rows, "white")
     with pytest.raises(DataError, match="at least two embeddings; there are 1"):
-        fit(rows[:1], "centre")
+        fit(rows[:1], "center")
 
 
 def test_a_store_keeps_it(tmp_path, rows):

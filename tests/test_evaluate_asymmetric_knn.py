@@ -7,8 +7,8 @@ import pytest
 
 from understudy.errors import DataError, ShapeError
 from understudy.evaluate import EVALUATIONS
+from understudy.evaluate.encoded_set import EncodedSet
 from understudy.evaluate.settings import EvaluationSettings
-from understudy.evaluate.subject import Subject
 
 SETTINGS = EvaluationSettings()
 LABELS = np.arange(40) % 4
@@ -17,30 +17,30 @@ LABELS = np.arange(40) % 4
 def pair(width=6, aligned=True, **teacher):
     """A student that is the teacher with noise on the test images, and looks elsewhere on the training images."""
     generator = np.random.default_rng(0)
-    centres = generator.normal(size=(4, 6))
-    bank = (centres[LABELS] + generator.normal(size=(40, 6))).astype(np.float32)
-    queries = (centres[LABELS[:30]] + generator.normal(size=(30, 6))).astype(np.float32)[:, :width]
+    centers = generator.normal(size=(4, 6))
+    bank = (centers[LABELS] + generator.normal(size=(40, 6))).astype(np.float32)
+    queries = (centers[LABELS[:30]] + generator.normal(size=(30, 6))).astype(np.float32)[:, :width]
     common = {"test_labels": LABELS[:30], "train_labels": LABELS}
-    reference = Subject(name="teacher", **{"test": queries, "train": bank, **common, **teacher})
+    reference = EncodedSet(name="teacher", **{"test": queries, "train": bank, **common, **teacher})
     elsewhere = generator.normal(size=(40, width)).astype(np.float32)
-    return Subject(
+    return EncodedSet(
         name="student_embed", test=queries, train=elsewhere, reference=reference, aligned=aligned, **common
     )  # fmt: skip
 
 
 def test_the_vote_is_the_teacher_s_bank_asked_by_the_student():
-    subject = pair()
-    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True)
-            for rows in (subject.test.astype(np.float64), subject.reference.train.astype(np.float64))]  # fmt: skip
+    encoded_set = pair()
+    both = (encoded_set.test.astype(np.float64), encoded_set.reference.train.astype(np.float64))
+    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in both]
     cosines = unit[0] @ unit[1].T
     hits = []
-    for row, label in zip(cosines, subject.test_labels, strict=True):
+    for row, label in zip(cosines, encoded_set.test_labels, strict=True):
         nearest = np.argsort(-row)[:10]
         votes = np.bincount(LABELS[nearest], np.exp(row[nearest] / 0.07), 4)
         hits.append(votes.argmax() == label)
-    found = EVALUATIONS["asymmetric_knn"](subject, SETTINGS)
+    found = EVALUATIONS["asymmetric_knn"](encoded_set, SETTINGS)
     assert found["top1@10"] == pytest.approx(100 * np.mean(hits))
-    assert found["top1@10"] > EVALUATIONS["knn"](subject, SETTINGS)["top1@10"] + 20  # of its own, unlike, bank
+    assert found["top1@10"] > EVALUATIONS["knn"](encoded_set, SETTINGS)["top1@10"] + 20  # of its own, unlike, bank
 
 
 def test_rows_outside_the_teacher_s_space_are_not_asked():
@@ -53,5 +53,5 @@ def test_what_cannot_be_asked_is_told():
         EVALUATIONS["asymmetric_knn"](pair(width=5), SETTINGS)
     with pytest.raises(DataError, match="has no teacher"):
         EVALUATIONS["asymmetric_knn"](pair().reference, SETTINGS)
-    with pytest.raises(DataError, match="needs labelled images"):
+    with pytest.raises(DataError, match="needs labeled images"):
         EVALUATIONS["asymmetric_knn"](pair(train=None), SETTINGS)

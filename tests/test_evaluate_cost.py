@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from understudy.errors import DataError
-from understudy.evaluate.cost import cost, file_bytes, peak_bytes
+from understudy.evaluate.encoded_set import Embedding, EncodedSet
+from understudy.evaluate.protocols.cost import cost, file_bytes, peak_bytes
 from understudy.evaluate.settings import EvaluationSettings
-from understudy.evaluate.subject import Embedding, Subject
 from understudy.models.student import build_student
 from understudy.models.teacher import build_teacher
 
@@ -18,7 +18,7 @@ from understudy.models.teacher import build_teacher
 def test_a_student_and_its_embedding() -> None:
     student = build_student("small:resnet8", 32, head="linear").eval()
     figures = {
-        name: cost(Subject(name, np.empty((0, 0)), encoder=encoder), EvaluationSettings(batch_size=4))
+        name: cost(EncodedSet(name, np.empty((0, 0)), encoder=encoder), EvaluationSettings(batch_size=4))
         for name, encoder in (("student", student), ("student_embed", Embedding(student)))
     }
     head = 64 * 32
@@ -54,11 +54,11 @@ def test_peak_memory_by_hand() -> None:
 def test_an_onnx_file_and_no_network(shared: Path) -> None:
     file = shared / "weights" / "resnet56_cifar10.onnx"
     figures = cost(
-        Subject("teacher", np.empty((0, 0)), encoder=build_teacher(f"onnx:{file}")), EvaluationSettings(batch_size=2)
+        EncodedSet("teacher", np.empty((0, 0)), encoder=build_teacher(f"onnx:{file}")), EvaluationSettings(batch_size=2)
     )
     assert figures["file_mb"] == pytest.approx(file.stat().st_size / 1e6)
     assert figures["parameters"] == pytest.approx(850_000, rel=0.03)  # He et al.'s table: 0.85 M
     assert figures["flops"] == pytest.approx(125e6, rel=0.03)
     assert "ONNX" in figures["note"]
     with pytest.raises(DataError, match="only features"):
-        cost(Subject("student", np.eye(3)), EvaluationSettings())
+        cost(EncodedSet("student", np.eye(3)), EvaluationSettings())

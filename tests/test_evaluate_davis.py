@@ -11,12 +11,12 @@ from PIL import Image
 from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 
-from understudy.data.targets import open_target
 from understudy.errors import DataError
 from understudy.evaluate import davis as module
-from understudy.evaluate.davis import _size, boundary_measure, carry, jaccard, outline
+from understudy.evaluate.datasets.layouts import open_target
+from understudy.evaluate.encoded_set import EncodedSet, Figures, Progress
+from understudy.evaluate.protocols.davis import _size, boundary_measure, carry, jaccard, outline
 from understudy.evaluate.settings import EvaluationSettings
-from understudy.evaluate.subject import Figures, Progress, Subject
 from understudy.models.backbones import Backbone
 from understudy.models.contract import Contract
 from understudy.models.teacher import Teacher
@@ -107,8 +107,8 @@ def test_frames_are_480_by_multiples_of_64() -> None:
     assert (height, width) == (448, 840) and height % 14 == width % 14 == 0
 
 
-class Colours(nn.Module):
-    """Features are colours: the mean of each 4 x 4 pixels, centred."""
+class Colors(nn.Module):
+    """Features are colors: the mean of each 4 x 4 pixels, centered."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ def sequence(root: Path, name: str, frames: int = 5, void: bool = False) -> None
             numbers[top : top + 16, left : left + 16] = number
         if void:
             numbers[-4:] = 255
-        # PNG inside, so that colours are exact; the official name all the same.
+        # PNG inside, so that colors are exact; the official name all the same.
         Image.fromarray(picture).save(root / "JPEGImages" / "480p" / name / f"{t:05d}.jpg", format="png")
         Image.fromarray(numbers).save(root / "Annotations" / "480p" / name / f"{t:05d}.png")
 
@@ -153,24 +153,24 @@ CONTRACT = Contract(32, mean=(0.3, 0.3, 0.3), std=(0.5, 0.5, 0.5), interpolation
 
 
 def davis(network: nn.Module, root: Path, progress: Progress | None = None) -> Figures:
-    teacher = Teacher(Backbone(network, 3, CONTRACT, "colours", "colours", "by hand", True, "1"))
+    teacher = Teacher(Backbone(network, 3, CONTRACT, "colors", "colors", "by hand", True, "1"))
     target = open_target(f"davis={root}")
-    subject = Subject("teacher", np.empty((0, 0), np.float32), encoder=teacher, target=target, progress=progress)
-    return module.davis(subject, EvaluationSettings())
+    encoded_set = EncodedSet("teacher", np.empty((0, 0), np.float32), encoder=teacher, target=target, progress=progress)
+    return module.davis(encoded_set, EvaluationSettings())
 
 
-def test_what_is_told_apart_by_colour_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_told_apart_by_color_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SHORT", 64)
     official(tmp_path / "DAVIS", "bike-packing", "void")
     notes: list[str] = []
-    figures = davis(Colours(), tmp_path, lambda done, total, note: notes.append(f"{done}/{total} {note}"))
+    figures = davis(Colors(), tmp_path, lambda done, total, note: notes.append(f"{done}/{total} {note}"))
     assert (figures["objects"], figures["sequences"]) == (4, 2)
     assert figures["j"] > 90 and figures["f"] > 90
     assert figures["j_recall"] == figures["f_recall"] == 100
     assert figures["j_and_f"] == pytest.approx((figures["j"] + figures["f"]) / 2)
     assert notes == ["1/2 bike-packing", "2/2 void"]
     # Features that say nothing leave only the place: the objects move out of it.
-    blind = Colours()
+    blind = Colors()
     nn.init.zeros_(blind.grid.weight)
     nn.init.ones_(blind.grid.bias)
     assert davis(blind, tmp_path / "DAVIS")["j"] < figures["j"] - 30
@@ -178,20 +178,20 @@ def test_what_is_told_apart_by_colour_is_followed(tmp_path: Path, monkeypatch: p
 
 def test_what_is_missing_or_does_not_fit_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"2017.val.txt was expected.*https://davischallenge\.org"):
-        davis(Colours(), tmp_path)
+        davis(Colors(), tmp_path)
     root = official(tmp_path, "dogs")
     mask = root / "Annotations" / "480p" / "dogs" / "00002.png"
     Image.new("L", (64, 96)).save(mask)
     with pytest.raises(DataError, match=r"00002.png is 64 x 96 pixels, its frame 128 x 64"):
-        davis(Colours(), root)
+        davis(Colors(), root)
     mask.unlink()
     with pytest.raises(DataError, match=r"00002.png was expected.*comes from https://davischallenge"):
-        davis(Colours(), root)
+        davis(Colors(), root)
     Image.new("L", (128, 64)).save(mask)
     Image.new("L", (128, 64)).save(mask.with_name("00000.png"))
     with pytest.raises(DataError, match="The first mask of dogs .* holds no object"):
-        davis(Colours(), root)
+        davis(Colors(), root)
     for path in (root / "JPEGImages" / "480p" / "dogs").glob("0000[1-4].jpg"):
         path.unlink()
     with pytest.raises(DataError, match="dogs holds 1 frames; three at least"):
-        davis(Colours(), root)
+        davis(Colors(), root)

@@ -12,13 +12,13 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from understudy.data.objects import open_objects
-from understudy.data.targets import open_target
 from understudy.errors import DataError
 from understudy.evaluate import detection as module
-from understudy.evaluate.detection import average_precision, outline_mask
+from understudy.evaluate.datasets.layouts import open_target
+from understudy.evaluate.datasets.objects import open_objects
+from understudy.evaluate.encoded_set import EncodedSet, Figures, Progress
+from understudy.evaluate.protocols.detection import average_precision, outline_mask
 from understudy.evaluate.settings import DetectionSettings, EvaluationSettings
-from understudy.evaluate.subject import Figures, Progress, Subject
 from understudy.models import pyramid
 from understudy.models.backbones import Backbone
 from understudy.models.contract import Contract
@@ -116,7 +116,7 @@ def squares(root: Path) -> Path:
 
 
 class Oracle(nn.Module):
-    """Stands in for the detector: sees the rectangles by their colours."""
+    """Stands in for the detector: sees the rectangles by their colors."""
 
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
         (image,) = images
@@ -136,7 +136,7 @@ class Oracle(nn.Module):
 def test_what_is_seen_rightly_scores_full_marks_through_the_whole_path(tmp_path: Path) -> None:
     """Pixel to box, label to category id, mask to run lengths: any slip of convention costs AP."""
     _, test = open_objects(squares(tmp_path))
-    seen = module._detect(Oracle(), test, True, Subject("teacher", np.empty((0, 0), np.float32)))
+    seen = module._detect(Oracle(), test, True, EncodedSet("teacher", np.empty((0, 0), np.float32)))
     for kind in ("box", "mask"):
         assert average_precision(test.coco(), seen, kind)["ap"] == pytest.approx(100)
 
@@ -176,8 +176,8 @@ def detection(
     teacher = Teacher(Backbone(network, 16, Contract(32), "small", "small", "random", True, "1"))
     nothing = np.empty((0, 0), np.float32)
     target = open_target(f"coco={root}")
-    subject = Subject("teacher", nothing, encoder=teacher, target=target, folder=folder, progress=progress)
-    return module.detection(subject, EvaluationSettings(detection=settings, seed=3))
+    encoded_set = EncodedSet("teacher", nothing, encoder=teacher, target=target, folder=folder, progress=progress)
+    return module.detection(encoded_set, EvaluationSettings(detection=settings, seed=3))
 
 
 def test_a_detector_trains_and_resumes_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Fidelity: scikit-learn's trustworthiness, CKA from centred Gram matrices, and what each figure must not see."""
+"""Fidelity: scikit-learn's trustworthiness, CKA from centered Gram matrices, and what each figure must not see."""
 
 import sys
 
@@ -8,9 +8,9 @@ import pytest
 from understudy.errors import DataError, ShapeError
 from understudy.evaluate import fidelity as module
 from understudy.evaluate import geometry
-from understudy.evaluate.fidelity import fidelity, linear_cka, trustworthiness
+from understudy.evaluate.encoded_set import EncodedSet
+from understudy.evaluate.protocols.fidelity import fidelity, linear_cka, trustworthiness
 from understudy.evaluate.settings import EvaluationSettings, FidelitySettings
-from understudy.evaluate.subject import Subject
 
 INTERVALS = ("interval_level", "interval_draws", "images")
 
@@ -21,14 +21,14 @@ def two_spaces(count: int = 150, noise: float = 0.5) -> tuple[np.ndarray, np.nda
     return teacher, teacher @ generator.normal(size=(8, 5)) + noise * generator.normal(size=(count, 5))
 
 
-def compare(student: np.ndarray, teacher: np.ndarray, draws: int = 10, **facts: object) -> dict:
+def compare(student: np.ndarray, teacher: np.ndarray, draws: int = 10, **metadata: object) -> dict:
     settings = EvaluationSettings(fidelity=FidelitySettings(draws=draws))
-    return fidelity(Subject("student", student, reference=Subject("teacher", teacher), **facts), settings)  # type: ignore[arg-type]
+    return fidelity(EncodedSet("student", student, reference=EncodedSet("teacher", teacher), **metadata), settings)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("k", [1, 5, 10, 30])
 def test_trustworthiness_is_scikit_learns(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows of unit length have Euclidean neighbours (theirs in the mapped space) in cosine order (ours)."""
+    """Rows of unit length have Euclidean neighbors (theirs in the mapped space) in cosine order (ours)."""
     from sklearn.manifold import trustworthiness as oracle
 
     teacher, student = two_spaces()
@@ -43,30 +43,30 @@ def test_trustworthiness_is_scikit_learns(k: int, monkeypatch: pytest.MonkeyPatc
 def test_trustworthiness_and_continuity_by_hand() -> None:
     """Seven directions at angles 0, 10, ..., 60 degrees; the map swaps the ends, k = 1.
 
-    Mapped neighbours (ties to the lower index) of images 0..6 at places 6 1 2 3 4 5 0: the one beside each image.
+    Mapped neighbors (ties to the lower index) of images 0..6 at places 6 1 2 3 4 5 0: the one beside each image.
     """
     angles = np.deg2rad(np.arange(7) * 10.0)
     places = np.array([6, 1, 2, 3, 4, 5, 0])
     original = np.c_[np.cos(angles), np.sin(angles)]
     mapped = original[places]
-    neighbours, ranks = [], []
+    neighbors, ranks = [], []
     for image in range(7):
         others = [j for j in range(7) if j != image]
         near = min(others, key=lambda j: (abs(places[j] - places[image]), j))
-        neighbours.append(near)
+        neighbors.append(near)
         by_angle = sorted(others, key=lambda j: (abs(j - image), j))
         ranks.append(by_angle.index(near) + 1)
     # 0 now sits beside 5, which ranks 5th from it in the original; 6 beside 1, likewise.
-    assert (neighbours[0], ranks[0], neighbours[6], ranks[6]) == (5, 5, 1, 5)
+    assert (neighbors[0], ranks[0], neighbors[6], ranks[6]) == (5, 5, 1, 5)
     penalty = sum(max(0, rank - 1) for rank in ranks)
     assert trustworthiness(original, mapped, 1) == pytest.approx(1 - 2 * penalty / (7 * 1 * (14 - 3 - 1)))
 
 
-def test_cka_is_hsic_of_centred_grams(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cka_is_hsic_of_centered_grams(monkeypatch: pytest.MonkeyPatch) -> None:
     teacher, student = two_spaces()
     monkeypatch.setattr(module, "BLOCK", 37)
-    centre = np.eye(150) - 1 / 150
-    grams = [centre @ (rows @ rows.T) @ centre for rows in (teacher, student)]
+    center = np.eye(150) - 1 / 150
+    grams = [center @ (rows @ rows.T) @ center for rows in (teacher, student)]
 
     def hsic(a: np.ndarray, b: np.ndarray) -> float:
         return float(np.trace(a @ b))
@@ -135,7 +135,7 @@ def test_cosines_separate_the_two_terms_of_coss() -> None:
     assert by_row["overlap@31"] == 100.0
 
 
-def test_unrelated_spaces_share_neighbours_by_chance() -> None:
+def test_unrelated_spaces_share_neighbors_by_chance() -> None:
     generator = np.random.default_rng(4)
     figures = compare(generator.normal(size=(400, 6)), generator.normal(size=(400, 6)))
     assert figures["overlap@31"] == pytest.approx(100 * 31 / 399, abs=1.5)
@@ -156,7 +156,7 @@ def test_few_images_leave_figures_out_and_say_so() -> None:
 def test_what_cannot_be_compared_is_a_sentence() -> None:
     teacher, student = two_spaces()
     with pytest.raises(DataError, match="student has none"):
-        fidelity(Subject("student", student), EvaluationSettings())
+        fidelity(EncodedSet("student", student), EvaluationSettings())
     with pytest.raises(ShapeError, match="149 test rows, teacher has 150"):
         compare(student[:149], teacher)
     with pytest.raises(ShapeError, match="width 5, teacher 8"):

@@ -7,7 +7,7 @@ import pytest
 
 from understudy.errors import MissingDependency
 from understudy.evaluate import geometry, topology
-from understudy.evaluate.fidelity import linear_cka
+from understudy.evaluate.protocols.fidelity import linear_cka
 
 
 def two_spaces(count: int = 60, noise: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
@@ -26,16 +26,18 @@ def test_distances_are_scipys() -> None:
 def test_distance_correlation_as_its_definition_reads() -> None:
     """Definition 4 by loops: A_kl = a_kl - row mean - column mean + mean; dCor^2 = sum AB / sqrt(sum AA sum BB)."""
     matrices = [geometry.distances(rows) for rows in two_spaces(20)]
-    centred = []
+    centered = []
     for a in matrices:
         n = len(a)
         mean = sum(a[k, m] for k in range(n) for m in range(n)) / n**2
-        centred.append([[a[k, m] - sum(a[k]) / n - sum(a[:, m]) / n + mean for m in range(n)] for k in range(n)])
+        centered.append([[a[k, m] - sum(a[k]) / n - sum(a[:, m]) / n + mean for m in range(n)] for k in range(n)])
 
     def product(one: list, two: list) -> float:
         return sum(x * y for line, other in zip(one, two, strict=True) for x, y in zip(line, other, strict=True))
 
-    expected = np.sqrt(product(*centred) / np.sqrt(product(centred[0], centred[0]) * product(centred[1], centred[1])))
+    expected = np.sqrt(
+        product(*centered) / np.sqrt(product(centered[0], centered[0]) * product(centered[1], centered[1]))
+    )
     assert geometry.distance_correlation(*matrices) == pytest.approx(expected, abs=1e-12)
     assert geometry.distance_correlation(matrices[0], 3 * matrices[0]) == pytest.approx(1)
     assert geometry.distance_correlation(matrices[0], np.zeros((20, 20))) == 0
@@ -101,7 +103,7 @@ def test_topology_sees_one_loop_and_no_rotation() -> None:
     angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     circle = np.c_[np.cos(angles), np.sin(angles)]
     components, loops = topology.diagrams(geometry.distances(circle))
-    # By hand: neighbours on the circle are 2 sin(pi / 24) apart; 23 merges. The loop opens there, too.
+    # By hand: neighbors on the circle are 2 sin(pi / 24) apart; 23 merges. The loop opens there, too.
     assert np.allclose(components, [[0, 2 * np.sin(np.pi / 24)]] * 23)
     [[birth, death]] = loops[loops[:, 1] - loops[:, 0] > 1e-9]
     assert birth == pytest.approx(2 * np.sin(np.pi / 24))

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from understudy.errors import ConfigError, DataError
-from understudy.evaluate.linear import (
+from understudy.evaluate.encoded_set import EncodedSet
+from understudy.evaluate.protocols.linear import (
     L2_VALUES,
     LogisticPath,
     average_precision_11,
@@ -17,19 +18,18 @@ from understudy.evaluate.linear import (
     validation_split,
 )
 from understudy.evaluate.settings import EvaluationSettings
-from understudy.evaluate.subject import Subject
 
 SETTINGS = EvaluationSettings()
 
 
 def features(count: int, width: int, classes: int, seed: int = 0, gap: float = 0.6) -> tuple[np.ndarray, np.ndarray]:
-    """Like pooled activations: positive, far from centred, widths of very different size, correlated."""
+    """Like pooled activations: positive, far from centered, widths of very different size, correlated."""
     fixed, generator = np.random.default_rng(7), np.random.default_rng(seed)
     sizes = np.geomspace(2, 0.05, width)
     turn = np.linalg.qr(fixed.normal(size=(width, width)))[0]
-    centres = gap * fixed.normal(size=(classes, width)) * sizes
+    centers = gap * fixed.normal(size=(classes, width)) * sizes
     labels = generator.integers(0, classes, count)
-    rows = (centres[labels] + generator.normal(size=(count, width)) * sizes) @ turn
+    rows = (centers[labels] + generator.normal(size=(count, width)) * sizes) @ turn
     return np.maximum(rows + 1, 0), labels
 
 
@@ -83,7 +83,7 @@ def test_two_classes_by_hand() -> None:
 
 
 def test_offset_rotation_and_dead_dimensions_change_nothing() -> None:
-    """The bias is free and the penalty round, so centring and principal axes inside the solver are exact."""
+    """The bias is free and the penalty round, so centering and principal axes inside the solver are exact."""
     rows, labels = features(150, 8, 3)
     turn = np.linalg.qr(np.random.default_rng(5).normal(size=(8, 8)))[0]
     other = np.c_[(rows + 50.0) @ turn, np.full(150, 3.0), np.zeros(150)]
@@ -105,7 +105,7 @@ def test_protocol_against_scikit_learn() -> None:
 
     rows, labels = features(240, 6, 7)
     test_rows, test_labels = features(150, 6, 7, seed=1)
-    figures = linear(Subject("student", test_rows, rows, test_labels, labels), SETTINGS)
+    figures = linear(EncodedSet("student", test_rows, rows, test_labels, labels), SETTINGS)
     held_out = validation_split(labels, SETTINGS.seed)
     fit_rows, fit_labels = rows[~held_out], labels[~held_out]
     scores = []
@@ -130,7 +130,7 @@ def test_mean_class_weighs_classes_alike() -> None:
     """Class 5 has no training images, so its one test image is missed; ids need not be dense."""
     train, labels = np.array([[-1.0], [1.0]] * 20), np.array([2, 9] * 20)
     test, test_labels = np.array([[-1.0]] * 8 + [[1.0], [1.0]]), np.array([2] * 8 + [9, 5])
-    figures = linear(Subject("student", test, train, test_labels, labels), SETTINGS)
+    figures = linear(EncodedSet("student", test, train, test_labels, labels), SETTINGS)
     assert figures["top1"] == pytest.approx(90.0)
     assert figures["mean_class"] == pytest.approx(100 * 2 / 3)
     assert figures["top5"] == pytest.approx(90.0)
@@ -160,7 +160,7 @@ def test_validation_split_takes_a_fifth_of_every_class() -> None:
 def test_what_cannot_be_fitted_is_a_sentence(labels: list[int], sentence: str) -> None:
     rows = np.random.default_rng(0).normal(size=(4, 3))
     with pytest.raises(DataError, match=sentence):
-        linear(Subject("student", rows, rows, np.array(labels), np.array(labels)), SETTINGS)
+        linear(EncodedSet("student", rows, rows, np.array(labels), np.array(labels)), SETTINGS)
 
 
 def test_blocks_from_disk_reach_the_same_optimum_within_the_budget(tmp_path: Path) -> None:

@@ -8,19 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from understudy.data.batches import NeighbourBatches
-from understudy.data.sources import Source, open_source
-from understudy.data.views import Recipe
 from understudy.errors import DataError
 from understudy.evaluate import linear_sgd as module
-from understudy.evaluate.linear_sgd import linear_sgd
+from understudy.evaluate.encoded_set import EncodedSet
+from understudy.evaluate.protocols.linear_sgd import linear_sgd
 from understudy.evaluate.settings import EvaluationSettings
-from understudy.evaluate.subject import Subject
 from understudy.models.contract import Contract
+from understudy.sources.source import Source, open_source
+from understudy.views.augmentation import Recipe
+from understudy.views.batches import NeighborBatches
 
 
 class Pooled:
-    """The digits' own 8 x 8 grey values as 64 features; remembers what it was shown."""
+    """The digits' own 8 x 8 gray values as 64 features; remembers what it was shown."""
 
     contract = Contract(32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
@@ -37,15 +37,15 @@ def pixels(source: Source) -> Tensor:
     return Pooled.contract.prepare(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255)
 
 
-def subject(encoder: Pooled, train: int = 300, test: int = 100, **facts: object) -> Subject:
+def encoded_set(encoder: Pooled, train: int = 300, test: int = 100, **metadata: object) -> EncodedSet:
     sources = open_source("digits:train").subset(np.arange(train)), open_source("digits:test").subset(np.arange(test))
     features = [Pooled().features(pixels(source)).numpy() for source in sources]
     labels = [source.labels for source in sources]
     assert labels[0] is not None
     assert labels[1] is not None
-    return Subject(
+    return EncodedSet(
         "student", features[1], features[0], labels[1], labels[0], encoder=encoder, train_source=sources[0],
-        test_source=sources[1], workers=0, **facts,  # type: ignore[arg-type]
+        test_source=sources[1], workers=0, **metadata,  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -54,13 +54,13 @@ def test_steps_are_momentum_sgd_with_two_drops(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(module, "RECIPE", Recipe("none", scale=None, flip=0.0))
     monkeypatch.setattr(module, "BATCH", 64)
     notes: list[str] = []
-    given = subject(Pooled(), progress=lambda done, total, note: notes.append(note))
+    given = encoded_set(Pooled(), progress=lambda done, total, note: notes.append(note))
     figures = linear_sgd(given, EvaluationSettings(sgd_epochs=10, sgd_lr=0.5, seed=3))
 
     rows, truth = np.asarray(given.train, np.float64), np.asarray(given.train_labels)
     weight = torch.empty(10, 64).normal_(std=0.01, generator=torch.Generator().manual_seed(3)).double().numpy()
     bias, speed_w, speed_b = np.zeros(10), np.zeros((10, 64)), np.zeros(10)
-    batches, losses, scores, step = NeighbourBatches(300, 64, seed=3), [], [], 0
+    batches, losses, scores, step = NeighborBatches(300, 64, seed=3), [], [], 0
     for epoch in range(10):
         rate = 0.5 * (1 if epoch < 6 else 0.1 if epoch < 8 else 0.01)
         of_epoch = []
@@ -96,7 +96,7 @@ def test_steps_are_momentum_sgd_with_two_drops(monkeypatch: pytest.MonkeyPatch) 
 
 def test_augmented_images_pass_the_frozen_encoder_once_per_epoch() -> None:
     encoder = Pooled()
-    figures = linear_sgd(subject(encoder), EvaluationSettings(sgd_epochs=3, sgd_lr=0.3))
+    figures = linear_sgd(encoded_set(encoder), EvaluationSettings(sgd_epochs=3, sgd_lr=0.3))
     images = torch.cat(encoder.seen)
     assert 900 <= len(images) < 900 + 256  # the last batch is a whole one
     assert not any(batch.requires_grad for batch in encoder.seen)
@@ -106,12 +106,12 @@ def test_augmented_images_pass_the_frozen_encoder_once_per_epoch() -> None:
     assert len(views) > 0.99 * len(images)
     assert len(views & plain) < 0.01 * len(images)
     assert figures["top1"] >= figures["top1_last"]
-    assert figures == linear_sgd(subject(Pooled()), EvaluationSettings(sgd_epochs=3, sgd_lr=0.3))  # seeded
-    assert figures != linear_sgd(subject(Pooled()), EvaluationSettings(sgd_epochs=3, sgd_lr=0.3, seed=1))
+    assert figures == linear_sgd(encoded_set(Pooled()), EvaluationSettings(sgd_epochs=3, sgd_lr=0.3))  # seeded
+    assert figures != linear_sgd(encoded_set(Pooled()), EvaluationSettings(sgd_epochs=3, sgd_lr=0.3, seed=1))
 
 
 def test_shuffled_labels_leave_chance() -> None:
-    given = subject(Pooled(), test=200)
+    given = encoded_set(Pooled(), test=200)
     shuffled = np.random.default_rng(0).permutation(given.train_labels)
     assert (
         linear_sgd(replace(given, train_labels=shuffled), EvaluationSettings(sgd_epochs=3, sgd_lr=0.3))["top1_last"]
@@ -120,8 +120,8 @@ def test_shuffled_labels_leave_chance() -> None:
 
 
 def test_what_cannot_be_trained_is_a_sentence() -> None:
-    given = subject(Pooled(), train=40, test=20)
-    features_only = Subject("student", given.test, given.train, given.test_labels, given.train_labels)
+    given = encoded_set(Pooled(), train=40, test=20)
+    features_only = EncodedSet("student", given.test, given.train, given.test_labels, given.train_labels)
     with pytest.raises(DataError, match="there are only features"):
         linear_sgd(features_only, EvaluationSettings())
     with pytest.raises(DataError, match=r"diverged in epoch [12] \(loss (nan|inf)\).*learning rate 1e\+38"):

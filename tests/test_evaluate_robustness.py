@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from understudy.data.corruptions import (
+from understudy.errors import ConfigError, DataError
+from understudy.evaluate.datasets.corruptions import (
     CORRUPTIONS,
     LARGE_STRENGTHS,
     SMALL_STRENGTHS,
@@ -15,26 +16,25 @@ from understudy.data.corruptions import (
     corrupt,
     frost_photographs,
 )
-from understudy.data.shifted import CIFAR10_CLASSES, imagenet_wnids, numbered_as
-from understudy.data.sources import Source, open_source
-from understudy.data.targets import has_halves, open_target
-from understudy.errors import ConfigError, DataError
-from understudy.evaluate.linear import linear, main_classifier
-from understudy.evaluate.robustness import ALEXNET_ERROR, robustness, summary
+from understudy.evaluate.datasets.layouts import has_halves, open_target
+from understudy.evaluate.datasets.shifted import CIFAR10_CLASSES, imagenet_wnids, numbered_as
+from understudy.evaluate.encoded_set import EncodedSet
+from understudy.evaluate.protocols.linear import linear, main_classifier
+from understudy.evaluate.protocols.robustness import ALEXNET_ERROR, robustness, summary
 from understudy.evaluate.settings import EvaluationSettings, RobustnessSettings
-from understudy.evaluate.subject import Subject
 from understudy.models.contract import Contract
+from understudy.sources.source import Source, open_source
 
 SETTINGS = EvaluationSettings()
 
 
 @pytest.fixture
 def two_l2_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("understudy.evaluate.linear.L2_VALUES", (1.0, 0.01))
+    monkeypatch.setattr("understudy.evaluate.protocols.linear.L2_VALUES", (1.0, 0.01))
 
 
 def photograph(size: int = 96, seed: int = 0) -> np.ndarray:
-    """Something with edges, colours and fine grain."""
+    """Something with edges, colors and fine grain."""
     generator = np.random.default_rng(seed)
     y, x = np.mgrid[:size, :size] / size
     base = np.stack([0.5 + 0.4 * np.sin(9 * x), (x > y) * 0.8, 0.3 + 0.5 * y], axis=2)
@@ -58,16 +58,16 @@ def test_each_is_repeatable_and_stronger_with_severity(name: str, size: int) -> 
 
 
 def test_noise_has_the_strength_it_is_defined_by() -> None:
-    grey = np.full((128, 128, 3), 128, np.uint8)
+    gray = np.full((128, 128, 3), 128, np.uint8)
     level = 128 / 255
     for severity in (1, 3):
-        noisy = corrupt(grey, "gaussian_noise", severity, 0) / 255
+        noisy = corrupt(gray, "gaussian_noise", severity, 0) / 255
         assert noisy.std() == pytest.approx(LARGE_STRENGTHS["gaussian_noise"][severity - 1], rel=0.05)
         photons = LARGE_STRENGTHS["shot_noise"][severity - 1]
-        shot = corrupt(grey, "shot_noise", severity, 0) / 255
+        shot = corrupt(gray, "shot_noise", severity, 0) / 255
         assert shot.mean() == pytest.approx(level, abs=0.02)
         assert shot.std() == pytest.approx(np.sqrt(level / photons), rel=0.08)
-        hit = corrupt(grey, "impulse_noise", severity, 0)
+        hit = corrupt(gray, "impulse_noise", severity, 0)
         assert (hit != 128).mean() == pytest.approx(LARGE_STRENGTHS["impulse_noise"][severity - 1], rel=0.1)
         assert (hit == 255).sum() == pytest.approx((hit == 0).sum(), rel=0.1)
 
@@ -102,7 +102,7 @@ def test_the_plain_ones_by_hand() -> None:
 
 
 def test_glass_only_moves_pixels_near() -> None:
-    """With hardly any blur (CIFAR's first strength) the colours are those that were there, nearly all of them near."""
+    """With hardly any blur (CIFAR's first strength) the colors are those that were there, nearly all of them near."""
     image = np.zeros((32, 32, 3), np.uint8)
     image[:, :16] = 200
     found = corrupt(image, "glass_blur", 1, 3)
@@ -134,22 +134,22 @@ def test_means_by_hand() -> None:
     AlexNet's errors are means over five severities, and contrast has but one.
     """
     fog = {("fog", severity): accuracy for severity, accuracy in enumerate((80.0, 60.0, 70.0, 70.0, 70.0), 1)}
-    found = summary({**fog, ("contrast", 1): 50.0, ("speckle_noise", 1): 0.0}, normalise=True)
+    found = summary({**fog, ("contrast", 1): 50.0, ("speckle_noise", 1): 0.0}, normalize=True)
     assert (found["fog"], found["contrast"], found["speckle_noise"]) == (70, 50, 0)
     assert found["mean_error"] == pytest.approx(40)
     assert (found["severity_1"], found["severity_2"]) == (65, 60)
     assert found["mce"] == pytest.approx(30 / 0.819324)
     assert found["note"].startswith("Means are over 2 of 15 corruptions; missing: gaussian_noise")
     assert found["note"].endswith("The mCE is over 1 corruptions: of the others some severities are missing.")
-    assert "mce" not in summary({("contrast", 1): 50.0}, normalise=True)
+    assert "mce" not in summary({("contrast", 1): 50.0}, normalize=True)
     both = {(name, s): float(50 + s) for name in ("fog", "contrast") for s in range(1, 6)}
-    assert summary(both, normalise=True)["mce"] == pytest.approx((47 / 0.819324 + 47 / 0.853204) / 2)
+    assert summary(both, normalize=True)["mce"] == pytest.approx((47 / 0.819324 + 47 / 0.853204) / 2)
     alexnet = {(name, s): 100 - 100 * error for name, error in ALEXNET_ERROR.items() for s in range(1, 6)}
-    assert summary(alexnet, normalise=True)["mce"] == pytest.approx(100)  # by definition
+    assert summary(alexnet, normalize=True)["mce"] == pytest.approx(100)  # by definition
 
 
-class Colours:
-    """An encoder whose features are the mean colours of four quarters."""
+class Colors:
+    """An encoder whose features are the mean colors of four quarters."""
 
     contract = Contract(32, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
@@ -157,7 +157,7 @@ class Colours:
         return torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
 
 
-def coloured(folder: Path, classes: int, each: int, seed: int) -> Source:
+def colored(folder: Path, classes: int, each: int, seed: int) -> Source:
     generator = np.random.default_rng(seed)
     for number in range(classes):
         (folder / f"n{number:08d}").mkdir(parents=True)
@@ -170,56 +170,59 @@ def coloured(folder: Path, classes: int, each: int, seed: int) -> Source:
 
 def as_rows(source: Source) -> np.ndarray:
     pixels = torch.stack([torch.from_numpy(np.array(source.read(i))).permute(2, 0, 1) for i in range(len(source))])
-    return Colours().features(pixels.float() / 255).numpy()
+    return Colors().features(pixels.float() / 255).numpy()
 
 
-def main_subject(tmp_path: Path) -> Subject:
-    train, test = coloured(tmp_path / "train", 5, 12, 0), coloured(tmp_path / "test", 5, 6, 1)
-    return Subject(
+def main_subject(tmp_path: Path) -> EncodedSet:
+    train, test = colored(tmp_path / "train", 5, 12, 0), colored(tmp_path / "test", 5, 6, 1)
+    return EncodedSet(
         "student", as_rows(test), as_rows(train), test.labels, train.labels, tuple(train.class_names or ()),
-        encoder=Colours(), train_source=train, test_source=test, workers=0,
+        encoder=Colors(), train_source=train, test_source=test, workers=0,
     )  # fmt: skip
 
 
 @pytest.mark.usefixtures("two_l2_values")
 def test_corruptions_made_on_the_fly(tmp_path: Path) -> None:
-    subject = main_subject(tmp_path)
+    encoded_set = main_subject(tmp_path)
     settings = EvaluationSettings(robustness=RobustnessSettings(severities=(1, 5), images=20), batch_size=16)
-    figures = robustness(subject, settings)
+    figures = robustness(encoded_set, settings)
     assert figures["clean"] == 100
     assert figures["images"] == 20
     assert "frost needs its photographs" in figures["note"]
     assert len(figures.keys() & CORRUPTIONS.keys()) == 14
-    assert figures["pixelate"] == figures["jpeg_compression"] == 100  # mean colours do not see them
+    assert figures["pixelate"] == figures["jpeg_compression"] == 100  # mean colors do not see them
     assert figures["brightness"] < 90  # which is what these features are made of
     assert figures["severity_5"] < figures["severity_1"]
     mean = np.mean([figures[name] for name in CORRUPTIONS if name != "frost"])
     assert figures["mean_error"] == pytest.approx(100 - mean)
     only = EvaluationSettings(robustness=RobustnessSettings(severities=(4,), images=20))
-    classifier, known = main_classifier(subject, only)[:2]
+    classifier, known = main_classifier(encoded_set, only)[:2]
     chosen = np.sort(np.random.default_rng(0).permutation(30)[:20])
-    assert subject.test_source is not None
-    assert subject.test_labels is not None
-    dark = CorruptedImages(subject.test_source.subset(chosen), 32, 1.0, "bilinear", "brightness", 4)
+    assert encoded_set.test_source is not None
+    assert encoded_set.test_labels is not None
+    dark = CorruptedImages(encoded_set.test_source.subset(chosen), 32, 1.0, "bilinear", "brightness", 4)
     rows = as_rows(Source("dark", dark))
-    expected = 100 * (known[classifier.scores(rows).argmax(1)] == subject.test_labels[chosen]).mean()
+    expected = 100 * (known[classifier.scores(rows).argmax(1)] == encoded_set.test_labels[chosen]).mean()
     assert 0 < expected < 100
-    assert robustness(subject, only)["brightness"] == pytest.approx(expected)
-    seen = CorruptedImages(subject.test_source, 32, 1.0, "bilinear", "fog", 2)  # type: ignore[arg-type]
+    assert robustness(encoded_set, only)["brightness"] == pytest.approx(expected)
+    seen = CorruptedImages(encoded_set.test_source, 32, 1.0, "bilinear", "fog", 2)  # type: ignore[arg-type]
     assert (np.asarray(seen.read(3)) == np.asarray(seen.read(3))).all()
     with pytest.raises(ConfigError, match="got 9"):
-        robustness(subject, EvaluationSettings(robustness=RobustnessSettings(severities=(9,))))
+        robustness(encoded_set, EvaluationSettings(robustness=RobustnessSettings(severities=(9,))))
     with pytest.raises(ConfigError, match="names none"):
-        robustness(subject, EvaluationSettings(robustness=RobustnessSettings(severities=())))
+        robustness(encoded_set, EvaluationSettings(robustness=RobustnessSettings(severities=())))
     with pytest.raises(DataError, match="only features"):
-        robustness(Subject("s", subject.test, subject.train, subject.test_labels, subject.train_labels), SETTINGS)
+        robustness(
+            EncodedSet("s", encoded_set.test, encoded_set.train, encoded_set.test_labels, encoded_set.train_labels),
+            SETTINGS,
+        )
 
 
 @pytest.mark.usefixtures("two_l2_values")
 def test_some_of_the_classes_are_judged_among_themselves(tmp_path: Path) -> None:
     """ImageNet-A and -R: a subset of the wnids. Images of class 1, lightened, look like class 2, which is not there."""
     main = main_subject(tmp_path)
-    coloured(tmp_path / "shift" / "imagenet-a", 5, 4, 2)
+    colored(tmp_path / "shift" / "imagenet-a", 5, 4, 2)
     for number in (0, 2, 4):
         for file in (tmp_path / "shift" / "imagenet-a" / f"n{number:08d}").iterdir():
             file.unlink()
@@ -230,17 +233,17 @@ def test_some_of_the_classes_are_judged_among_themselves(tmp_path: Path) -> None
     labels = numbered_as(target.test, main.class_names, "imagenet-a")
     assert set(labels) == {1, 3}
     rows = as_rows(target.test) + np.where(labels == 1, 30 / 255, 0)[:, None].astype(np.float32)
-    subject = Subject(
+    encoded_set = EncodedSet(
         "student", rows, main.train, labels, main.train_labels, main.class_names, base=main, target=target,
         train_source=main.train_source, test_source=target.test,
     )  # fmt: skip
     whole = linear(main, SETTINGS)
-    figures = robustness(subject, SETTINGS)
+    figures = robustness(encoded_set, SETTINGS)
     assert whole["top1"] == 100
     assert figures["classes"] == 2
     assert figures["top1"] >= 50
     assert figures["knn"] >= 50
-    plain = Subject("student", rows, main.train, labels, main.train_labels, main.class_names)
+    plain = EncodedSet("student", rows, main.train, labels, main.train_labels, main.class_names)
     assert linear(plain, SETTINGS)["top1"] <= 50  # with class 2 to choose from, class 1 is lost
     assert "classifier" in main.kept  # fitted once, for `linear` and for every shifted set
 
@@ -249,13 +252,13 @@ def test_names_alone_are_looked_for_below_one_folder(tmp_path: Path, monkeypatch
     """As their archives unpack beside each other, and beside another set's halves."""
     monkeypatch.setenv("UNDERSTUDY_DATA", str(tmp_path))
     for archive in ("imagenetv2-top-images-format-val", "imagenetv2-threshold0.7-format-val", "sketch", "imagenet-a"):
-        coloured(tmp_path / archive, 2, 1 + len(archive) % 3, 0)
+        colored(tmp_path / archive, 2, 1 + len(archive) % 3, 0)
     for corruption in ("fog", "snow"):
-        coloured(tmp_path / "ImageNet-C" / corruption / "1", 2, 1, 0)
-    coloured(tmp_path / "train", 2, 1, 0)
-    coloured(tmp_path / "val", 2, 1, 0)
-    coloured(tmp_path / "pets" / "train", 3, 1, 0)
-    coloured(tmp_path / "pets" / "test", 3, 1, 0)
+        colored(tmp_path / "ImageNet-C" / corruption / "1", 2, 1, 0)
+    colored(tmp_path / "train", 2, 1, 0)
+    colored(tmp_path / "val", 2, 1, 0)
+    colored(tmp_path / "pets" / "train", 3, 1, 0)
+    colored(tmp_path / "pets" / "test", 3, 1, 0)
     sizes = {}
     for name in ("imagenet-v2-top", "imagenet-v2-threshold", "imagenet-sketch", "imagenet-a", "imagenet-c", "pets"):
         target = open_target(name)
@@ -280,23 +283,23 @@ def test_names_alone_are_looked_for_below_one_folder(tmp_path: Path, monkeypatch
 def test_imagenet_c_layout(tmp_path: Path) -> None:
     for corruption in ("fog", "contrast"):
         for severity in range(1, 6):
-            coloured(tmp_path / "c" / corruption / str(severity), 3, 2, severity)
+            colored(tmp_path / "c" / corruption / str(severity), 3, 2, severity)
     target = open_target(f"imagenet-c={tmp_path / 'c'}")
     assert target.test is not None
     assert target.test.class_names == [f"n{i:08d}" for i in range(3)]
     names = target.test.names.to_pylist()
     for place, name in enumerate(names):
-        assert target.facts["parts"][target.facts["part"][place]] == "/".join(name.split("/")[:2])
+        assert target.metadata["parts"][target.metadata["part"][place]] == "/".join(name.split("/")[:2])
         assert target.test.class_names[target.test.labels[place]] == name.split("/")[2]
-    train = coloured(tmp_path / "t", 3, 30, 5)
-    main = Subject(
+    train = colored(tmp_path / "t", 3, 30, 5)
+    main = EncodedSet(
         "student", as_rows(train), as_rows(train), train.labels, train.labels, tuple(train.class_names or ())
     )
-    subject = Subject(
+    encoded_set = EncodedSet(
         "student", as_rows(target.test), main.train, target.test.labels, main.train_labels, main.class_names, base=main,
         target=target, test_source=target.test,
     )  # fmt: skip
-    figures = robustness(subject, SETTINGS)
+    figures = robustness(encoded_set, SETTINGS)
     assert figures["fog"] == figures["contrast"] == 100
     assert figures["mce"] == 0
     assert figures["images"] == 60
@@ -306,10 +309,10 @@ def test_imagenet_c_layout(tmp_path: Path) -> None:
         (tmp_path / "archive" / "weather" / "c" / name).rename(tmp_path / "archive" / "weather" / name)
     (tmp_path / "archive" / "weather" / "c").rmdir()
     deeper = open_target(f"imagenet-c={tmp_path / 'archive'}")  # as the archives unpack, one folder more
-    assert list(deeper.facts["parts"]) == list(target.facts["parts"])
+    assert list(deeper.metadata["parts"]) == list(target.metadata["parts"])
     assert deeper.test is not None
     assert (deeper.test.labels == target.test.labels).all()
-    coloured(tmp_path / "bad", 2, 1, 0)
+    colored(tmp_path / "bad", 2, 1, 0)
     with pytest.raises(DataError, match="CORRUPTION/SEVERITY/CLASS/IMAGE"):
         open_target(f"imagenet-c={tmp_path / 'bad'}")
     with pytest.raises(DataError, match=r"does not exist.*zenodo"):
@@ -322,7 +325,7 @@ def test_classes_of_imagenet_by_name_number_and_part(tmp_path: Path) -> None:
     assert (len(wnids), wnids[0], wnids[217], wnids[999]) == (1000, "n01440764", "n02102040", "n15075141")
     tench, springer, zebra = wnids[0], wnids[217], "n02391049"
     for name in (tench, springer, zebra):
-        coloured(tmp_path / "r" / name, 1, 1, 0)
+        colored(tmp_path / "r" / name, 1, 1, 0)
         (tmp_path / "r" / name / "n00000000" / "0.png").rename(tmp_path / "r" / name / "0.png")
         (tmp_path / "r" / name / "n00000000").rmdir()
     source = open_source(tmp_path / "r")
@@ -357,14 +360,14 @@ def test_cifar10_c_is_judged_by_the_plain_mean(tmp_path: Path) -> None:
     target = open_target(f"cifar10-c={tmp_path}")
     assert target.test is not None
     rows = as_rows(target.test)
-    main = Subject(
+    main = EncodedSet(
         "s", rows[:100], rows[:100], target.test.labels[:100], target.test.labels[:100], tuple(CIFAR10_CLASSES)
     )
-    subject = Subject(
+    encoded_set = EncodedSet(
         "s", rows, main.train, target.test.labels, main.train_labels, main.class_names, base=main, target=target,
         test_source=target.test,
     )  # fmt: skip
-    figures = robustness(subject, SETTINGS)
+    figures = robustness(encoded_set, SETTINGS)
     assert (figures["fog"], figures["gaussian_noise"], figures["mean_error"]) == (100, 80, 10)
     assert (figures["severity_2"], figures["severity_3"]) == (100, 50)
     assert "mce" not in figures  # AlexNet's errors are those on ImageNet-C
@@ -383,7 +386,7 @@ def test_cifar10_c_layout(tmp_path: Path) -> None:
     assert len(target.test) == 60
     assert (np.asarray(target.test.read(41)) == pixels["gaussian_noise"][11]).all()
     assert target.test.labels[41] == labels[11]
-    assert target.facts["parts"][target.facts["part"][41]] == "gaussian_noise/2"
+    assert target.metadata["parts"][target.metadata["part"][41]] == "gaussian_noise/2"
     assert target.test.name(41) == "gaussian_noise.npy:11"
     np.save(tmp_path / "snow.npy", pixels["fog"][:12])
     with pytest.raises(DataError, match=r"snow.npy holds 12 images, labels.npy 30"):

@@ -1,4 +1,4 @@
-"""Segmentation: mIoU against scikit-learn, windows that cover, and a linear layer that learns colours."""
+"""Segmentation: mIoU against scikit-learn, windows that cover, and a linear layer that learns colors."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, jaccard_score, recall_score
 from torch import nn
 
-from understudy.data.masks import IGNORED, open_masks
-from understudy.data.targets import open_target
 from understudy.errors import DataError
 from understudy.evaluate import segmentation as module
-from understudy.evaluate.segmentation import confusion_matrix, mean_iou, windows
+from understudy.evaluate.datasets.layouts import open_target
+from understudy.evaluate.datasets.masks import IGNORED, open_masks
+from understudy.evaluate.encoded_set import EncodedSet, Figures
+from understudy.evaluate.protocols.segmentation import confusion_matrix, mean_iou, windows
 from understudy.evaluate.settings import EvaluationSettings, SegmentationSettings
-from understudy.evaluate.subject import Figures, Subject
 from understudy.models.backbones import Backbone
 from understudy.models.contract import Contract
 from understudy.models.dense import dense_features
@@ -28,10 +28,10 @@ from understudy.models.teacher import Teacher
 
 def segmentation(network: nn.Module, root: Path, settings: SegmentationSettings, seed: int = 0) -> Figures:
     teacher = Teacher(Backbone(network, 64, Contract(32), "small", "small", "random", True, "1"))
-    subject = Subject(
+    encoded_set = EncodedSet(
         "teacher", np.empty((0, 0), np.float32), encoder=teacher, target=open_target(f"index-masks={root}")
     )
-    return module.segmentation(subject, EvaluationSettings(segmentation=settings, seed=seed))
+    return module.segmentation(encoded_set, EvaluationSettings(segmentation=settings, seed=seed))
 
 
 def test_miou_equals_scikit_learns() -> None:
@@ -66,7 +66,7 @@ def test_windows_cover_every_pixel_and_stay_inside(height: int, width: int, side
     assert seen.min() >= 1
 
 
-def colours(root: Path, images: int = 3) -> Path:
+def colors(root: Path, images: int = 3) -> Path:
     """Red on the left and blue on the right, the border between them ignored; of several shapes."""
     for split, i in itertools.product(("train", "val"), range(images)):
         width = 40 + 10 * i
@@ -84,8 +84,8 @@ def colours(root: Path, images: int = 3) -> Path:
     return root
 
 
-def test_a_linear_layer_learns_colours_and_the_backbone_nothing(tmp_path: Path) -> None:
-    data = colours(tmp_path)
+def test_a_linear_layer_learns_colors_and_the_backbone_nothing(tmp_path: Path) -> None:
+    data = colors(tmp_path)
     torch.manual_seed(0)
     backbone = small_resnet("resnet8")
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
@@ -97,7 +97,7 @@ def test_a_linear_layer_learns_colours_and_the_backbone_nothing(tmp_path: Path) 
 
 
 def test_the_figures_are_a_function_of_the_seed(tmp_path: Path) -> None:
-    data = colours(tmp_path)
+    data = colors(tmp_path)
     torch.manual_seed(0)
     backbone = small_resnet("resnet8x0.25")
     settings = SegmentationSettings(iterations=2, batch_size=2, size=32, lr=0.01)
@@ -106,7 +106,7 @@ def test_the_figures_are_a_function_of_the_seed(tmp_path: Path) -> None:
 
 
 def test_crops_keep_image_and_mask_together(tmp_path: Path) -> None:
-    train, _ = open_masks(colours(tmp_path))
+    train, _ = open_masks(colors(tmp_path))
     crops = module._Crops(train, np.arange(60) % 3, 32, 0, Contract(32, interpolation="nearest"))
     flipped = 0
     for pixels, truth in crops:  # type: ignore[attr-defined]
@@ -129,7 +129,7 @@ def test_the_layer_sits_on_strides_16_and_32_or_on_the_last_map() -> None:
 
 
 def test_what_cannot_be_scored_is_a_sentence(tmp_path: Path) -> None:
-    data = colours(tmp_path, images=1)
+    data = colors(tmp_path, images=1)
     settings = SegmentationSettings(iterations=1, batch_size=2, size=32)
     Image.new("L", (9, 9)).save(data / "masks" / "val" / "0.png")
     with pytest.raises(DataError, match=r"0.png is 9 x 9 pixels, its image 0.png 40 x 30"):

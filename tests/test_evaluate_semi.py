@@ -7,21 +7,21 @@ import pytest
 import torch
 from PIL import Image
 
-from understudy.data.sources import open_source
 from understudy.errors import ConfigError, DataError
+from understudy.evaluate.encoded_set import Embedding, EncodedSet
 from understudy.evaluate.finetune import finetuned
-from understudy.evaluate.linear import logistic_regression
-from understudy.evaluate.semi import draw, semi
+from understudy.evaluate.protocols.linear import logistic_regression
+from understudy.evaluate.protocols.semi import draw, semi
 from understudy.evaluate.settings import EvaluationSettings, FinetuneSettings, SemiSettings
-from understudy.evaluate.subject import Embedding, Subject
 from understudy.models.student import Student, build_student
+from understudy.sources.source import open_source
 
 
 def clouds(count: int, classes: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     generator = np.random.default_rng(seed)
     labels = np.arange(count) % classes
-    centres = np.random.default_rng(9).normal(size=(classes, 6))
-    return centres[labels] + 0.8 * generator.normal(size=(count, 6)), labels
+    centers = np.random.default_rng(9).normal(size=(classes, 6))
+    return centers[labels] + 0.8 * generator.normal(size=(count, 6)), labels
 
 
 def settings(*shares: str, draws: int = 3, **others: object) -> EvaluationSettings:
@@ -45,7 +45,7 @@ def test_mean_and_deviation_over_draws() -> None:
     """One image a class: nothing to choose the l2 weight with, so it is 1; the fits by hand."""
     train, labels = clouds(400)
     test, truth = clouds(200, seed=1)
-    figures = semi(Subject("student", test, train, truth, labels), settings("1", "25%"))
+    figures = semi(EncodedSet("student", test, train, truth, labels), settings("1", "25%"))
     scores = []
     for number in range(3):
         chosen = draw("1", labels, seed=0, number=number)
@@ -56,12 +56,12 @@ def test_mean_and_deviation_over_draws() -> None:
     assert (figures["draws 1"], figures["images 1"], figures["images 25%"]) == (3, 4, 100)
     assert figures["top1 25%"] > figures["top1 1"]
     assert "top1 25% std" in figures
-    single = semi(Subject("student", test, train, truth, labels), settings("25%", draws=1))
+    single = semi(EncodedSet("student", test, train, truth, labels), settings("25%", draws=1))
     assert "top1 25% std" not in single  # one draw has no deviation
 
 
 def pictures(folder: Path, each: int, seed: int) -> Path:
-    """Two classes, told apart by which half is bright: an average colour says nothing."""
+    """Two classes, told apart by which half is bright: an average color says nothing."""
     generator = np.random.default_rng(seed)
     for number, name in enumerate(("left", "right")):
         (folder / name).mkdir(parents=True)
@@ -72,49 +72,49 @@ def pictures(folder: Path, each: int, seed: int) -> Path:
     return folder
 
 
-def photographed(tmp_path: Path) -> Subject:
+def photographed(tmp_path: Path) -> EncodedSet:
     torch.manual_seed(0)
     train, test = open_source(pictures(tmp_path / "train", 24, 0)), open_source(pictures(tmp_path / "test", 10, 1))
     student = build_student("small:resnet8x0.25", 8).eval()
     rows = np.random.default_rng(0).normal(size=(68, student.width))
-    return Subject(
+    return EncodedSet(
         "student", rows[48:], rows[:48], test.labels, train.labels, ("left", "right"), encoder=student,
         train_source=train, test_source=test, workers=0,
     )  # fmt: skip
 
 
 def test_the_published_lists(tmp_path: Path) -> None:
-    subject = photographed(tmp_path)
+    encoded_set = photographed(tmp_path)
     (tmp_path / "1percent.txt").write_text("left_3.png\nright_7.png\nright_8.png\nleft_1.png\n")
-    figures = semi(subject, settings("1%", lists=str(tmp_path)))
+    figures = semi(encoded_set, settings("1%", lists=str(tmp_path)))
     assert (figures["draws 1%"], figures["images 1%"]) == (1, 4)
     assert "top1 1% std" not in figures
     with pytest.raises(DataError, match=r"10percent.txt does not exist.*SimCLR"):
-        semi(subject, settings("10%", lists=str(tmp_path)))
+        semi(encoded_set, settings("10%", lists=str(tmp_path)))
     (tmp_path / "1percent.txt").write_text("left_3.png\nn01440764_1.JPEG\n")
     with pytest.raises(DataError, match="lists 2 images, and 1 of them are among the 48"):
-        semi(subject, settings("1%", lists=str(tmp_path)))
+        semi(encoded_set, settings("1%", lists=str(tmp_path)))
     (tmp_path / "1percent.txt").write_text("left_3.png\nleft_4.png\n")
-    with pytest.raises(DataError, match="2 labelled images are of one class"):
-        semi(subject, settings("1%", lists=str(tmp_path)))
+    with pytest.raises(DataError, match="2 labeled images are of one class"):
+        semi(encoded_set, settings("1%", lists=str(tmp_path)))
 
 
 def test_fine_tuning_learns_and_leaves_the_encoder_alone(tmp_path: Path) -> None:
-    subject = photographed(tmp_path)
-    assert isinstance(subject.encoder, Student)
-    before = {name: one.clone() for name, one in subject.encoder.state_dict().items()}
+    encoded_set = photographed(tmp_path)
+    assert isinstance(encoded_set.encoder, Student)
+    before = {name: one.clone() for name, one in encoded_set.encoder.state_dict().items()}
     chosen = EvaluationSettings(finetune=FinetuneSettings(epochs=12, lr=0.5), semi=SemiSettings(("50%",), draws=1))
-    figures = semi(subject, chosen)
+    figures = semi(encoded_set, chosen)
     # Flips make left and right alike to a network that pools: it must learn from what augmentation leaves.
     assert figures["top1 50%"] < 80  # the frozen features are noise
     assert 0 <= figures["finetuned_top1 50%"] <= 100
-    assert all((before[name] == one).all() for name, one in subject.encoder.state_dict().items())
-    assert not subject.encoder.training
-    again = semi(subject, chosen)
+    assert all((before[name] == one).all() for name, one in encoded_set.encoder.state_dict().items())
+    assert not encoded_set.encoder.training
+    again = semi(encoded_set, chosen)
     assert again["finetuned_top1 50%"] == figures["finetuned_top1 50%"]
 
 
-def test_fine_tuning_by_colour(tmp_path: Path) -> None:
+def test_fine_tuning_by_color(tmp_path: Path) -> None:
     """A task that augmentation leaves whole: bright against dark."""
     generator = np.random.default_rng(0)
     for split, each in (("train", 24), ("test", 12)):
@@ -127,13 +127,13 @@ def test_fine_tuning_by_colour(tmp_path: Path) -> None:
     torch.manual_seed(0)
     student = build_student("small:resnet8x0.25", 8).eval()
     rows = np.ones((72, student.width))
-    subject = Subject("student", rows[48:], rows[:48], test.labels, train.labels, encoder=student,
+    encoded_set = EncodedSet("student", rows[48:], rows[:48], test.labels, train.labels, encoder=student,
                       train_source=train, test_source=test, workers=0)  # fmt: skip
-    figures = finetuned(subject, EvaluationSettings(finetune=FinetuneSettings(epochs=15, lr=0.1)))
+    figures = finetuned(encoded_set, EvaluationSettings(finetune=FinetuneSettings(epochs=15, lr=0.1)))
     assert figures["finetuned_top1"] > 90
     assert figures["finetuned_mean_class"] == figures["finetuned_top1"]  # as many test images of each
     with pytest.raises(DataError, match="only features"):
-        finetuned(Subject("s", rows[48:], rows[:48], test.labels, train.labels), EvaluationSettings())
-    embedding = Subject("student_embed", rows[48:], rows[:48], test.labels, train.labels, encoder=Embedding(student),
+        finetuned(EncodedSet("s", rows[48:], rows[:48], test.labels, train.labels), EvaluationSettings())
+    embedding = EncodedSet("student_embed", rows[48:], rows[:48], test.labels, train.labels, encoder=Embedding(student),
                         train_source=train, test_source=test, workers=0)  # fmt: skip
     assert "frozen" in finetuned(embedding, EvaluationSettings())["note"]

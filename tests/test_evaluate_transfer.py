@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from understudy.data.labelled import LABELLED, VOC_CLASSES
-from understudy.data.target import Target
-from understudy.data.targets import LAYOUTS, kind_of, open_target
 from understudy.errors import DataError
-from understudy.evaluate.linear import linear
+from understudy.evaluate.datasets.dataset import Target
+from understudy.evaluate.datasets.labeled import LABELED, VOC_CLASSES
+from understudy.evaluate.datasets.layouts import LAYOUTS, kind_of, open_target
+from understudy.evaluate.encoded_set import EncodedSet
+from understudy.evaluate.protocols.linear import linear
+from understudy.evaluate.protocols.transfer import transfer
 from understudy.evaluate.settings import EvaluationSettings, FinetuneSettings
-from understudy.evaluate.subject import Subject
-from understudy.evaluate.transfer import transfer
 
 SETTINGS = EvaluationSettings()
 MEAN_CLASS = {"caltech101", "pets", "flowers102", "aircraft"}
@@ -21,7 +21,7 @@ MEAN_CLASS = {"caltech101", "pets", "flowers102", "aircraft"}
 
 @pytest.fixture
 def few_l2_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("understudy.evaluate.linear.L2_VALUES", (100.0, 1.0, 0.01, 0.0001))
+    monkeypatch.setattr("understudy.evaluate.protocols.linear.L2_VALUES", (100.0, 1.0, 0.01, 0.0001))
 
 
 def picture(path: Path, shade: int = 0) -> None:
@@ -37,7 +37,7 @@ def text(path: Path, *lines: str) -> None:
 def opened(name: str, folder: Path) -> tuple[Target, list[str], list[str]]:
     """The target, and the class name of each training and test image."""
     target = open_target(f"{name}={folder}")
-    assert target.kind == "labelled"
+    assert target.kind == "labeled"
     halves = []
     for source in (target.train, target.test):
         assert source is not None
@@ -49,10 +49,10 @@ def opened(name: str, folder: Path) -> tuple[Target, list[str], list[str]]:
 
 
 def test_every_missing_set_names_the_path_and_its_home(tmp_path: Path) -> None:
-    for name in LABELLED:
+    for name in LABELED:
         with pytest.raises(DataError, match=rf"{tmp_path}.* does not exist.*had at http"):
             open_target(f"{name}={tmp_path}")
-    assert kind_of("pets") == "labelled"
+    assert kind_of("pets") == "labeled"
     assert {"cifar10", "imagenet-r", "roxford5k", "coco"} <= LAYOUTS.keys()
 
 
@@ -62,7 +62,7 @@ def test_a_set_as_class_folders_keeps_its_convention(tmp_path: Path) -> None:
             for i in range(count):
                 picture(tmp_path / split / name / f"{i}.png", i)
     target, train, test = opened("pets", tmp_path)
-    assert target.facts["metric"] == "mean_class"
+    assert target.metadata["metric"] == "mean_class"
     assert (len(train), len(test)) == (8, 4)
 
 
@@ -76,8 +76,8 @@ def test_dtd(tmp_path: Path) -> None:
         target, train, test = opened("dtd", given)
         assert train == ["dotted", "woven", "dotted", "woven"]
         assert test == ["dotted", "woven"]
-        assert target.facts["validation"].tolist() == [2, 3]
-        assert target.facts["metric"] == "top1"
+        assert target.metadata["validation"].tolist() == [2, 3]
+        assert target.metadata["metric"] == "top1"
 
 
 def test_pets(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_pets(tmp_path: Path) -> None:
             picture(root / "images" / f"{one}.jpg")
     target, train, test = opened("pets", tmp_path)
     assert (train, test) == (["Abyssinian", "Beagle"], ["Abyssinian", "Beagle"])
-    assert "validation" not in target.facts
+    assert "validation" not in target.metadata
 
 
 def test_food101(tmp_path: Path) -> None:
@@ -118,8 +118,8 @@ def test_aircraft_has_three_splits(tmp_path: Path) -> None:
             picture(data / "images" / f"{number}{i}.jpg")
     target, train, test = opened("aircraft", tmp_path)
     assert (train, test) == (["707-320", "A380", "A380"], ["A380"])
-    assert target.facts["validation"].tolist() == [2]
-    assert target.facts["metric"] == "mean_class"
+    assert target.metadata["validation"].tolist() == [2]
+    assert target.metadata["metric"] == "mean_class"
 
 
 def test_caltech101_draws_thirty_a_class_once_for_all(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_eurosat(tmp_path: Path) -> None:
             picture(tmp_path / "eurosat" / "2750" / name / f"{name}_{i}.jpg", i)
     target, train, test = opened("eurosat", tmp_path)
     assert (train.count("Forest"), test.count("River")) == (8, 2)
-    assert "drawn here" in target.facts["split"]
+    assert "drawn here" in target.metadata["split"]
 
 
 def test_sun397(tmp_path: Path) -> None:
@@ -195,25 +195,30 @@ def test_voc2007_marks_and_mean_average_precision(tmp_path: Path) -> None:
     target = voc(tmp_path)
     assert target.train is not None
     assert target.test is not None
-    marks = target.facts["train_marks"]
+    marks = target.metadata["train_marks"]
     assert marks.shape == (60, 20)
     assert marks[5].tolist()[:6] == [-1, 1, 1, -1, -1, 0]  # 5 % 4 = 1, 5 % 3 = 2, and class 5 difficult
     generator = np.random.default_rng(0)
-    truth = [target.facts["train_marks"], target.facts["test_marks"]]
+    truth = [target.metadata["train_marks"], target.metadata["test_marks"]]
     rows = [(one[:, :4] > 0) + 0.3 * generator.normal(size=(len(one), 4)) for one in truth]
-    subject = Subject("student", rows[1], rows[0], target=target, train_source=target.train, test_source=target.test)
-    figures = transfer(subject, SETTINGS)
+    encoded_set = EncodedSet(
+        "student", rows[1], rows[0], target=target, train_source=target.train, test_source=target.test
+    )
+    figures = transfer(encoded_set, SETTINGS)
     assert 85 < figures["map11"] <= 100
     assert figures["validation"] > 85
     assert "4 of 20 classes" in figures["note"]
     noise = [generator.normal(size=one.shape) for one in rows]
-    random = Subject("student", noise[1], noise[0], target=target, train_source=target.train, test_source=target.test)
+    random = EncodedSet(
+        "student", noise[1], noise[0], target=target, train_source=target.train, test_source=target.test
+    )
     assert transfer(random, SETTINGS)["map11"] < 70
     broken = rows[1].copy()
     broken[2] = np.nan
     with pytest.raises(DataError, match="1 of 30 rows"):
         transfer(
-            Subject("s", broken, rows[0], target=target, train_source=target.train, test_source=target.test), SETTINGS
+            EncodedSet("s", broken, rows[0], target=target, train_source=target.train, test_source=target.test),
+            SETTINGS,
         )
     (tmp_path / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main" / "cat_val.txt").unlink()
     with pytest.raises(DataError, match=r"cat_val.txt does not exist.*robots.ox.ac.uk"):
@@ -231,18 +236,18 @@ def test_the_convention_decides_the_figure_and_the_choice(tmp_path: Path) -> Non
     assert target.train is not None
     assert target.test is not None
     generator = np.random.default_rng(0)
-    centres = generator.normal(size=(3, 5))
-    rows = [centres[one.labels] + 1.2 * generator.normal(size=(len(one), 5)) for one in (target.train, target.test)]
+    centers = generator.normal(size=(3, 5))
+    rows = [centers[one.labels] + 1.2 * generator.normal(size=(len(one), 5)) for one in (target.train, target.test)]
     sources = {"train_source": target.train, "test_source": target.test}
-    plain = Subject("student", rows[1], rows[0], target.test.labels, target.train.labels, **sources)
-    judged = Subject("student", rows[1], rows[0], target.test.labels, target.train.labels, target=target, **sources)
+    plain = EncodedSet("student", rows[1], rows[0], target.test.labels, target.train.labels, **sources)
+    judged = EncodedSet("student", rows[1], rows[0], target.test.labels, target.train.labels, target=target, **sources)
     figures, top1 = transfer(judged, SETTINGS), transfer(plain, SETTINGS)
     assert next(iter(figures)) == "mean_class"
     assert next(iter(top1)) == "top1"
     assert figures["mean_class"] != figures["top1"]
     assert top1 == {**linear(plain, SETTINGS)}  # one protocol, the same split, the same optimum
-    own = Target("x", "labelled", "", target.train, target.test, facts={"validation": np.arange(0, 60, 3)})
-    other = Subject("student", rows[1], rows[0], target.test.labels, target.train.labels, target=own, **sources)
+    own = Target("x", "labeled", "", target.train, target.test, metadata={"validation": np.arange(0, 60, 3)})
+    other = EncodedSet("student", rows[1], rows[0], target.test.labels, target.train.labels, target=own, **sources)
     assert transfer(other, SETTINGS)["validation"] != top1["validation"]
     with pytest.raises(DataError, match="only features"):
         transfer(plain, EvaluationSettings(finetune=FinetuneSettings(epochs=1)))

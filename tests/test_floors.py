@@ -15,11 +15,12 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "understudy"
 # Design section 1. `errors` is the basement under floor 0; `demo`, `compare` and `plan` stand on `pipeline`.
 FLOORS = (
     {"errors"},
-    {"config", "artifacts", "hardware"},
-    {"losses", "models", "data", "neighbours"},
+    {"settings", "artifacts", "hardware", "philox"},
+    {"sources"},
+    {"losses", "models", "views", "neighbors"},
     {"embed"},
     {"train", "evaluate", "report"},
-    {"recipe"},
+    {"recipes"},
     {"pipeline", "doctor", "citation"},
     {"demo", "compare", "plan"},
     {"cli", "__init__"},
@@ -32,8 +33,8 @@ TORCH_FREE = [
     name
     for name in (".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in SOURCES)
     if name
-    in {"cli", "config", "errors", "artifacts", "doctor", "citation", "pipeline", "recipe", "demo", "compare", "plan"}
-    or name in {"data.sources", "data.decode", "neighbours.search", "neighbours.graph"}
+    in {"cli", "settings", "errors", "artifacts", "doctor", "citation", "pipeline", "recipes", "demo", "compare", "plan"}
+    or name in {"sources.source", "sources.decode", "neighbors.search", "neighbors.graph"}
     or name.split(".")[0] in {"cli", "report"}
     or name.endswith("settings")
 ]

@@ -35,9 +35,9 @@ def oracle(stream, bags, size, tau, together):
             j = group[(group.index(i) + 1) % len(group)]
             own = 0.5 if both else 1.0
             anchor = own * contrast(s[i], t[i]) + (1 - own) * contrast(s[i], t[j])
-            neighbour = own * contrast(s[j], t[j]) + (1 - own) * contrast(s[j], t[i])
+            neighbor = own * contrast(s[j], t[j]) + (1 - own) * contrast(s[j], t[i])
             mixture = share[i] * contrast(m[i], t[i]) + (1 - share[i]) * contrast(m[i], t[j])
-            terms.append((anchor, neighbour, mixture))
+            terms.append((anchor, neighbor, mixture))
         found.append(np.mean(terms, axis=0))
         queue = (queue + list(t))[-size:]
     return found
@@ -50,12 +50,12 @@ def test_against_numpy(bags, size):
     passes = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
     loss = build("bingo", queue=size, warmup=3)
     expected = oracle(stream, bags, size, 0.2, [p >= 3 for p in passes])
-    for (s, t, m, share), now, (anchor, neighbour, mixture) in zip(stream, passes, expected, strict=True):
+    for (s, t, m, share), now, (anchor, neighbor, mixture) in zip(stream, passes, expected, strict=True):
         terms = loss(s, t, torch.tensor(bags), now, m, share)
         assert terms.parts["anchor"].item() == pytest.approx(anchor, abs=1e-12)
-        assert terms.parts["neighbour"].item() == pytest.approx(neighbour, abs=1e-12)
+        assert terms.parts["neighbor"].item() == pytest.approx(neighbor, abs=1e-12)
         assert terms.parts["mixture"].item() == pytest.approx(mixture, abs=1e-12)
-        assert terms.total.item() == pytest.approx((anchor + neighbour + mixture) / 3, abs=1e-12)
+        assert terms.total.item() == pytest.approx((anchor + neighbor + mixture) / 3, abs=1e-12)
 
 
 def test_by_hand():
@@ -69,7 +69,7 @@ def test_by_hand():
     right, wrong = math.log(2 + 1 / math.e), math.log(2 + math.e)
     early = loss(plane, plane, bag, 0.5, plane, share)
     assert early.parts["anchor"].item() == pytest.approx(right, abs=1e-6)
-    assert early.parts["neighbour"].item() == pytest.approx(right, abs=1e-6)
+    assert early.parts["neighbor"].item() == pytest.approx(right, abs=1e-6)
     mixture = (0.25 * right + 0.75 * wrong + right) / 2
     assert early.parts["mixture"].item() == pytest.approx(mixture, abs=1e-6)
     late = loss(plane, plane, bag, 1.0, plane, share)
@@ -77,13 +77,13 @@ def test_by_hand():
     assert late.total.item() == pytest.approx((right + wrong + mixture) / 3, abs=1e-6)
 
 
-def test_an_image_alone_in_its_bag_is_its_own_neighbour():
+def test_an_image_alone_in_its_bag_is_its_own_neighbor():
     (s, t, m, _), *_ = batches(1)
     loss = build("bingo", queue=10, warmup=0)
     alone, whole = torch.arange(6), torch.ones(6, dtype=torch.float64)
     loss(s, t, alone, 0.0, m, whole)
     terms = loss(s, t, alone, 0.0, s, whole)
-    torch.testing.assert_close(terms.parts["anchor"], terms.parts["neighbour"])
+    torch.testing.assert_close(terms.parts["anchor"], terms.parts["neighbor"])
     torch.testing.assert_close(terms.parts["anchor"], terms.parts["mixture"])
 
 

@@ -104,17 +104,17 @@ def test_together_the_terms_pin_the_teacher_up_to_one_positive_number():
     _, teacher = pair()
     assert coss(2.5 * teacher, teacher).total.item() == pytest.approx(-2)
     student = torch.randn(7, 5, dtype=torch.float64).requires_grad_()
-    optimiser = torch.optim.LBFGS(
+    optimizer = torch.optim.LBFGS(
         [student], max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-16, line_search_fn="strong_wolfe"
     )
 
     def closure():
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         total = coss(student, teacher).total
         total.backward()
         return total
 
-    optimiser.step(closure)
+    optimizer.step(closure)
     ratio = (student / teacher).detach()
     assert closure().item() == pytest.approx(-2, abs=1e-9)
     assert ratio.min() > 0 and (ratio.max() / ratio.min()).item() == pytest.approx(1, abs=1e-3)
@@ -221,43 +221,43 @@ def correlations(s, t):
 
 
 @pytest.mark.parametrize("offset", [0.0, 10.0, -1000.0])
-def test_centred_columns_are_numpys_correlations(offset):
+def test_centered_columns_are_numpys_correlations(offset):
     student, teacher = pair(23, 6)
     student, teacher = (student + offset).detach(), teacher - offset
-    terms = coss(student, teacher, 0.5, centre=True)
+    terms = coss(student, teacher, 0.5, center=True)
     expected = -correlations(student.numpy(), teacher.numpy()).mean()
     assert terms.parts["space"].item() == pytest.approx(expected, abs=1e-10)
     torch.testing.assert_close(terms.parts["feature"], coss(student, teacher).parts["feature"])
     torch.testing.assert_close(terms.total, terms.parts["feature"] + 0.5 * terms.parts["space"])
 
 
-def test_centred_columns_by_hand():
+def test_centered_columns_by_hand():
     # Less their means, in thirds: (5, -1, -4)|(8, -4, -4): 60/sqrt(42 * 96); (10, -2, -8)|(-1, -4, 5): -42/84.
-    terms = coss(torch.tensor(STUDENT), torch.tensor(TEACHER), centre=True)
+    terms = coss(torch.tensor(STUDENT), torch.tensor(TEACHER), center=True)
     assert terms.parts["space"].item() == pytest.approx(-(60 / math.sqrt(42 * 96) - 0.5) / 2, abs=1e-6)
 
 
-def test_centred_columns_in_fp32_keep_their_digits_beside_a_large_mean():
+def test_centered_columns_in_fp32_keep_their_digits_beside_a_large_mean():
     """Products summed before the means are taken off would be wrong in the third digit here."""
     student, teacher = pair(1024, 16)
     student = (student + 0.5 * teacher + torch.linspace(-10, 10, 16, dtype=torch.float64)).detach()
     teacher = teacher + torch.linspace(10, -10, 16, dtype=torch.float64)
     exact = correlations(student.float().double().numpy(), teacher.float().double().numpy())
-    found = coss(student.float(), teacher.float(), centre=True).parts["space"].item()
+    found = coss(student.float(), teacher.float(), center=True).parts["space"].item()
     assert found == pytest.approx(-exact.mean(), abs=1e-6)
 
 
-def test_centred_gradient_is_that_of_the_value():
+def test_centered_gradient_is_that_of_the_value():
     """The means carry no gradient of their own: what flows through them sums to zero."""
     student, teacher = pair(5, 3)
-    assert torch.autograd.gradcheck(lambda s: coss(s, teacher, 0.7, centre=True).total, (student,))
+    assert torch.autograd.gradcheck(lambda s: coss(s, teacher, 0.7, center=True).total, (student,))
 
 
-def test_centring_frees_the_offset_of_each_column():
+def test_centering_frees_the_offset_of_each_column():
     student, teacher = pair()
     moved = student + torch.randn(5, dtype=torch.float64)
-    for centre, free in [(True, True), (False, False)]:
-        base, other = (coss(x, teacher, centre=centre).parts["space"] for x in (student, moved))
+    for center, free in [(True, True), (False, False)]:
+        base, other = (coss(x, teacher, center=center).parts["space"] for x in (student, moved))
         assert torch.isclose(base, other).item() == free
 
 
@@ -265,31 +265,31 @@ def test_constant_columns_count_as_nothing_and_send_no_gradient():
     student, teacher = (x.detach().float() for x in pair(1000, 5))
     student[:, 0], student[:, 1], teacher[:, 2] = 3.3, -0.1, 1e4 / 3  # none of them a sum of powers of two
     student.requires_grad_()
-    terms = coss(student, teacher, centre=True)
+    terms = coss(student, teacher, center=True)
     (gradient,) = torch.autograd.grad(terms.parts["space"], student)
     expected = -correlations(student.detach().double().numpy()[:, 3:], teacher.double().numpy()[:, 3:]).sum() / 5
     assert terms.parts["space"].item() == pytest.approx(expected, abs=1e-6)
     assert gradient[:, :3].abs().max() == 0 and gradient[:, 3:].abs().min() > 0
 
 
-def test_centring_by_a_word_of_the_command_line():
+def test_centering_by_a_word_of_the_command_line():
     student, teacher = pair()
     torch.testing.assert_close(
-        build("coss", centre="true")(student, teacher).total, coss(student, teacher, centre=True).total
+        build("coss", center="true")(student, teacher).total, coss(student, teacher, center=True).total
     )
     with pytest.raises(ConfigError, match="true or false; got 'yes'"):
-        build("coss", centre="yes")
+        build("coss", center="yes")
 
 
 # The balanced weight ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("centre", [False, True])
+@pytest.mark.parametrize("center", [False, True])
 @pytest.mark.parametrize(("rows", "width"), [(7, 5), (64, 9), (9, 64)])
-def test_balanced_gives_both_terms_gradients_of_one_norm(rows, width, centre):
+def test_balanced_gives_both_terms_gradients_of_one_norm(rows, width, center):
     student, teacher = pair(rows, width, seed=3)
     student = (student.detach() * torch.linspace(0.1, 4, width) + 0.5).requires_grad_()
-    terms = coss(student, teacher, weight="balanced", centre=centre)
+    terms = coss(student, teacher, weight="balanced", center=center)
     norms = [
         torch.autograd.grad(terms.parts[name], student, retain_graph=True)[0].norm().item()
         for name in ("feature", "space")
@@ -297,7 +297,7 @@ def test_balanced_gives_both_terms_gradients_of_one_norm(rows, width, centre):
     assert norms[0] != pytest.approx(norms[1], rel=0.05)  # or there would be nothing to balance
     assert terms.parts["weight"].item() == pytest.approx(norms[0] / norms[1], rel=1e-9)
     assert not terms.parts["weight"].requires_grad
-    expected = coss(student, teacher, weight=norms[0] / norms[1], centre=centre)
+    expected = coss(student, teacher, weight=norms[0] / norms[1], center=center)
     torch.testing.assert_close(terms.total, expected.total)
 
 

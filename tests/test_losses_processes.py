@@ -13,7 +13,7 @@ from understudy.losses import LOSSES
 
 CASES = {
     "coss": ("coss", {"weight": 0.7}),
-    "coss centred": ("coss", {"centre": True}),
+    "coss centered": ("coss", {"center": True}),
     "coss balanced": ("coss", {"weight": "balanced"}),
     "simreg": ("simreg", {}),
     "seed": ("seed", {"queue": 12, "tau_teacher": 0.1}),
@@ -47,7 +47,7 @@ def train(name, settings, data, rank, world):
     loss.prepare(3, 3)
     if list(loss.parameters()): loss.double()
     wrapped = DistributedDataParallel(model) if world > 1 else model
-    optimiser = torch.optim.SGD([*model.parameters(), *loss.parameters()], lr=0.02)
+    optimizer = torch.optim.SGD([*model.parameters(), *loss.parameters()], lr=0.02)
     processes = Processes(rank, world, torch.device("cpu"))
     rows = data["x"].shape[2]
     mine = slice(rank * rows // world, (rank + 1) * rows // world)
@@ -74,7 +74,7 @@ def train(name, settings, data, rank, world):
             given["masked_tokens"] = torch.where(given["masks"][:, :, None], loss.mask_token, tokens[1::2])
         if loss.needs_mixture: given.update(mixed=made[2], share=data["share"][step, mine])
         total = loss(**given).total
-        optimiser.zero_grad(); total.backward(); processes.average_gradients(loss); optimiser.step()
+        optimizer.zero_grad(); total.backward(); processes.average_gradients(loss); optimizer.step()
         total = total.detach().clone()
         if world > 1: dist.all_reduce(total)
         values.append(total / world)

@@ -66,7 +66,7 @@ def test_by_hand():
     loss.prepare(2, 2)
     for head in (loss.feature_head, loss.patch_head):
         head[1].weight.data, head[1].bias.data = torch.eye(2), torch.zeros(2)
-    one = torch.tensor([[[3.0, 1.0]]])  # normalised: (1, -1), but for the epsilon of the LayerNorm
+    one = torch.tensor([[[3.0, 1.0]]])  # normalized: (1, -1), but for the epsilon of the LayerNorm
     terms = loss(
         torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0]]), one, torch.tensor([[[0.0, 0.0]]]),
         one, torch.tensor([[True]]), torch.tensor([0]),

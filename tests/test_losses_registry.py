@@ -14,7 +14,7 @@ from understudy.losses.terms import next_in_bag
 # Every method as its authors ran it, and where a setting changes what it needs or which code runs, that too.
 METHODS = [
     *((name, {}) for name in LOSSES),
-    ("coss", {"centre": True}),
+    ("coss", {"center": True}),
     ("compress", {"queues": 1}),
     ("smd", {"views": 1}),
     ("proteus", {"patch": 0}),
@@ -106,7 +106,7 @@ def test_where_a_turned_student_is_as_good_none_lands_in_the_teacher_s_space(nam
                 given[part] = given[part] @ rotation
             total = loss(**given).total
         totals.append(total.item())
-    assert (totals[0] == pytest.approx(totals[1], rel=1e-6, abs=1e-9)) == (not loss.lands)
+    assert (totals[0] == pytest.approx(totals[1], rel=1e-6, abs=1e-9)) == (not loss.in_teacher_space)
 
 
 @every_method

@@ -227,9 +227,9 @@ def test_simreg_is_coss_without_its_space_term():
     torch.testing.assert_close(mine, 2 * other)
 
 
-def test_dist_columns_are_the_centred_space_term_of_coss():
+def test_dist_columns_are_the_centered_space_term_of_coss():
     student, teacher = pair()
-    space = coss(student, teacher, centre=True).parts["space"]
+    space = coss(student, teacher, center=True).parts["space"]
     torch.testing.assert_close(build("dist")(student, teacher).parts["columns"], 1 + space)
 
 

@@ -198,7 +198,7 @@ def test_a_small_gap_is_loaded_and_said(tmp_path: Path) -> None:
         del state[name]
     torch.save(state, tmp_path / "old.pth")
     line = load_into(small_resnet("resnet8"), tmp_path / "old.pth")
-    assert line.endswith("missing, left as initialised: bn1.bias, bn1.running_mean")
+    assert line.endswith("missing, left as initialized: bn1.bias, bn1.running_mean")
 
 
 class Payload:

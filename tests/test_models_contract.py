@@ -57,7 +57,7 @@ def test_prepare_resizes_as_preprocess_does(interpolation: str) -> None:
     image = photograph(64, 64)
     contract = Contract(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), interpolation)
     view = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
-    # PIL works in 8 bits: half a grey level of rounding in each of its two passes. Lanczos is bicubic on tensors.
+    # PIL works in 8 bits: half a gray level of rounding in each of its two passes. Lanczos is bicubic on tensors.
     levels = 6 if interpolation == "lanczos" else 1.1
     torch.testing.assert_close(contract.prepare(view)[0], contract.preprocess(image), rtol=0, atol=levels / 255)
 
@@ -114,7 +114,7 @@ def test_unusable_contracts_are_sentences(table: dict[str, object], message: str
         Contract.from_table(table)
 
 
-def test_preprocess_takes_grey_palette_and_alpha_and_refuses_16_bit() -> None:
+def test_preprocess_takes_gray_palette_and_alpha_and_refuses_16_bit() -> None:
     image = photograph(20, 20)
     for mode in ("L", "P", "RGBA", "CMYK"):
         assert Contract(16).preprocess(image.convert(mode)).shape == (3, 16, 16)

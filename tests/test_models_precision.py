@@ -18,7 +18,7 @@ from test_train_runs import TEACHER
 from understudy.artifacts import Run, Store, StoreKey
 from understudy.cli import main
 from understudy.errors import ConfigError, ModelError, StoreError
-from understudy.evaluate.run import _teacher_of
+from understudy.evaluate.runner import _teacher_of
 from understudy.models.backbones import Backbone
 from understudy.models.contract import Contract
 from understudy.models.precision import arithmetic, precision_on
@@ -44,7 +44,7 @@ def switches() -> tuple[Any, ...]:
 
 
 @pytest.fixture
-def usual() -> Iterator[tuple[Any, ...]]:
+def defaults() -> Iterator[tuple[Any, ...]]:
     """What is switched on around a test; it must be so again behind it."""
     before = switches()
     yield before
@@ -60,7 +60,7 @@ def to_bf16(values: np.ndarray) -> np.ndarray:
 # --- the numbers ---------------------------------------------------------------------------------------------------
 
 
-def test_bf16_is_a_product_of_rounded_numbers(usual) -> None:
+def test_bf16_is_a_product_of_rounded_numbers(defaults) -> None:
     torch.manual_seed(0)
     linear = nn.Linear(192, 16, bias=False)
     images = torch.rand(5, 3, 8, 8)
@@ -75,7 +75,7 @@ def test_bf16_is_a_product_of_rounded_numbers(usual) -> None:
 
 
 @pytest.mark.parametrize(("precision", "bits"), [("bf16", 8), ("fp16", 11)])
-def test_half_precision_of_a_network_is_near_and_not_the_same(usual, precision: str, bits: int) -> None:
+def test_half_precision_of_a_network_is_near_and_not_the_same(defaults, precision: str, bits: int) -> None:
     torch.manual_seed(0)
     module, images = small_resnet("resnet8"), torch.rand(4, 3, 32, 32)
     found, plain = (teacher_of(module, name, 64, 32)(images) for name in (precision, "fp32"))
@@ -83,7 +83,7 @@ def test_half_precision_of_a_network_is_near_and_not_the_same(usual, precision: 
     assert found.dtype == torch.float32 and 0 < apart < 4 * 2.0**-bits
 
 
-def test_fp32_on_a_cpu_has_the_bits_of_the_bare_network_whatever_is_switched_on(usual) -> None:
+def test_fp32_on_a_cpu_has_the_bits_of_the_bare_network_whatever_is_switched_on(defaults) -> None:
     torch.manual_seed(0)
     module, images = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(288, 16)).eval(), torch.rand(4, 3, 8, 8)
     teacher = teacher_of(module, "fp32")
@@ -94,7 +94,7 @@ def test_fp32_on_a_cpu_has_the_bits_of_the_bare_network_whatever_is_switched_on(
         assert torch.equal(teacher(images), expected)
 
 
-def test_tokens_and_attention_are_float32_too(usual) -> None:
+def test_tokens_and_attention_are_float32_too(defaults) -> None:
     torch.manual_seed(0)
     module = timm.create_model("test_vit", num_classes=0, img_size=64, global_pool="token")
     images = torch.rand(2, 3, 64, 64)
@@ -125,7 +125,7 @@ class Watch(nn.Module):
 
 
 @pytest.mark.parametrize("breaks", [False, True])
-def test_a_pass_sets_the_switches_and_puts_them_back(usual, breaks: bool) -> None:
+def test_a_pass_sets_the_switches_and_puts_them_back(defaults, breaks: bool) -> None:
     torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # as a user's own code may have it
     try:
         around = switches()
@@ -137,18 +137,18 @@ def test_a_pass_sets_the_switches_and_puts_them_back(usual, breaks: bool) -> Non
                     teacher(torch.rand(1, 3, 8, 8))
             else:
                 teacher(torch.rand(1, 3, 8, 8))
-            assert module.seen == (*usual[:2], "ieee", "ieee", half, False)
+            assert module.seen == (*defaults[:2], "ieee", "ieee", half, False)
             assert switches() == around
     finally:
-        torch.backends.mkldnn.matmul.fp32_precision = usual[2]
+        torch.backends.mkldnn.matmul.fp32_precision = defaults[2]
 
 
 @pytest.mark.parametrize(("precision", "switch"), [("fp32", "ieee"), ("tf32", "tf32")])
-def test_on_cuda_products_and_convolutions_follow_alike(usual, precision: str, switch: str) -> None:
+def test_on_cuda_products_and_convolutions_follow_alike(defaults, precision: str, switch: str) -> None:
     """The switches need no GPU, what they do does; left alone torch has convolutions in TF32 and products not."""
     with arithmetic(precision, CUDA):
-        assert switches()[:4] == (switch, switch, *usual[2:4])
-    assert switches() == usual
+        assert switches()[:4] == (switch, switch, *defaults[2:4])
+    assert switches() == defaults
 
 
 def test_auto_is_what_the_device_has(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +215,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
                     "data": "digits:train", "limit": 96, "holdout": 32, "probes": 0, "workers": 0, "device": "cpu",
                     "batch_size": 32, "passes": 1, "teacher": "python:wavelets:Thumbnail", "head_hidden": 16,
                     "student": "small:resnet8x0.25", "teacher_precision": precision, "out": precision,
-                    "neighbours": {"k": 3, "n": 3}, "views": {"teacher": "recorded", "pool": 1, "dtype": "float32"},
+                    "neighbors": {"k": 3, "n": 3}, "views": {"teacher": "recorded", "pool": 1, "dtype": "float32"},
                     "evaluation": {"protocols": ["fidelity"], "fidelity": {"draws": 0}},
                 }
             )  # fmt: skip

@@ -19,7 +19,6 @@ from test_processes import TRAIN, files, launch, weights
 from test_train_runs import TEACHER
 from understudy.artifacts import ALONE, Writers
 from understudy.cli import main
-from understudy.config import resolve
 from understudy.errors import ConfigError, ModelError
 from understudy.models.backbones import Backbone
 from understudy.models.contract import Contract
@@ -27,18 +26,19 @@ from understudy.models.sharded import ShardedTeacher, groups, together
 from understudy.models.teacher import Teacher, build_teacher
 from understudy.pipeline import RunSettings, train_stage
 from understudy.plan import plan
-from understudy.train.compiled import can_compile
+from understudy.settings import resolve
+from understudy.train.compile import can_compile
 
 SHARED = {
     **TRAIN, "teacher": "python:thumbnail:transformer", "data": "images", "holdout": 16, "probes": 2, "passes": 1,
-    "neighbours": {"k": 3, "n": 9}, "workers": 0,
+    "neighbors": {"k": 3, "n": 9}, "workers": 0,
 }  # fmt: skip
 
 WORKER = """
 import json, os
 import torch
 from torch import nn
-from understudy.config import resolve
+from understudy.settings import resolve
 from understudy.embed import blocks, embedding
 from understudy.errors import ModelError
 from understudy.models import sharded
@@ -140,8 +140,8 @@ def test_the_stores_and_students_are_those_of_the_whole_teacher(place: Path):
         expected, found = weights(place / f"whole{out}"), weights(place / f"sharded{out}")
         assert expected.keys() == found.keys()
         assert all(torch.equal(found[name], expected[name]) for name in expected)
-    facts = [json.loads((place / run / "student.json").read_text())["teacher"] for run in ("whole", "sharded")]
-    assert facts[0] == facts[1] and facts[0]["flops"] > 0  # fingerprint and counts are those of the whole
+    metadata = [json.loads((place / run / "student.json").read_text())["teacher"] for run in ("whole", "sharded")]
+    assert metadata[0] == metadata[1] and metadata[0]["flops"] > 0  # fingerprint and counts are those of the whole
 
 
 def test_each_process_holds_half_of_the_weights(place: Path):

@@ -17,18 +17,18 @@ from understudy.errors import ModelError, StoreError
 from understudy.models.backbones import build_backbone
 from understudy.models.student import Student, build_head, build_student, load_student, save_student
 from understudy.models.teacher import build_teacher
-from understudy.report.judgement import head_multiply_adds
+from understudy.report.verdict import head_multiply_adds
 
 
 def trained(spec: str = "small:resnet8", embed_dim: int = 24, **settings: object) -> Student:
     """A student whose every number, running statistics included, has left its initial value."""
     torch.manual_seed(0)
     student = build_student(spec, embed_dim, **settings)  # type: ignore[arg-type]
-    optimiser = torch.optim.SGD(student.parameters(), 0.1)
+    optimizer = torch.optim.SGD(student.parameters(), 0.1)
     size = student.contract.size
     for _ in range(2):
         student.embed(torch.rand(4, 3, size, size)).square().sum().div(100).backward()
-        optimiser.step()
+        optimizer.step()
     return student
 
 

@@ -23,7 +23,7 @@ from understudy.models.teacher import Teacher, build_teacher, check_embeddings, 
 
 
 def with_norms_moved(module: nn.Module) -> nn.Module:
-    """As after some training: normalisation layers have left their initial values."""
+    """As after some training: normalization layers have left their initial values."""
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d):
             part.weight.data.uniform_(0.5, 1.5)
@@ -67,7 +67,7 @@ def test_it_prepares_its_own_input(teacher: Teacher) -> None:
     assert teacher.parameters_count == sum(parameter.numel() for parameter in teacher.parameters())
 
 
-def test_flags_override_its_normalisation(teacher: Teacher) -> None:
+def test_flags_override_its_normalization(teacher: Teacher) -> None:
     other = build_teacher(teacher.spec, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), image_size=24)
     assert other.contract == Contract(24, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "bicubic")
     images = torch.rand(1, 3, 24, 24)
@@ -88,11 +88,11 @@ def test_random_networks_are_refused(spec: str, tmp_path: Path) -> None:
     """Also when the random weights come as a file, and when BatchNorm has seen data."""
     torch.manual_seed(0)
     module = build_backbone(spec, pretrained=False, image_size=64).module
-    with pytest.raises(ModelError, match="looks randomly initialised: all .* normalisation layers"):
+    with pytest.raises(ModelError, match="looks randomly initialized: all .* normalization layers"):
         refuse_untrained(module, spec)
     module.train()(torch.rand(8, 3, 64, 64))
     torch.save(module.state_dict(), tmp_path / "random.pth")
-    with pytest.raises(ModelError, match="looks randomly initialised"):
+    with pytest.raises(ModelError, match="looks randomly initialized"):
         build_teacher(f"{spec}@{tmp_path / 'random.pth'}", image_size=64)
 
 
@@ -115,11 +115,11 @@ def test_a_few_training_steps_are_enough() -> None:
         images[:, 0] -= targets.view(-1, 1, 1) / 2
         classifier = nn.LazyLinear(4)
         classifier(module(images))
-        optimiser = torch.optim.Adam([*module.parameters(), *classifier.parameters()], 3e-3)
+        optimizer = torch.optim.Adam([*module.parameters(), *classifier.parameters()], 3e-3)
         for _ in range(steps):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             nn.functional.cross_entropy(classifier(module(images)), targets).backward()
-            optimiser.step()
+            optimizer.step()
         refuse_untrained(module)
 
 
@@ -194,7 +194,7 @@ def onnx_file(
 
 
 def structured(channels: int = 32) -> Tensor:
-    """Filters of few patterns: what no random initialisation gives."""
+    """Filters of few patterns: what no random initialization gives."""
     generator = torch.Generator().manual_seed(0)
     return (torch.randn(channels, 2, generator=generator) @ torch.randn(2, 27, generator=generator)).view(
         channels, 3, 3, 3
@@ -273,13 +273,13 @@ def test_outputs_are_chosen_by_name_and_flattened(tmp_path: Path) -> None:
     assert build_teacher(f"onnx:{unpooled}").width == 32
 
 
-def test_garbage_and_grey_onnx_files_are_sentences(tmp_path: Path) -> None:
+def test_garbage_and_gray_onnx_files_are_sentences(tmp_path: Path) -> None:
     (tmp_path / "garbage.onnx").write_bytes(b"no protobuf " * 50)
     with pytest.raises(ModelError, match="garbage.onnx cannot be loaded as an ONNX model"):
         build_teacher(f"onnx:{tmp_path / 'garbage.onnx'}")
-    grey = onnx_file(tmp_path / "grey.onnx", torch.rand(32, 1, 3, 3), shape=("batch", 1, 8, 8))
+    gray = onnx_file(tmp_path / "gray.onnx", torch.rand(32, 1, 3, 3), shape=("batch", 1, 8, 8))
     with pytest.raises(ModelError, match=r"one float32 input \(batch, 3, H, W\); it takes images"):
-        build_teacher(f"onnx:{grey}")
+        build_teacher(f"onnx:{gray}")
     with pytest.raises(ModelError, match="frozen and cannot be trained"):
         build_backbone(f"onnx:{onnx_file(tmp_path / 't.onnx', structured())}", pretrained=False)
 

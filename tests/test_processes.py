@@ -22,16 +22,16 @@ from sklearn.datasets import load_digits
 
 from test_train_runs import TEACHER
 from understudy.artifacts import Run
-from understudy.config import resolve
 from understudy.errors import TrainingError
 from understudy.pipeline import RunSettings, train_stage
+from understudy.settings import resolve
 from understudy.train import distributed, loop
 from understudy.train.distributed import Processes
 
 TRAIN = {
     "data": "digits.npy", "holdout": 0, "probes": 0, "workers": 0, "device": "cpu", "batch_size": 16, "image_size": 32,
     "passes": 3, "teacher": "python:thumbnail:Thumbnail", "student": "python:thumbnail:no_norm", "head_hidden": 32,
-    "neighbours": {"k": 3, "n": 9}, "optimiser": {"name": "sgd", "lr": 0.1}, "checkpoint_minutes": 0.0,
+    "neighbors": {"k": 3, "n": 9}, "optimizer": {"name": "sgd", "lr": 0.1}, "checkpoint_minutes": 0.0,
 }  # fmt: skip
 POOL = {"pool": 2, "seed": 1, "dtype": "float32"}
 RECORDED = {**POOL, "teacher": "recorded"}
@@ -40,9 +40,9 @@ RECORDED = {**POOL, "teacher": "recorded"}
 WORKER = """
 import json, os, signal, sys
 import torch
-from understudy.config import resolve
+from understudy.settings import resolve
 from understudy.embed import blocks, embedding
-from understudy.neighbours import graph
+from understudy.neighbors import graph
 from understudy.pipeline import RunSettings, train_stage
 from understudy.train import loop
 
@@ -174,9 +174,9 @@ def test_two_processes_make_the_store_and_the_graph_of_one(undisturbed: Path):
     one, two = files(undisturbed / "store-one"), files(undisturbed / "store")
     assert {"embeddings.npy", "graph.npy"} <= one.keys() & two.keys()
     assert one["embeddings.npy"] == two["embeddings.npy"] and one["graph.npy"] == two["graph.npy"]
-    facts = [json.loads(next((undisturbed / s).glob("*/manifest.json")).read_text()) for s in ("store-one", "store")]
+    metadata = [json.loads(next((undisturbed / s).glob("*/manifest.json")).read_text()) for s in ("store-one", "store")]
     for name in ("key", "rows", "images", "D", "dtype", "skipped"):
-        assert facts[0][name] == facts[1][name]
+        assert metadata[0][name] == metadata[1][name]
     for folder in (undisturbed / "store").glob("*/manifest.json"):  # nothing is left of how it was made
         assert not (folder.parent / "blocks").exists() and not (folder.parent / "graph").exists()
 

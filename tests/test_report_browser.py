@@ -53,13 +53,13 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def comparisons(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    long = "coss:optimiser.schedule=constant:neighbours.k=15:method.weight=balanced"
+    long = "coss:optimizer.schedule=constant:neighbors.k=15:method.weight=balanced"
     weights, ks = ("0", "0.25", "0.5", "1", "2"), ("0", "5", "15")
     found = {
         "compare": make_comparison({**METHODS, long: [55.0, 56.0, 58.0]}),
         "curves": make_comparison({f"method.weight={w}": [60 + float(w), 61.0, 59.0] for w in weights}, "ablate"),
         "heat": make_comparison(
-            {f"method.weight={w}, neighbours.k={k}": [60 + float(w) + int(k), 61.0] for w in weights for k in ks},
+            {f"method.weight={w}, neighbors.k={k}": [60 + float(w) + int(k), 61.0] for w in weights for k in ks},
             "ablate",
         ),
     }
@@ -138,10 +138,10 @@ def sound(browser: Any, page: Path, width: int, scheme: str) -> None:
 
 
 def contrast(first: str, second: str) -> float:
-    """WCAG 2 contrast of two rgb(...) colours."""
+    """WCAG 2 contrast of two rgb(...) colors."""
 
-    def luminance(colour: str) -> float:
-        parts = [int(part) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
+    def luminance(color: str) -> float:
+        parts = [int(part) / 255 for part in color[color.index("(") + 1 : -1].split(",")[:3]]
         linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
@@ -149,8 +149,8 @@ def contrast(first: str, second: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-def colours(browser: Any) -> dict[str, list[str]]:
-    """Colours of the page, of texts on it, in charts, and of marks in charts."""
+def colors(browser: Any) -> dict[str, list[str]]:
+    """Colors of the page, of texts on it, in charts, and of marks in charts."""
     found: dict[str, list[str]] = browser.execute_script(
         "const all = (query, key) =>"
         "  [...new Set([...document.querySelectorAll(query)].map(e => getComputedStyle(e)[key]))];"
@@ -166,19 +166,19 @@ def colours(browser: Any) -> dict[str, list[str]]:
 
 def test_light_and_dark_can_be_read_and_charts_follow(browser: Any, page: Path) -> None:
     visit(browser, page, 1280, "light")
-    light = colours(browser)
+    light = colors(browser)
     prefer(browser, "dark")  # while the page is open
     text = "document.querySelector('.plot text:not(.bartext-inside)')"
     until(browser, f"return getComputedStyle({text}).fill == 'rgb(232, 234, 237)'")
-    dark = colours(browser)
+    dark = colors(browser)
     visit(browser, page, 1280, "dark")  # from the start
-    assert sorted(colours(browser)["marks"]) == sorted(dark["marks"])
+    assert sorted(colors(browser)["marks"]) == sorted(dark["marks"])
     assert light["page"] == ["rgb(255, 255, 255)"]
     assert dark["page"] == ["rgb(20, 23, 26)"]
     for found in (light, dark):
         (background,) = found["page"]
-        assert min(contrast(colour, background) for colour in found["text"]) >= 4.5
-        assert min(contrast(colour, background) for colour in found["marks"]) >= 3
+        assert min(contrast(color, background) for color in found["text"]) >= 4.5
+        assert min(contrast(color, background) for color in found["marks"]) >= 3
         assert min(contrast(one, other) for one in found["inside"] for other in found["bars"]) >= 4.5
     assert not set(light["marks"]) & set(dark["marks"])
 

@@ -111,7 +111,7 @@ def test_the_table_marks_what_must_be_known():
     ("labels", "kind"),
     [
         (["method.weight=0", "method.weight=0.5", "method.weight=1"], "scatter"),
-        (["method.weight=0, neighbours.k=0", "method.weight=0, neighbours.k=5", "method.weight=1, neighbours.k=0"],
+        (["method.weight=0, neighbors.k=0", "method.weight=0, neighbors.k=5", "method.weight=1, neighbors.k=0"],
          "heatmap"),
         (["a=0, b=0, c=0", "a=1, b=0, c=0"], "scatter"),
     ],

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from understudy.artifacts import Run, write_json
-from understudy.config import write_toml
 from understudy.errors import ConfigError, StoreError
 from understudy.report.page import write_report
+from understudy.settings import write_toml
 
 NASTY = "<script>alert('class')</script>"
 
@@ -120,8 +120,8 @@ def make_run(
         class_names=np.array(class_names or [str(i) for i in range(10)]),
         names=np.array([f"digits/{i}.png" for i in range(n)]),
         thumbnails=np.kron(digits.images[:n] * 15.9, np.ones((8, 8))).astype(np.uint8)[..., None].repeat(3, axis=3),
-        teacher_neighbours=nearest(t),
-        student_neighbours=nearest(s),
+        teacher_neighbors=nearest(t),
+        student_neighbors=nearest(s),
         column_cosine=cosines,
     )
 
@@ -285,7 +285,7 @@ def test_the_last_point_of_a_curve_is_the_last_row(three: tuple[list[Run], Path]
     assert figure_values(trace, "y") == pytest.approx([row["terms"]["feature"] for row in rows])
 
 
-def test_the_gallery_shows_the_neighbours_of_the_sample(three: tuple[list[Run], Path]) -> None:
+def test_the_gallery_shows_the_neighbors_of_the_sample(three: tuple[list[Run], Path]) -> None:
     page = Page(three[1])
     images = [image for image in page.all("img") if image["src"]]
     assert all((image["src"] or "").startswith("data:image/jpeg;base64,/9j/") and image["alt"] for image in images)
@@ -297,9 +297,9 @@ def test_the_gallery_shows_the_neighbours_of_the_sample(three: tuple[list[Run], 
     query = int((queries[5]["title"] or "").removeprefix("digits/").removesuffix(".png"))
     for offset, who in ((1, "teacher"), (11, "student")):
         shown = [(image["title"], image["alt"] or "") for image in images[at + offset : at + offset + 10]]
-        wanted = sample[f"{who}_neighbours"][query].tolist()
+        wanted = sample[f"{who}_neighbors"][query].tolist()
         assert [title for title, _ in shown] == [f"digits/{i}.png" for i in wanted]
-        other = sample["student_neighbours" if who == "teacher" else "teacher_neighbours"][query]
+        other = sample["student_neighbors" if who == "teacher" else "teacher_neighbors"][query]
         assert ["found by both" in alt for _, alt in shown] == [i in other for i in wanted]
         same = [sample["labels"][i] == sample["labels"][query] for i in wanted]
         assert ["same class" in alt for _, alt in shown] == same
@@ -350,7 +350,7 @@ def test_an_empty_folder_has_a_page(tmp_path: Path) -> None:
 
 def test_without_labels_agreement_and_clusters_take_their_place(tmp_path: Path) -> None:
     page = report(tmp_path, make_run(tmp_path / "run", n=60, labels=False))
-    assert "The student reaches 45.0\u00a0% in overlap of the 11 nearest neighbours with the teacher" in page.text
+    assert "The student reaches 45.0\u00a0% in overlap of the 11 nearest neighbors with the teacher" in page.text
     assert "No accuracy was measured" in page.text
     assert "Fidelity was measured on 500 images held out" in page.text
     assert "k-means clusters of the teacher's space" in page.text
@@ -365,7 +365,7 @@ def test_without_a_teacher_the_page_says_so(tmp_path: Path) -> None:
     )
     with np.load(run.sample_path) as file:
         kept = {
-            name: file[name] for name in file.files if name not in {"teacher", "teacher_neighbours", "column_cosine"}
+            name: file[name] for name in file.files if name not in {"teacher", "teacher_neighbors", "column_cosine"}
         }
     np.savez(run.sample_path, **kept)
     page = report(tmp_path, run)

@@ -14,12 +14,12 @@ import pytest
 from test_report_page import Page, charts, drawn, figure_values, make_run, report
 from understudy.artifacts import Run, write_json
 from understudy.errors import StoreError
-from understudy.report.account import read_accounts
-from understudy.report.judgement import Model, models, verdict
 from understudy.report.protocols import PROTOCOLS, in_percent, metric_title, ordered, quoted, written
+from understudy.report.provenance import read_accounts
 from understudy.report.results import against_teacher, costs_against_teacher, guessing, keys_of, metrics_of, result
 from understudy.report.spaces import aligned, flatten, pacmap
 from understudy.report.tables import ABSENT
+from understudy.report.verdict import Model, models, verdict
 
 TEACHER: dict[str, dict[str, Any]] = {
     "knn": {"top1@1": 78.0, "top1@10": 80.0, "top5@10": 96.0, "top1@10,T=1": 79.0},
@@ -94,24 +94,24 @@ def rows(runs: list[Run]) -> list[Model]:
 def test_shares_of_the_teacher_by_hand(rows: list[Model]) -> None:
     entries = {(entry.key, entry.metric): entry for entry in against_teacher(rows)}
     shares = {name: {run: round(value, 6) for run, value in entry.shares.items()} for name, entry in entries.items()}
-    usual = {"coss": 90.0, "no-space": 50.0}
+    defaults = {"coss": 90.0, "no-space": 50.0}
     assert shares == {
-        ("knn", "top1@10"): usual,
-        ("linear", "top1"): usual,
+        ("knn", "top1@10"): defaults,
+        ("linear", "top1"): defaults,
         ("asymmetric_knn", "top1@10"): {"coss": 90.0, "no-space": 90.0},  # 72 of the teacher's own vote, 80
-        ("semi", "top1 1%"): usual,
-        ("semi", "top1 10%"): usual,
-        ("transfer@pets", "mean_class"): usual,
-        ("retrieval", "map"): usual,
+        ("semi", "top1 1%"): defaults,
+        ("semi", "top1 10%"): defaults,
+        ("transfer@pets", "mean_class"): defaults,
+        ("retrieval", "map"): defaults,
         ("retrieval", "asymmetric_map"): {"coss": 70.0, "no-space": 70.0},  # 35 of 50
-        ("retrieval@roxford5k", "map_medium"): usual,
-        ("retrieval@roxford5k", "map_hard"): usual,
-        ("robustness", "mean_error"): usual,  # of what the error leaves to 100
-        ("robustness@imagenet-a", "top1"): usual,
+        ("retrieval@roxford5k", "map_medium"): defaults,
+        ("retrieval@roxford5k", "map_hard"): defaults,
+        ("robustness", "mean_error"): defaults,  # of what the error leaves to 100
+        ("robustness@imagenet-a", "top1"): defaults,
         ("fidelity", "overlap@11"): {"coss": 44.0, "no-space": 44.0},
-        ("detection@coco", "box_ap"): usual,
-        ("segmentation@voc-masks", "miou"): usual,
-        ("davis@davis", "j_and_f"): usual,
+        ("detection@coco", "box_ap"): defaults,
+        ("segmentation@voc-masks", "miou"): defaults,
+        ("davis@davis", "j_and_f"): defaults,
     }
     luck = {name: entry.guessing for name, entry in entries.items() if entry.guessing is not None}
     assert luck == {
@@ -195,8 +195,8 @@ def test_the_results_table_is_grouped_by_protocol_and_set(runs: list[Run], tmp_p
                         "no-space (embed)"]  # fmt: skip
     groups = [row[0] for row in table[1:] if len(row) == 1]
     assert groups == [
-        "k nearest neighbours, main images", "Linear probe, main images",
-        "Asymmetric k nearest neighbours, main images", "Semi-supervised, main images", "Transfer, pets",
+        "k nearest neighbors, main images", "Linear probe, main images",
+        "Asymmetric k nearest neighbors, main images", "Semi-supervised, main images", "Transfer, pets",
         "Retrieval, main images", "Retrieval, roxford5k",
         "Robustness and shift, main images", "Robustness and shift, imagenet-a", "Fidelity, main images", "Cost",
         "Detection and instance segmentation, coco", "Semantic segmentation, voc-masks",
@@ -207,7 +207,7 @@ def test_the_results_table_is_grouped_by_protocol_and_set(runs: list[Run], tmp_p
     for row in table[1:]:
         group = row[0] if len(row) == 1 else group
         by_name[f"{group}: {row[0]}"] = row[1:]
-    assert by_name["k nearest neighbours, main images: 10-NN top-1, %"][:4] == [
+    assert by_name["k nearest neighbors, main images: 10-NN top-1, %"][:4] == [
         "80.0|75.6 to 83.8", "72.0|67.1 to 76.4", ABSENT, "40.0|35.1 to 45.1"
     ]  # fmt: skip
     assert by_name["Semi-supervised, main images: Top-1, 1 % of the labels, %"][:2] == ["50.0|± 4.0", "45.0|± 4.0"]
@@ -366,7 +366,7 @@ def digits() -> np.ndarray:
     return load_digits().data[:150].astype(np.float32)
 
 
-def test_pacmap_is_the_same_on_every_call_and_keeps_neighbours(digits: np.ndarray) -> None:
+def test_pacmap_is_the_same_on_every_call_and_keeps_neighbors(digits: np.ndarray) -> None:
     import faiss
     from sklearn.manifold import trustworthiness
 

@@ -173,11 +173,11 @@ def test_the_readme_lists_the_verbs_and_specs():
 
 
 def test_the_readme_s_settings_resolve():
-    from understudy.config import resolve
     from understudy.pipeline import RunSettings
+    from understudy.settings import resolve
 
     (table,) = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    assert resolve(RunSettings, tomllib.loads(table)).neighbours.n == 31
+    assert resolve(RunSettings, tomllib.loads(table)).neighbors.n == 31
 
 
 def test_links_between_documents_lead_somewhere():

@@ -22,7 +22,7 @@ def steps(name: str, chunks: int, make, count: int = 4):
     torch.manual_seed(0)
     student = make().double()
     loss = build(name, **({"queue": 12} if "queue" in settings_of(name) else {})).double()
-    optimiser = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9)
     width = loss.embed_dim or WIDTH
     generator = torch.Generator().manual_seed(1)
     values = []
@@ -51,7 +51,7 @@ def steps(name: str, chunks: int, make, count: int = 4):
 
         def judge(seen, inputs=inputs):
             terms = loss(**inputs, **seen)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             terms.total.backward()
             return terms
 
@@ -64,7 +64,7 @@ def steps(name: str, chunks: int, make, count: int = 4):
             axis = functools.partial(image_axis, loss=loss)
             terms = in_chunks(look, judge, student, student, parts, axis, seed=step)
         values.append(terms.total.detach())
-        optimiser.step()
+        optimizer.step()
     return torch.stack(values), student.state_dict()
 
 

@@ -1,4 +1,4 @@
-"""Schedule, optimiser, settings and averages: numbers a person can check."""
+"""Schedule, optimizer, settings and averages: numbers a person can check."""
 
 import math
 
@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from understudy.config import resolve
 from understudy.errors import ConfigError
+from understudy.settings import resolve
 from understudy.train.loop import follow
-from understudy.train.schedule import build_optimiser, learning_rate
+from understudy.train.schedule import build_optimizer, learning_rate
 from understudy.train.settings import OptimiserSettings, TrainSettings
 from understudy.train.signals import verdict
 
@@ -56,15 +56,15 @@ def test_an_epochwise_rate_begins_at_its_peak_after_warm_up_and_never_rises_agai
 
 
 def test_milestones_are_asked_for_and_are_shares():
-    with pytest.raises(ConfigError, match="needs optimiser.milestones, shares of training"):
+    with pytest.raises(ConfigError, match="needs optimizer.milestones, shares of training"):
         OptimiserSettings(schedule="step")
     with pytest.raises(ConfigError, match="between 0 and 1; got 90, 120"):
-        resolve(TrainSettings, {"data": "x", "student": "x", "optimiser.milestones": "90,120"})
-    given = resolve(TrainSettings, {"data": "x", "student": "x", "optimiser.milestones": "0.6,0.8"})
-    assert given.optimiser.milestones == (0.6, 0.8)
+        resolve(TrainSettings, {"data": "x", "student": "x", "optimizer.milestones": "90,120"})
+    given = resolve(TrainSettings, {"data": "x", "student": "x", "optimizer.milestones": "0.6,0.8"})
+    assert given.optimizer.milestones == (0.6, 0.8)
 
 
-def test_each_optimiser_has_its_own_peak_unless_one_is_written():
+def test_each_optimizer_has_its_own_peak_unless_one_is_written():
     assert OptimiserSettings(name="sgd").peak == 0.03
     assert OptimiserSettings(name="adamw").peak == 0.002
     assert OptimiserSettings(name="adamw", lr=0.5).peak == 0.5
@@ -72,9 +72,9 @@ def test_each_optimiser_has_its_own_peak_unless_one_is_written():
 
 def test_sgd_decays_everything_and_adamw_spares_vectors():
     module = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
-    sgd = build_optimiser([module], OptimiserSettings(name="sgd"), torch.device("cpu"))
+    sgd = build_optimizer([module], OptimiserSettings(name="sgd"), torch.device("cpu"))
     assert len(sgd.param_groups) == 1 and sgd.param_groups[0]["weight_decay"] == 1e-4
-    adamw = build_optimiser([module], OptimiserSettings(name="adamw"), torch.device("cpu"))
+    adamw = build_optimizer([module], OptimiserSettings(name="adamw"), torch.device("cpu"))
     decayed, spared = adamw.param_groups
     assert [tuple(p.shape) for p in decayed["params"]] == [(3, 2)] and decayed["weight_decay"] == 1e-4
     assert len(spared["params"]) == 3 and spared["weight_decay"] == 0
@@ -99,8 +99,8 @@ def test_a_method_named_by_a_flag_drops_the_settings_of_the_one_in_the_file():
 
 
 def test_wrong_settings_get_a_sentence():
-    with pytest.raises(ConfigError, match="Unknown setting 'optimiser.lrr'. Did you mean 'lr'"):
-        resolve(TrainSettings, {"data": "digits", "student": "x", "optimiser.lrr": 1})
+    with pytest.raises(ConfigError, match="Unknown setting 'optimizer.lrr'. Did you mean 'lr'"):
+        resolve(TrainSettings, {"data": "digits", "student": "x", "optimizer.lrr": 1})
     with pytest.raises(ConfigError, match="'student' is required"):
         resolve(TrainSettings, {"data": "digits"})
     with pytest.raises(ConfigError, match="'batch_size' must be int; got 'many'"):
@@ -122,15 +122,15 @@ def test_a_step_is_the_published_one_also_for_weights_kept_channels_last(name: s
     weight = nn.Parameter(torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last))
     module = nn.Module()
     module.weight = weight
-    optimiser = build_optimiser([module], OptimiserSettings(name=name, lr=0.1, weight_decay=0.01), torch.device("cpu"))
-    assert optimiser.param_groups[0]["fused"]
+    optimizer = build_optimizer([module], OptimiserSettings(name=name, lr=0.1, weight_decay=0.01), torch.device("cpu"))
+    assert optimizer.param_groups[0]["fused"]
     value = weight.detach().double().numpy()
     first, second = np.zeros_like(value), np.zeros_like(value)
     for step in range(1, 4):
         direction = torch.randn(4, 3, 5, 5)  # the usual layout, as some backward passes give it
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (weight * direction).sum().backward()
-        optimiser.step()
+        optimizer.step()
         gradient = direction.double().numpy()
         if name == "sgd":
             gradient = gradient + 0.01 * value

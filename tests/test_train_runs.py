@@ -17,8 +17,6 @@ from safetensors.torch import load_file
 
 import understudy
 from understudy.artifacts import Run
-from understudy.config import resolve, setting, write_toml
-from understudy.data.sources import open_source
 from understudy.embed.embedding import extract
 from understudy.embed.settings import TRANSFORMS
 from understudy.embed.transform import fit
@@ -26,7 +24,9 @@ from understudy.errors import ConfigError, ModelError, StoreError, TrainingError
 from understudy.losses import LOSSES, settings_of
 from understudy.models.student import build_student
 from understudy.models.teacher import build_teacher
-from understudy.pipeline import RunSettings, refuse_other_images, run_id, settle, train_stage
+from understudy.pipeline import RunSettings, refuse_other_images, resolve_method, run_id, train_stage
+from understudy.settings import resolve, setting, write_toml
+from understudy.sources.source import open_source
 from understudy.train.loop import find_way_back, refuse_other_settings, resolved
 
 TINY = [
@@ -34,7 +34,7 @@ TINY = [
     "--batch-size", "64", "--workers", "0", "--probes", "2", "--head-hidden", "32", "--device", "cpu",
 ]  # fmt: skip
 
-# A teacher that costs nothing and is not random: the low frequencies of a grey thumbnail.
+# A teacher that costs nothing and is not random: the low frequencies of a gray thumbnail.
 TEACHER = """
 import math
 import torch
@@ -229,7 +229,7 @@ def test_settings_that_are_newer_or_older_than_a_run(tmp_path):
         refuse_other_settings(run, settings)
 
 
-@pytest.mark.parametrize("begun", [{"centre": True, "weight": 1}, {"centre": "true", "weight": "1.0"}])
+@pytest.mark.parametrize("begun", [{"center": True, "weight": 1}, {"center": "true", "weight": "1.0"}])
 def test_a_method_setting_is_one_whether_a_file_or_a_flag_says_it(tmp_path, begun):
     def given(**own):
         method = {f"method.{key}": value for key, value in own.items()}
@@ -239,13 +239,13 @@ def test_a_method_setting_is_one_whether_a_file_or_a_flag_says_it(tmp_path, begu
 
     run = Run(tmp_path)
     run.config_path.write_text(write_toml(resolved(given(**begun))))
-    typed = {"name": "coss", "centre": True, "weight": 1.0}
-    for again in ({"centre": True, "weight": 1.0}, {"centre": "true", "weight": "1"}):
+    typed = {"name": "coss", "center": True, "weight": 1.0}
+    for again in ({"center": True, "weight": 1.0}, {"center": "true", "weight": "1"}):
         refuse_other_settings(run, given(**again))
-        assert settle(given(**again)).method == typed
-        assert run_id(settle(given(**again))) == run_id(settle(given(**begun)))
-    with pytest.raises(TrainingError, match=r"method.centre \(was True, now False\)"):
-        refuse_other_settings(run, given(centre="false", weight="1"))
+        assert resolve_method(given(**again)).method == typed
+        assert run_id(resolve_method(given(**again))) == run_id(resolve_method(given(**begun)))
+    with pytest.raises(TrainingError, match=r"method.center \(was True, now False\)"):
+        refuse_other_settings(run, given(center="false", weight="1"))
 
 
 def test_a_version_with_more_settings_finds_a_run_by_its_name():
@@ -282,13 +282,13 @@ def test_two_processes_train_the_weights_of_one(workplace):
     more = (
         "--student",
         "python:thumbnail:no_norm",
-        "--neighbours.k",
+        "--neighbors.k",
         "3",
         "--probes",
         "0",
-        "--optimiser.name",
+        "--optimizer.name",
         "sgd",
-        "--optimiser.lr",
+        "--optimizer.lr",
         "0.5",
         "--passes",
         "1",
@@ -306,7 +306,7 @@ def test_two_processes_train_the_weights_of_one(workplace):
 
 def test_a_loss_that_is_not_finite_stops_with_the_names_of_its_images(workplace):
     said = train(workplace, "poisoned", "--student", "python:thumbnail:poisonous", expect=1).stderr
-    assert re.search(r"not finite at step \d", said) and "optimiser.lr" in said
+    assert re.search(r"not finite at step \d", said) and "optimizer.lr" in said
     listed = said.split("images of the batch:")[1]
     assert len(listed.split(",")) == 64
 
@@ -314,7 +314,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_names_of_its_images(workplace)
 def test_a_method_that_compares_attention_needs_transformers(workplace, monkeypatch):
     monkeypatch.chdir(workplace)
     monkeypatch.syspath_prepend(str(workplace))
-    given = {"data": "digits:train", "limit": 64, "holdout": 0, "method": "attndistill", "neighbours": {"k": 0}}
+    given = {"data": "digits:train", "limit": 64, "holdout": 0, "method": "attndistill", "neighbors": {"k": 0}}
     seeing, blind = "python:thumbnail:transformer", "python:thumbnail:Thumbnail"
     with pytest.raises(ModelError, match="Thumbnail shows its embedding only .it is a Thumbnail"):
         train_stage(resolve(RunSettings, {**given, "teacher": blind, "student": seeing}), quiet=True)
@@ -328,8 +328,8 @@ def test_no_teacher_and_no_method_are_sentences(workplace, monkeypatch):
         understudy.distill(data="digits", student="small:resnet8")
     with pytest.raises(ConfigError, match="Unknown method 'cos'. Did you mean 'coss'"):
         understudy.distill(data="digits", teacher="x", student="small:resnet8", method="cos")
-    with pytest.raises(ConfigError, match="has no teacher, so no neighbours"):
-        understudy.distill(data="digits", teacher="x", student="small:resnet8", method="moco", neighbours={"k": 3})
+    with pytest.raises(ConfigError, match="has no teacher, so no neighbors"):
+        understudy.distill(data="digits", teacher="x", student="small:resnet8", method="moco", neighbors={"k": 3})
 
 
 def test_the_api_trains_evaluates_and_reports(workplace, monkeypatch):
@@ -338,7 +338,7 @@ def test_the_api_trains_evaluates_and_reports(workplace, monkeypatch):
     run = understudy.distill(
         data="digits:train", teacher="python:thumbnail:Thumbnail", student="small:resnet8x0.25", eval_data="digits",
         out="api", limit=320, passes=2, batch_size=64, workers=0, device="cpu", head_hidden=32, quiet=True,
-        method={"name": "coss", "weight": 0.5}, neighbours={"k": 3},
+        method={"name": "coss", "weight": 0.5}, neighbors={"k": 3},
     )  # fmt: skip
     figures = run.evaluation
     assert {"teacher", "student", "student_embed"} <= set(figures)
@@ -371,7 +371,7 @@ def test_every_method_goes_through_the_one_loop(workplace, monkeypatch, name):
             "data": "digits:train", "limit": 96, "student": student, "method": method, "passes": 2,
             "batch_size": 32, "workers": 0, "probes": 0, "holdout": 0, "head_hidden": 16, "device": "cpu",
             "out": f"method-{name}", "teacher": teacher if needs_teacher else None,
-            **({"neighbours": {"k": 3, "n": 9}} if needs_teacher else {}),
+            **({"neighbors": {"k": 3, "n": 9}} if needs_teacher else {}),
         },
     )  # fmt: skip
     run = train_stage(settings, quiet=True)
@@ -393,14 +393,14 @@ def test_recorded_views_train_the_weights_of_live_ones_and_need_the_teacher_once
     end = Run(workplace / f"recorded-{side}").metrics()[-1]
     assert 2 * 320 < end["teacher_forwards"] <= 3 * 320 < end["images"] == 6 * 320
     # Another run of the same views, a student of another size and seed: the teacher is not asked again.
-    other = ("--image-size", "24", "--seed", "3", "--neighbours.k", "0", "--passes", "3")
+    other = ("--image-size", "24", "--seed", "3", "--neighbors.k", "0", "--passes", "3")
     train(workplace, f"shared-{side}", *pool, *recorded, *other)
     found = Run(workplace / f"shared-{side}").metrics()[-1]["teacher_forwards"]
     assert found <= 3 * 320 - end["teacher_forwards"]
 
 
 def test_a_live_teacher_that_sees_the_same_views_again_is_told_of(workplace):
-    few = ("--views.pool", "2", "--probes", "0", "--neighbours.k", "0", "--limit", "128")
+    few = ("--views.pool", "2", "--probes", "0", "--neighbors.k", "0", "--limit", "128")
     said = train(workplace, "again", *few, "--passes", "3").stderr
     assert "has 2 different views" in said and "--views.teacher recorded" in said
     said = train(workplace, "once", *few, "--passes", "2").stderr
@@ -425,7 +425,7 @@ def test_a_student_of_a_transformed_space_lands_in_the_teachers_own(workplace, m
         student.head.weight.copy_(torch.from_numpy(3 * fitted.matrix.T))
         student.head.bias.copy_(torch.from_numpy(-3 * fitted.mean @ fitted.matrix))
     find_way_back(student, fitted, source, rows, torch.device("cpu"))
-    assert float(student.landing.scale) == pytest.approx(1 / 3, rel=1e-4)
+    assert float(student.inverse_transform.scale) == pytest.approx(1 / 3, rel=1e-4)
     images = torch.stack([student.preprocess(source.read(i)) for i in range(100)])
     np.testing.assert_allclose(student.embed(images).detach().numpy(), rows, rtol=0, atol=2e-4 * np.abs(rows).max())
     np.testing.assert_allclose(student(images).detach().numpy() / 3, fitted.apply(rows), rtol=0, atol=2e-3)
@@ -440,15 +440,15 @@ def test_a_transformed_run_from_settings_to_figures(workplace, monkeypatch):
         transform="phi-s", probes=1,
     )  # fmt: skip
     student = understudy.load_student(run.path)
-    assert run.student["head"]["transform"] == "phi-s" and float(student.landing.scale) > 0
+    assert run.student["head"]["transform"] == "phi-s" and float(student.inverse_transform.scale) > 0
     # The mean alone, put back, is a large part of what these embeddings share.
     assert run.evaluation["student_embed"]["fidelity"]["row_cosine"] > 0.5
     assert "row_cosine" in next(row for row in run.metrics() if row["kind"] == "signal")
 
 
 def test_chunks_train_the_weights_of_the_whole_batch(workplace):
-    more = ("--student", "python:thumbnail:no_norm", "--neighbours.k", "3", "--probes", "0", "--passes", "1")
-    sgd = ("--optimiser.name", "sgd", "--optimiser.lr", "0.5")
+    more = ("--student", "python:thumbnail:no_norm", "--neighbors.k", "3", "--probes", "0", "--passes", "1")
+    sgd = ("--optimizer.name", "sgd", "--optimizer.lr", "0.5")
     for out, chunks in (("whole", "1"), ("chunks", "4")):
         train(workplace, out, *more, *sgd, "--chunks", chunks)
     whole, parts = (load_file(workplace / out / "student.safetensors") for out in ("whole", "chunks"))

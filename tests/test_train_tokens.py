@@ -29,22 +29,22 @@ class Student(VisionTransformer):
         )
 """
 
-DISTIL = """
+DISTILL = """
 from understudy.artifacts import Run
-from understudy.config import resolve
-from understudy.data.sources import open_source
+from understudy.settings import resolve
+from understudy.sources.source import open_source
 from understudy.models.teacher import build_teacher
 from understudy.train.distributed import join
 from understudy.train.loop import train
 from understudy.train.settings import TrainSettings
 
-def distil(method, out, **more):
+def distill(method, out, **more):
     given = {
         "data": "digits:train", "limit": 64, "teacher": "timm:test_vit@teacher.safetensors", "method": method,
-        "student": "python:pair:Student", "batch_size": 16, "passes": 1, "neighbours": {"k": 0}, "workers": 0,
+        "student": "python:pair:Student", "batch_size": 16, "passes": 1, "neighbors": {"k": 0}, "workers": 0,
         "device": "cpu", "checkpoint_minutes": 0, "probes": 0, "out": out,
         "head": {"attndistill": "gelu", "proteus": "norm"}[method],
-        "optimiser": {"name": "sgd", "lr": 0.05}, **more,
+        "optimizer": {"name": "sgd", "lr": 0.05}, **more,
     }
     settings = resolve(TrainSettings, given)
     run, source = Run(out), open_source(settings.data, limit=settings.limit)
@@ -58,16 +58,16 @@ import sys
 import torch
 torch.set_num_threads(1)
 for method in sys.argv[1].split(","):
-    distil(method, "two-" + method)
+    distill(method, "two-" + method)
 torch.distributed.destroy_process_group()
 """
 
 
-def distil(*args, **kwargs):
+def distill(*args, **kwargs):
     """The same code as in the two processes, in this one."""
     scope: dict = {}
-    exec(DISTIL, scope)
-    return scope["distil"](*args, **kwargs)
+    exec(DISTILL, scope)
+    return scope["distill"](*args, **kwargs)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def workplace(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("pair")
     (folder / "pair.py").write_text(PAIR)
-    (folder / "worker.py").write_text(DISTIL + WORKER)
+    (folder / "worker.py").write_text(DISTILL + WORKER)
     torch.manual_seed(5)
     teacher = timm.create_model("test_vit", pretrained=False, num_classes=0)
     state = {name: value + 0.1 * torch.randn_like(value) for name, value in teacher.state_dict().items()}
@@ -101,7 +101,7 @@ def undisturbed(workplace):
         patch.chdir(workplace)
         patch.syspath_prepend(str(workplace))
         patch.setattr(loop, "save_checkpoint", keep)
-        runs = {method: distil(method, workplace / method) for method in METHODS}
+        runs = {method: distill(method, workplace / method) for method in METHODS}
     return {method: (run, halves[method]) for method, run in runs.items()}
 
 
@@ -133,7 +133,7 @@ def test_resumed_from_the_middle_it_ends_with_the_same_bits(workplace, undisturb
     monkeypatch.chdir(workplace)
     monkeypatch.syspath_prepend(str(workplace))
     run, half = undisturbed[method]
-    expected, found = result(run), result(distil(method, half))
+    expected, found = result(run), result(distill(method, half))
     assert expected.keys() == found.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
@@ -168,7 +168,7 @@ def test_in_unequal_chunks_the_weights_are_those_of_the_whole_batch(workplace, u
     monkeypatch.chdir(workplace)
     monkeypatch.syspath_prepend(str(workplace))
     expected = result(undisturbed[method][0])
-    found = result(distil(method, workplace / f"chunks-{method}", chunks=3))  # of 6, 5 and 5 images
+    found = result(distill(method, workplace / f"chunks-{method}", chunks=3))  # of 6, 5 and 5 images
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-5)
 
@@ -177,5 +177,5 @@ def test_in_unequal_chunks_the_weights_are_those_of_the_whole_batch(workplace, u
 def test_half_precision_trains(workplace, method, monkeypatch):
     monkeypatch.chdir(workplace)
     monkeypatch.syspath_prepend(str(workplace))
-    run = distil(method, workplace / f"half-{method}", precision="bf16", limit=16)
+    run = distill(method, workplace / f"half-{method}", precision="bf16", limit=16)
     assert all(torch.isfinite(value).all() for value in result(run).values())

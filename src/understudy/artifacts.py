@@ -260,7 +260,7 @@ class StoreKey:
 
 
 class Store:
-    """One folder of teacher embeddings and, once built, their neighbour graph.
+    """One folder of teacher embeddings and, once built, their neighbor graph.
 
     Args:
         folder: `store/<fingerprint>`. It need not exist yet; `complete` says whether it can be read.
@@ -342,13 +342,13 @@ class Store:
                 "Run `understudy embed` for the present teacher and data, or name the store that fits."
             )
 
-    def finish(self, key: StoreKey, **facts: Any) -> None:
+    def finish(self, key: StoreKey, **metadata: Any) -> None:
         """Write the manifest: call it last, when the arrays and the listing are in place."""
-        write_json(self.manifest_path, {"format": FORMAT, "key": key.table(), **facts})
+        write_json(self.manifest_path, {"format": FORMAT, "key": key.table(), **metadata})
 
-    def amend(self, **facts: Any) -> None:
+    def amend(self, **metadata: Any) -> None:
         """Replace top-level facts of the manifest; one set to None is removed (e.g. `graph` before it is rebuilt)."""
-        merged = {**self.manifest, **facts}
+        merged = {**self.manifest, **metadata}
         write_json(self.manifest_path, {name: value for name, value in merged.items() if value is not None})
 
     def embeddings(self) -> np.ndarray:
@@ -356,13 +356,13 @@ class Store:
         return self._array("embeddings.npy", rows=int(self.manifest["rows"]))
 
     def graph(self) -> np.ndarray:
-        """(N, K) int32 neighbour indices, nearest first, self removed; memory-mapped read-only.
+        """(N, K) int32 neighbor indices, nearest first, self removed; memory-mapped read-only.
 
         Raises:
             StoreError: the graph was not built.
         """
         if "graph" not in self.manifest:
-            raise StoreError(f"The store {self.folder} has no neighbour graph yet. Run `understudy graph` on it.")
+            raise StoreError(f"The store {self.folder} has no neighbor graph yet. Run `understudy graph` on it.")
         return self._array("graph.npy", rows=int(self.manifest["rows"]))
 
     @property
@@ -437,7 +437,7 @@ class Run:
 
     @property
     def sample_path(self) -> Path:
-        """Embeddings, neighbours and thumbnails of a sample of the evaluation images, for the report."""
+        """Embeddings, neighbors and thumbnails of a sample of the evaluation images, for the report."""
         return self.path / "sample.npz"
 
     @property

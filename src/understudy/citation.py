@@ -13,8 +13,8 @@ from typing import Any
 
 from understudy import __version__
 from understudy.artifacts import Run
-from understudy.config import nearest, read_toml
 from understudy.errors import ConfigError, StoreError
+from understudy.settings import nearest, read_toml
 
 SOFTWARE = f"""@software{{understudy,
   title   = {{Understudy: a large frozen encoder, distilled without labels into a small one that can stand in for it}},
@@ -266,7 +266,7 @@ def _method(name: str) -> list[tuple[str, str]]:
 
     entries = [(f"method {name}", LOSSES[name].citation)]
     if LOSSES[name].needs_key:
-        entries.append(("normalisation of the key encoder", PAPERS["eman"]))
+        entries.append(("normalization of the key encoder", PAPERS["eman"]))
     return entries
 
 
@@ -286,8 +286,8 @@ def _run(run: Run, seen: set[Path]) -> list[tuple[str, str]]:
     recipe = config.get("views", {}).get("recipe") or "moco-v2"
     if recipe.startswith("moco-v2"):
         entries.append((f"views {recipe}", PAPERS["moco-v2"]))
-    if config.get("neighbours", {}).get("index") in ("ivf", "hnsw"):
-        entries.append(("neighbour graph", PAPERS["faiss"]))
+    if config.get("neighbors", {}).get("index") in ("ivf", "hnsw"):
+        entries.append(("neighbor graph", PAPERS["faiss"]))
     for use in ("data", "eval_data"):
         entries += _data(use.replace("_", " "), config.get(use) or "")
     if run.evaluation_path.is_file():

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from understudy import __version__
-from understudy.config import nearest, read_toml, resolve
 from understudy.errors import ConfigError, UnderstudyError
+from understudy.settings import nearest, read_toml, resolve
 
 if TYPE_CHECKING:
     from understudy.pipeline import RunSettings
 
 METHOD_SETTINGS = {
-    "coss": ("weight", "scale", "scope", "centre"),
+    "coss": ("weight", "scale", "scope", "center"),
     "simreg": (),
     "seed": ("tau_teacher", "tau_student", "queue"),
     "compress": ("queues", "temperature", "queue", "momentum"),
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
         prog="understudy",
-        description="Distil a large frozen encoder into a small one that can stand in for it, without labels.",
+        description="Distill a large frozen encoder into a small one that can stand in for it, without labels.",
         epilog="`understudy VERB --help` documents every flag of a verb.",
         allow_abbrev=False,
     )
@@ -177,7 +177,7 @@ def _config_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def _recipe_flags(parser: argparse.ArgumentParser) -> None:
-    from understudy.recipe import PRESETS
+    from understudy.recipes import PRESETS
 
     parser.add_argument(
         "--recipe", metavar="RECIPE",
@@ -215,7 +215,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def train(options: argparse.Namespace) -> int:
-    """Distil; resumes by itself. Missing embeddings and graph are made first."""
+    """Distill; resumes by itself. Missing embeddings and graph are made first."""
     from understudy import pipeline
 
     finished = pipeline.train_stage(run_settings(options))
@@ -255,8 +255,8 @@ def _pretrain_flags(parser: argparse.ArgumentParser) -> None:
         "--model", required=True, metavar="SPEC", help="What to train, e.g. small:resnet20 or timm:resnet18."
     )
     skip = ("student", "teacher", "teacher_mean", "teacher_std", "method", "evaluation.eval_data", "head")
-    neighbours = tuple(f"neighbours.{name}" for name in ("k", "n", "index", "memory_mb"))
-    add_settings(parser, RunSettings, skip=skip + neighbours)
+    neighbors = tuple(f"neighbors.{name}" for name in ("k", "n", "index", "memory_mb"))
+    add_settings(parser, RunSettings, skip=skip + neighbors)
     parser.add_argument(
         "--method", default="moco", help="A method without a teacher; moco: temperature, queue, momentum. [moco]"
     )
@@ -288,13 +288,13 @@ def _embed_flags(parser: argparse.ArgumentParser) -> None:
 
 def embed(options: argparse.Namespace) -> int:
     """Teacher (or student) over a data source: images to an embedding store; resumes; torchrun shares the work."""
-    from understudy.data.sources import open_source
     from understudy.embed.embedding import embed as embed_images
     from understudy.embed.settings import EmbedSettings
     from understudy.models.sharded import ShardedTeacher, refuse_alone
     from understudy.models.teacher import build_teacher
+    from understudy.sources.source import open_source
     from understudy.train.distributed import join
-    from understudy.train.log import StageProgress, say
+    from understudy.train.log import StageProgress, notify
 
     settings = layered(EmbedSettings, options)
     processes = join(settings.device)
@@ -308,7 +308,7 @@ def embed(options: argparse.Namespace) -> int:
     if settings.teacher_sharding == "fsdp":
         teacher = ShardedTeacher(teacher, processes, processes.device)
     if processes.main:
-        say(f"teacher: {teacher.spec}, D = {teacher.width}, {teacher.precision}; {teacher.weights}")
+        notify(f"teacher: {teacher.spec}, D = {teacher.width}, {teacher.precision}; {teacher.weights}")
     with StageProgress("embed", quiet=not processes.main) as progress:
         store = embed_images(
             teacher, source, settings.store, dtype=settings.dtype, device=processes.device,
@@ -318,37 +318,37 @@ def embed(options: argparse.Namespace) -> int:
         return 0
     manifest = store.manifest
     for name, reason in manifest.get("skipped", []):
-        say(f"skipped {name}: {reason}")
-    say(f"{manifest['rows']:,} x {manifest['D']} embeddings, {len(manifest.get('skipped', []))} images skipped")
+        notify(f"skipped {name}: {reason}")
+    notify(f"{manifest['rows']:,} x {manifest['D']} embeddings, {len(manifest.get('skipped', []))} images skipped")
     print(store.folder)
     return 0
 
 
 def _graph_flags(parser: argparse.ArgumentParser) -> None:
-    from understudy.neighbours.settings import NeighbourSettings
+    from understudy.neighbors.settings import NeighborSettings
 
     parser.add_argument("store", metavar="STORE", help="A store: the folder with manifest.json.")
-    add_settings(parser, NeighbourSettings, skip=("neighbours.k",), prefix="neighbours.")
+    add_settings(parser, NeighborSettings, skip=("neighbors.k",), prefix="neighbors.")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, mps or auto. [auto]")
 
 
 def graph(options: argparse.Namespace) -> int:
-    """Store to neighbour graph: exact cosine top-k, or faiss above a size with its measured recall."""
+    """Store to neighbor graph: exact cosine top-k, or faiss above a size with its measured recall."""
     from understudy.artifacts import Store
-    from understudy.neighbours.graph import build_graph
-    from understudy.neighbours.settings import NeighbourSettings
+    from understudy.neighbors.graph import build_graph
+    from understudy.neighbors.settings import NeighborSettings
     from understudy.train.distributed import join
-    from understudy.train.log import StageProgress, say
+    from understudy.train.log import StageProgress, notify
 
-    flags = {k.removeprefix("neighbours."): v for k, v in vars(options).items() if k.startswith("neighbours.")}
-    settings = resolve(NeighbourSettings, flags)
+    flags = {k.removeprefix("neighbors."): v for k, v in vars(options).items() if k.startswith("neighbors.")}
+    settings = resolve(NeighborSettings, flags)
     store = Store(options.store)
     processes = join(options.device)
     with StageProgress("graph", quiet=not processes.main) as progress:
         build_graph(store, settings, device=str(processes.device), writers=processes, progress=progress)
     if not processes.main:
         return 0
-    say(", ".join(f"{name} {value}" for name, value in store.manifest["graph"].items()))
+    notify(", ".join(f"{name} {value}" for name, value in store.manifest["graph"].items()))
     print(store.folder / "graph.npy")
     return 0
 
@@ -375,15 +375,15 @@ def _evaluate_flags(parser: argparse.ArgumentParser) -> None:
 def evaluate(options: argparse.Namespace) -> int:
     """Any protocol on any checkpoint, teacher or student."""
     from understudy.artifacts import Run
-    from understudy.evaluate.run import evaluate_model, evaluate_run
+    from understudy.evaluate.runner import evaluate_model, evaluate_run
     from understudy.evaluate.settings import EvaluationSettings
     from understudy.train.distributed import choose_device
-    from understudy.train.log import StageProgress, say
+    from understudy.train.log import StageProgress, notify
 
     settings = layered(EvaluationSettings, options)
     device = choose_device(options.device)
     folder = options.model.removeprefix("run:")
-    common = {"device": device, "store_root": options.store, "workers": options.workers, "tell": say}
+    common = {"device": device, "store_root": options.store, "workers": options.workers, "tell": notify}
     with StageProgress("evaluate") as progress:
         if Run(folder).trained:
             if options.teacher_precision:
@@ -415,7 +415,7 @@ def _compare_flags(parser: argparse.ArgumentParser) -> None:
 def compare(options: argparse.Namespace) -> int:
     """Several methods x seeds over one teacher, each at its best learning rate of a few, as one table.
 
-    Same images, views, first weights of a seed, head, optimiser and image passes (or minutes) for all. The rates are
+    Same images, views, first weights of a seed, head, optimizer and image passes (or minutes) for all. The rates are
     judged without labels, on training images held out of every run. What is finished is not done again.
     """
     return _compared(options, "compare")
@@ -445,7 +445,7 @@ def _compared(options: argparse.Namespace, kind: str) -> int:
     from understudy import pipeline
     from understudy.compare import ComparisonSettings
     from understudy.compare import compare as run_comparison
-    from understudy.recipe import lay_out
+    from understudy.recipes import merge_layers
     from understudy.train.settings import DEFAULT_METHOD
 
     if kind == "compare" and options.recipe == "authors":
@@ -454,7 +454,7 @@ def _compared(options: argparse.Namespace, kind: str) -> int:
             "`understudy run --method NAME --recipe authors` for each, or a recipe file for all."
         )
     written = layers(ComparisonSettings, options, "recipe", "preset")
-    settings = resolve(ComparisonSettings, *lay_out(*written, method=DEFAULT_METHOD))
+    settings = resolve(ComparisonSettings, *merge_layers(*written, method=DEFAULT_METHOD))
     try:
         found = run_comparison(settings, kind=kind)
     except pipeline.Stopped:

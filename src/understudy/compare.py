@@ -1,10 +1,10 @@
 """Several methods, or a grid of settings, over one teacher: one table, and how far it can be trusted.
 
 Every cell of a comparison is an ordinary run folder. All of them train on the same images, with the views, the first
-weights of the student and the batches of their seed, the same head, the same family of optimiser and the same number
+weights of the student and the batches of their seed, the same head, the same family of optimizer and the same number
 of image passes (or of minutes). So that none loses by a bad learning rate, each variant first tries as many rates as
 any other, on one seed and a share of the budget; the best is the one whose backbone keeps most of the teacher's
-neighbourhoods on training images that no run of the comparison is trained on. No label is read before the evaluation.
+neighborhoods on training images that no run of the comparison is trained on. No label is read before the evaluation.
 
     OUT/plan.json  trials/VARIANT/lr-RATE/  cells/VARIANT/seed-N-lr-RATE/  comparison.json  comparison.csv  report.html
 
@@ -36,11 +36,11 @@ from typing import Any
 
 from understudy import __version__
 from understudy.artifacts import Run, fingerprint, lock, read_json, write_json, write_text
-from understudy.config import as_table, flatten, resolve, setting
-from understudy.data.settings import ViewSettings
 from understudy.errors import ConfigError, UnderstudyError
 from understudy.evaluate.settings import EvaluationSettings, FidelitySettings
 from understudy.pipeline import RunSettings, Stopped
+from understudy.settings import as_table, flatten, resolve, setting
+from understudy.views.settings import ViewSettings
 
 FORMAT = 1
 CRITERION = "overlap@11"
@@ -153,7 +153,7 @@ class Cell:
     @property
     def title(self) -> str:
         """How messages call it."""
-        return f"{self.variant.label}, seed {self.settings.seed}, rate {self.settings.optimiser.peak:.3g}"
+        return f"{self.variant.label}, seed {self.settings.seed}, rate {self.settings.optimizer.peak:.3g}"
 
     def bound(self) -> dict[str, Any]:
         """What its figures depend on, as plain JSON."""
@@ -295,12 +295,12 @@ class Comparison:
             self.settings_of = {variant.label: self._run_settings(variant) for variant in self.variants}
         if searched:
             if self.settings.teacher is None:
-                raise ConfigError("Learning rates are judged by the teacher's neighbours. Give --teacher SPEC.")
+                raise ConfigError("Learning rates are judged by the teacher's neighbors. Give --teacher SPEC.")
             for data, limit in {(found.data, found.limit) for found in self.settings_of.values()}:
                 self._refuse_few(data, limit)
 
     def _refuse_few(self, data: str, limit: int | None) -> None:
-        from understudy.data.sources import open_source
+        from understudy.sources.source import open_source
 
         images = len(open_source(data, limit=limit))
         held_out = min(self.settings.holdout, images // 10)
@@ -308,27 +308,27 @@ class Comparison:
             raise ConfigError(
                 f"Learning rates are judged on held-out training images, and --holdout {self.settings.holdout} of "
                 f"{images:,} images leaves {held_out} of them (a tenth at most); {FEWEST_HELD_OUT} are needed. Use "
-                "more images, or fix the rate with --optimiser.lr."
+                "more images, or fix the rate with --optimizer.lr."
             )
 
     def _run_settings(self, variant: Variant) -> RunSettings:
         """A variant's settings, all names and values checked."""
         from understudy.losses import build
-        from understudy.pipeline import settle
+        from understudy.pipeline import resolve_method
 
         changes = dict(variant.changes)
         settings = resolve(RunSettings, self.base, changes)
         build(**settings.method)
         taught = _taught(settings)
         # What the others share of a teacher does not hold without one, unless it was asked of this very variant.
-        if not taught and "neighbours.k" not in changes:
-            settings = dataclasses.replace(settings, neighbours=dataclasses.replace(settings.neighbours, k=None))
+        if not taught and "neighbors.k" not in changes:
+            settings = dataclasses.replace(settings, neighbors=dataclasses.replace(settings.neighbors, k=None))
         if not taught and "transform" not in changes:
             settings = dataclasses.replace(settings, transform="none")
-        return settle(settings)
+        return resolve_method(settings)
 
     def _searched(self, variant: Variant) -> bool:
-        return self.settings_of[variant.label].optimiser.lr is None and self.settings.trials > 1
+        return self.settings_of[variant.label].optimizer.lr is None and self.settings.trials > 1
 
     def make(self) -> dict[str, Any]:
         """All of it, in order."""
@@ -351,20 +351,20 @@ class Comparison:
         """Refuse a folder that other settings began; keep what minutes were found to mean."""
         path = self.out / "plan.json"
         settings = resolve(RunSettings, self.base, {"eval_data": None})
-        shared = settings.binding()
-        for own in ("method.name", "optimiser.lr", "passes"):
+        shared = settings.identity_settings()
+        for own in ("method.name", "optimizer.lr", "passes"):
             shared.pop(own)
         if self.kind == "compare":
             shared = {key: value for key, value in shared.items() if not key.startswith("method.")}
         plan = {"format": FORMAT, "settings": shared, "budget": [self.unit, self.amount],
-                "search_share": self.settings.search_share, "lr": self.settings.optimiser.lr}  # fmt: skip
+                "search_share": self.settings.search_share, "lr": self.settings.optimizer.lr}  # fmt: skip
         plan = json.loads(json.dumps(plan))
         if path.is_file():
             old = read_json(path)
             self.passes = dict(old.pop("passes"))
             # By today's defaults, so that a setting that is newer than the comparison is no difference.
-            usual = settings.usual()
-            old["settings"] = {key: old["settings"].get(key, usual.get(key)) for key in shared | old["settings"]}
+            defaults = settings.defaults()
+            old["settings"] = {key: old["settings"].get(key, defaults.get(key)) for key in shared | old["settings"]}
             before, now = flatten(json.loads(json.dumps(old))), flatten(plan)
             changed = [
                 f"{key.removeprefix('settings.')} (was {before.get(key)}, now {now.get(key)})"
@@ -379,11 +379,11 @@ class Comparison:
 
     def _time(self) -> None:
         """Minutes to image passes, once for each variant: the plan keeps them, so a continued comparison agrees."""
-        from understudy.train.log import say
+        from understudy.train.log import notify
 
         missing = [variant for variant in self.variants if variant.folder not in self.passes]
         if missing:
-            say(f"{self.kind}: {TIMED_STEPS} steps of each of {len(missing)} variants, to turn minutes into passes")
+            notify(f"{self.kind}: {TIMED_STEPS} steps of each of {len(missing)} variants, to turn minutes into passes")
         cells: list[Cell] = []
         # Twice: the first time records the teacher's views, which the runs will mostly find recorded.
         for name in ("first", "timed"):
@@ -421,7 +421,7 @@ class Comparison:
             out=str(folder),
             seed=given.seed if seed is None else seed,
             passes=passes,
-            optimiser=given.optimiser if lr is None else dataclasses.replace(given.optimiser, lr=lr),
+            optimizer=given.optimizer if lr is None else dataclasses.replace(given.optimizer, lr=lr),
         )
         if role != "cell":
             fidelity = dataclasses.replace(settings.evaluation, protocols=("fidelity",), on=())
@@ -429,7 +429,7 @@ class Comparison:
         return Cell(variant, folder, settings, role)
 
     def _trials(self, variant: Variant) -> list[Cell]:
-        default = self.settings_of[variant.label].optimiser.peak
+        default = self.settings_of[variant.label].optimizer.peak
         passes = float(f"{self._passes(variant) * self.settings.search_share:.6g}")
         return [
             self._cell(variant, "trial", f"lr-{rate:g}", passes=passes, lr=rate)
@@ -437,7 +437,7 @@ class Comparison:
         ]
 
     def _cells(self, variant: Variant, rate: float | None) -> list[Cell]:
-        shown = self.settings_of[variant.label].optimiser.peak if rate is None else rate
+        shown = self.settings_of[variant.label].optimizer.peak if rate is None else rate
         first = self.settings.seed
         return [
             self._cell(
@@ -452,19 +452,21 @@ class Comparison:
 
     def _announce(self, trials: Sequence[Cell]) -> None:
         """Say what will be done before anything is."""
-        from understudy.train.log import say
+        from understudy.train.log import notify
 
         cells = len(self.variants) * self.settings.seeds
         passes = {self._passes(variant) for variant in self.variants}
         span = f"{min(passes):g}" if len(passes) == 1 else f"{min(passes):g} to {max(passes):g}"
-        say(f"{self.kind}: {len(self.variants)} variants x {self.settings.seeds} seeds = {cells} runs of {span} passes")
+        notify(
+            f"{self.kind}: {len(self.variants)} variants x {self.settings.seeds} seeds = {cells} runs of {span} passes"
+        )
         if trials:
             lengths = {trial.settings.passes for trial in trials}
             span = f"{min(lengths):g}" if len(lengths) == 1 else f"{min(lengths):g} to {max(lengths):g}"
-            say(f"  after {len(trials)} trials of the learning rate of {span} passes each")
+            notify(f"  after {len(trials)} trials of the learning rate of {span} passes each")
         finished = sum(trial.done for trial in trials)
         weight = self._weight_of_everything(trials)
-        say(f"  {weight:g} image passes in all; {finished} trials are done already; results in {self.out}")
+        notify(f"  {weight:g} image passes in all; {finished} trials are done already; results in {self.out}")
 
     def _perform(self, cells: Sequence[Cell], progress: _Progress) -> None:
         """Make the cells that are missing, `jobs` at a time.
@@ -492,7 +494,7 @@ class Comparison:
     def _prepare(self, cells: Sequence[Cell]) -> None:
         """What several runs share, made once and before them: embeddings, graph, pixels, the teacher's figures."""
         from understudy.embed.transform import transform_of
-        from understudy.evaluate.run import evaluate_teacher
+        from understudy.evaluate.runner import evaluate_teacher
         from understudy.pipeline import (
             decoded_images,
             embed_stage,
@@ -502,14 +504,14 @@ class Comparison:
             training_images,
         )
         from understudy.train.distributed import join
-        from understudy.train.log import StageProgress, say
+        from understudy.train.log import StageProgress, notify
 
         for cell in cells:
             settings = dataclasses.replace(cell.settings, eval_data=None)
             parts = (settings.teacher, settings.teacher_mean, settings.teacher_std, settings.teacher_precision,
                      settings.data, settings.limit,
                      settings.holdout, settings.views.teacher, settings.transform,
-                     settings.neighbours.n if settings.neighbours.k else 0, cell.settings.eval_data,
+                     settings.neighbors.n if settings.neighbors.k else 0, cell.settings.eval_data,
                      as_table(cell.settings.evaluation))  # fmt: skip
             key = fingerprint(*parts)
             if key in self.prepared:
@@ -520,11 +522,11 @@ class Comparison:
             if settings.teacher is not None:
                 teacher = teacher_of(settings, processes.device).to(processes.device)
                 if not self.prepared:
-                    say(f"teacher: {teacher.spec}, D = {teacher.width}, {teacher.precision}; {teacher.weights}")
-                if settings.neighbours.k or settings.views.teacher == "recorded" or settings.transform != "none":
+                    notify(f"teacher: {teacher.spec}, D = {teacher.width}, {teacher.precision}; {teacher.weights}")
+                if settings.neighbors.k or settings.views.teacher == "recorded" or settings.transform != "none":
                     store = embed_stage(settings, teacher, source, processes)
                     rows = open_rows_of(store, source)
-                    if settings.neighbours.k:
+                    if settings.neighbors.k:
                         graph_stage(settings, store, processes)
                     if settings.transform != "none":
                         transform_of(store, settings.transform)
@@ -561,7 +563,7 @@ class Comparison:
                 "factor": self.settings.factor,
                 "search_share": self.settings.search_share,
                 "criterion": CRITERION,
-                "optimiser": self.settings.optimiser.name,
+                "optimizer": self.settings.optimizer.name,
                 "batch_size": self.settings.batch_size,
                 "head": self.settings.head,
                 "teacher_views": self.settings.views.teacher,
@@ -579,10 +581,10 @@ class Comparison:
 
     def _row(self, variant: Variant, trials: Sequence[Cell], cells: Sequence[Cell]) -> dict[str, Any]:
         settings = self.settings_of[variant.label]
-        rate, edge = chosen(trials) if trials else (settings.optimiser.peak, "")
+        rate, edge = chosen(trials) if trials else (settings.optimizer.peak, "")
         tried = [
             {
-                "lr": trial.settings.optimiser.peak,
+                "lr": trial.settings.optimizer.peak,
                 CRITERION: judged(trial),
                 "failure": trial.failure,
             }
@@ -597,7 +599,7 @@ class Comparison:
         for cell in cells:
             entry: dict[str, Any] = {
                 "seed": cell.settings.seed, "folder": os.path.relpath(cell.folder, self.out), "failure": cell.failure,
-                "lr": cell.settings.optimiser.peak, "figures": {}, "notes": [],
+                "lr": cell.settings.optimizer.peak, "figures": {}, "notes": [],
             }  # fmt: skip
             if cell.done:
                 run = Run(cell.folder)
@@ -654,7 +656,7 @@ def chosen(trials: Sequence[Cell]) -> tuple[float | None, str]:
     A trial that failed (a rate so large that the loss overflowed) is not chosen. Of equals the one nearest to the
     default, which stands in the middle, is taken.
     """
-    finished = [(judged(trial), -abs(i - len(trials) // 2), trial.settings.optimiser.peak, i)
+    finished = [(judged(trial), -abs(i - len(trials) // 2), trial.settings.optimizer.peak, i)
                 for i, trial in enumerate(trials)]  # fmt: skip
     known = [row for row in finished if row[0] is not None]
     if not known:
@@ -726,7 +728,7 @@ class _Progress:
 
     def __init__(self, total: float) -> None:
         self.total, self.skipped, self.made = total, 0.0, 0.0
-        self.spent, self.mark = 0.0, time.monotonic()
+        self.compute_cost, self.mark = 0.0, time.monotonic()
 
     def begin(self) -> None:
         """The clock starts here: what is shared by all is made."""
@@ -738,16 +740,16 @@ class _Progress:
 
     def add(self, cell: Cell) -> None:
         """A run that has just ended."""
-        from understudy.train.log import clock, say
+        from understudy.train.log import clock, notify
 
         now = time.monotonic()
-        self.spent, self.mark = self.spent + now - self.mark, now
+        self.compute_cost, self.mark = self.compute_cost + now - self.mark, now
         self.made += cell.settings.passes
         rest = max(0.0, self.total - self.skipped - self.made)
-        left = rest * self.spent / max(self.made, 1e-9)
+        left = rest * self.compute_cost / max(self.made, 1e-9)
         share = (self.skipped + self.made) / max(self.total, 1e-9)
         outcome = f"failed: {cell.failure}" if cell.failure else self._figure(cell)
-        say(f"[{min(share, 1):4.0%}] {cell.role} {cell.title}: {outcome}; about {clock(left)} left")
+        notify(f"[{min(share, 1):4.0%}] {cell.role} {cell.title}: {outcome}; about {clock(left)} left")
 
     def _figure(self, cell: Cell) -> str:
         if cell.role == "timing":

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from understudy.artifacts import Run
-from understudy.config import resolve
 from understudy.pipeline import RunSettings, Stopped, evaluate_stage, report_stage, train_stage
+from understudy.settings import resolve
 
 TEACHER, STUDENT = "small:resnet14", "small:resnet8x0.4"
 PASSES = 15
@@ -20,7 +20,7 @@ MOCO = {"name": "moco", "queue": 1024, "momentum": 0.99}
 
 
 def demo(out: Path, *, seed: int = 0, device: str = "auto") -> tuple[list[Run], Path]:
-    """Train a teacher, distil it, train the controls, evaluate all on held-out digits, write the report.
+    """Train a teacher, distill it, train the controls, evaluate all on held-out digits, write the report.
 
     Args:
         out: folder of the runs and of their store; a second call finds them done.

@@ -101,7 +101,7 @@ def render(found: Iterable[Check], console: Console | None = None) -> None:
     from rich.text import Text
 
     found = list(found)
-    colours = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+    colors = {"ok": "green", "warn": "yellow", "fail": "bold red"}
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
@@ -109,8 +109,8 @@ def render(found: Iterable[Check], console: Console | None = None) -> None:
     for check in found:
         text = Text(check.found)
         if check.fix:
-            text.append(f"\nfix: {check.fix}", style=colours[check.status])
-        table.add_row(Text(check.status, style=colours[check.status]), Text(check.name), text)
+            text.append(f"\nfix: {check.fix}", style=colors[check.status])
+        table.add_row(Text(check.status, style=colors[check.status]), Text(check.name), text)
     failed = sum(check.status == "fail" for check in found)
     warned = sum(check.status == "warn" for check in found)
     if failed:
@@ -187,7 +187,7 @@ def probe_libraries(timeout: float = 300.0) -> dict[str, dict[str, Any]]:
         return {name: {"error": ended} for name in names} | dict(answers)
 
     with ThreadPoolExecutor(len(_GROUPS)) as pool:
-        return {name: facts for group in pool.map(probe, _GROUPS) for name, facts in group.items()}
+        return {name: metadata for group in pool.map(probe, _GROUPS) for name, metadata in group.items()}
 
 
 def installed_version(package: str) -> str | None:
@@ -316,14 +316,14 @@ def _together(named: str) -> str:
     return f"install the two together: `uv pip install --reinstall {named}`"
 
 
-def library(name: str, facts: Mapping[str, Any]) -> Check:
+def library(name: str, metadata: Mapping[str, Any]) -> Check:
     """A library can be imported."""
-    if "torchvision::" in facts.get("error", ""):
+    if "torchvision::" in metadata.get("error", ""):
         return Check(name, "fail", "not tried, because torchvision cannot be imported", "mend torchvision first")
-    if "error" in facts:
+    if "error" in metadata:
         package = {"torch": "torch torchvision", "faiss": "faiss-cpu", "sklearn": "scikit-learn"}.get(name, name)
-        return Check(name, "fail", facts["error"], f"uv pip install --reinstall {package}")
-    return Check(name, "ok", f"{facts['version']}, imported in {facts['seconds']:.1f} s".lstrip(", "))
+        return Check(name, "fail", metadata["error"], f"uv pip install --reinstall {package}")
+    return Check(name, "ok", f"{metadata['version']}, imported in {metadata['seconds']:.1f} s".lstrip(", "))
 
 
 def device(torch: Mapping[str, Any], driver: str | None) -> Check:
@@ -448,7 +448,7 @@ def data_source(spec: str) -> tuple[Check, list[Any], int | None]:
     Returns:
         The finding, the images that could be read (at most 64), and how many images there are, None if unknown.
     """
-    from understudy.data.sources import open_source
+    from understudy.sources.source import open_source
 
     try:
         start = time.perf_counter()

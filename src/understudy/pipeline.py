@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from understudy.artifacts import Run, fingerprint, lock
-from understudy.config import resolve, setting
 from understudy.errors import ConfigError, StoreError
 from understudy.evaluate.settings import EvaluationSettings
-from understudy.recipe import lay_out
+from understudy.recipes import merge_layers
+from understudy.settings import resolve, setting
 from understudy.train.settings import DEFAULT_METHOD, DEFAULT_RECIPE, TrainSettings
 
 if TYPE_CHECKING:
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
     import torch
 
     from understudy.artifacts import Store
-    from understudy.data.sources import Source
     from understudy.models.teacher import Teacher
+    from understudy.sources.source import Source
     from understudy.train.distributed import Processes
     from understudy.train.signals import Probe
 
 Result = TypeVar("Result")
 
 PROBE_IMAGES, BANK_IMAGES = 512, 2048
-"""Held-out images and labelled training images behind the live signals: small enough to cost seconds a run."""
+"""Held-out images and labeled training images behind the live signals: small enough to cost seconds a run."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ def resolve_run(*layers: Mapping[str, Any]) -> RunSettings:
     (`docs/method.md`); with a method's name alone the settings are that method's own.
 
     Args:
-        *layers: e.g. the settings file, then the flags; see `recipe.lay_out` and `config.resolve`.
+        *layers: e.g. the settings file, then the flags; see `recipe.merge_layers` and `config.resolve`.
 
     Raises:
         ConfigError: as those two.
     """
-    return resolve(RunSettings, *lay_out(*layers, method=DEFAULT_METHOD, otherwise=DEFAULT_RECIPE))
+    return resolve(RunSettings, *merge_layers(*layers, method=DEFAULT_METHOD, otherwise=DEFAULT_RECIPE))
 
 
 class Stopped(Exception):
@@ -70,7 +70,7 @@ def distill(
     *, data: Any, teacher: str, student: str, out: str | os.PathLike[str] | None = None, quiet: bool = False,
     **overrides: Any,
 ) -> Run:  # fmt: skip
-    """Distil a teacher into a student, evaluate it and write the report: `understudy run` as a function.
+    """Distill a teacher into a student, evaluate it and write the report: `understudy run` as a function.
 
     Args:
         data: training images, a data spec (folder, *.parquet, *.tar, *.arrow, *.npy, list:FILE, torchvision:NAME,
@@ -80,7 +80,7 @@ def distill(
         out: run folder; `runs/METHOD-STUDENT-HASH` unless given.
         quiet: print nothing.
         **overrides: any setting of `understudy run --help`, `recipe` and `preset` included; inner ones as
-            `method={"name": "coss", "weight": 0.5}`, `neighbours={"k": 0}` or `**{"optimiser.lr": 0.001}`.
+            `method={"name": "coss", "weight": 0.5}`, `neighbors={"k": 0}` or `**{"optimizer.lr": 0.001}`.
 
     Returns:
         The finished run: `.path`, `.student`, `.evaluation`, `.report_path`; `load_student(run.path)` gives the model.
@@ -118,16 +118,16 @@ def train_stage(settings: RunSettings, *, quiet: bool = False) -> Run | None:
 
     Missing embeddings and graph are made first, from the same store that any other run of this teacher uses.
     """
-    from understudy.data.remote import RemoteImages
     from understudy.embed.transform import transform_of
     from understudy.losses import LOSSES
+    from understudy.models.outputs import refuse_blind
     from understudy.models.sharded import ShardedTeacher, refuse_alone, together
-    from understudy.models.tokens import refuse_blind
+    from understudy.sources.remote import RemoteImages
     from understudy.train.distributed import join
-    from understudy.train.log import say
+    from understudy.train.log import notify
     from understudy.train.loop import refuse_other_settings, train
 
-    settings = settle(settings)
+    settings = resolve_method(settings)
     method = LOSSES[settings.method["name"]]
     folder = Run(settings.out or Path("runs") / run_id(settings))
     processes = join(settings.device)
@@ -155,21 +155,21 @@ def train_stage(settings: RunSettings, *, quiet: bool = False) -> Run | None:
         else:
             teacher = teacher.to(processes.device)
         if not quiet:
-            say(f"teacher: {teacher.spec}, D = {teacher.width}, {teacher.precision}; {teacher.weights}")
+            notify(f"teacher: {teacher.spec}, D = {teacher.width}, {teacher.precision}; {teacher.weights}")
     rows, graph, store = source, None, None
     transform = None
     if teacher is not None and (
-        settings.neighbours.k or settings.views.teacher == "recorded" or settings.transform != "none"
+        settings.neighbors.k or settings.views.teacher == "recorded" or settings.transform != "none"
     ):
         made = embed_stage(settings, teacher, source, processes, quiet=quiet)
         rows, store = open_rows_of(made, source), made
-        if settings.neighbours.k:
+        if settings.neighbors.k:
             graph = graph_stage(settings, made, processes, quiet=quiet)
         if settings.transform != "none":
             transform = on_main_first(processes, lambda: transform_of(made, settings.transform))
     rows = decoded_images(settings, rows, processes)
     if not quiet and isinstance(rows.images, RemoteImages) and (advice := rows.images.advice(rows.rows)) is not None:
-        say(advice)
+        notify(advice)
     with together(teacher):
         probe = probe_of(settings, teacher, held_out, processes) if processes.main else None
     if probe is not None and probe.teacher is not None and transform is not None:
@@ -213,21 +213,21 @@ def embed_stage(
 
 
 def graph_stage(settings: TrainSettings, store: Store, processes: Processes, *, quiet: bool = False) -> np.ndarray:
-    """Teacher embeddings to the neighbour graph, kept in the store."""
-    from understudy.neighbours.graph import build_graph
+    """Teacher embeddings to the neighbor graph, kept in the store."""
+    from understudy.neighbors.graph import build_graph
     from understudy.train.log import StageProgress
 
     with StageProgress("graph", quiet) as progress:
         return build_graph(
-            store, settings.neighbours, device=str(processes.device), writers=processes, progress=progress
+            store, settings.neighbors, device=str(processes.device), writers=processes, progress=progress
         )
 
 
 def evaluate_stage(folder: Run, settings: RunSettings, *, quiet: bool = False) -> dict[str, Any]:
     """The finished student and its teacher to evaluation.json."""
-    from understudy.evaluate.run import evaluate_run
+    from understudy.evaluate.runner import evaluate_run
     from understudy.train.distributed import join
-    from understudy.train.log import StageProgress, say
+    from understudy.train.log import StageProgress, notify
 
     processes = join(settings.device)
     if not processes.main:
@@ -240,26 +240,26 @@ def evaluate_stage(folder: Run, settings: RunSettings, *, quiet: bool = False) -
     with StageProgress("evaluate", quiet) as progress:
         return evaluate_run(
             folder, evaluation, device=processes.device, store_root=settings.store, workers=settings.workers,
-            held_out=held_out, control=control, progress=progress, tell=None if quiet else say,
+            held_out=held_out, control=control, progress=progress, notify=None if quiet else notify,
         )  # fmt: skip
 
 
 def report_stage(folders: list[Run], out: Path | None = None, *, quiet: bool = False) -> Path:
     """Run folders to one page."""
     from understudy.report.page import write_report
-    from understudy.train.log import say
+    from understudy.train.log import notify
 
     path = write_report(folders, out or folders[0].report_path)
     if not quiet:
-        say(f"report: {path}")
+        notify(f"report: {path}")
     return path
 
 
-def settle(settings: RunSettings) -> RunSettings:
-    """The method's settings in their types, and what follows from it: without a teacher no neighbours are drawn.
+def resolve_method(settings: RunSettings) -> RunSettings:
+    """The method's settings in their types, and what follows from it: without a teacher no neighbors are drawn.
 
     Raises:
-        ConfigError: the method or one of its settings is unknown, a teacher is needed and not given, or neighbours are
+        ConfigError: the method or one of its settings is unknown, a teacher is needed and not given, or neighbors are
             asked for without one.
     """
     from understudy.losses import LOSSES, typed
@@ -268,11 +268,11 @@ def settle(settings: RunSettings) -> RunSettings:
     name = method["name"]
     if LOSSES[name].needs_teacher:
         if settings.teacher is None:
-            raise ConfigError(f"Method '{name}' distils a teacher and none was given. Add --teacher SPEC.")
-        k = 15 if settings.neighbours.k is None else settings.neighbours.k
+            raise ConfigError(f"Method '{name}' distills a teacher and none was given. Add --teacher SPEC.")
+        k = 15 if settings.neighbors.k is None else settings.neighbors.k
     else:
-        if settings.neighbours.k:
-            raise ConfigError(f"Method '{name}' has no teacher, so no neighbours: leave out --neighbours.k.")
+        if settings.neighbors.k:
+            raise ConfigError(f"Method '{name}' has no teacher, so no neighbors: leave out --neighbors.k.")
         if settings.transform != "none":
             raise ConfigError(f"Method '{name}' has no teacher to transform: leave out --transform.")
         if settings.teacher_sharding != "none":
@@ -280,15 +280,19 @@ def settle(settings: RunSettings) -> RunSettings:
         if settings.teacher_precision != "auto" and settings.teacher is None:
             raise ConfigError(f"Method '{name}' has no teacher to compute: leave out --teacher-precision.")
         k = 0
-    return dataclasses.replace(settings, method=method, neighbours=dataclasses.replace(settings.neighbours, k=k))
+    return dataclasses.replace(settings, method=method, neighbors=dataclasses.replace(settings.neighbors, k=k))
 
 
 def run_id(settings: TrainSettings) -> str:
     """The folder name of a run: method, student, and a hash of all that decides the weights."""
     student = re.sub(r"[^A-Za-z0-9]+", "-", settings.student.split("@")[0]).strip("-")
     # Without what is as usual, so that a version with more settings finds the same run again.
-    usual = settings.usual()
-    own = {key: value for key, value in settings.binding().items() if key not in usual or value != usual[key]}
+    defaults = settings.defaults()
+    own = {
+        key: value
+        for key, value in settings.identity_settings().items()
+        if key not in defaults or value != defaults[key]
+    }
     told = settings.data, settings.student, own, settings.eval_data
     return f"{settings.method['name']}-{student}-{fingerprint(*told)[:8]}"
 
@@ -297,7 +301,7 @@ def training_images(settings: TrainSettings) -> tuple[Source, Source | None]:
     """The images to train on, and those held out of training for the signals when there is no eval data."""
     import numpy as np
 
-    from understudy.data.sources import open_source
+    from understudy.sources.source import open_source
 
     source = open_source(settings.data, limit=settings.limit, listings=Path(settings.store) / "listings")
     count = min(settings.holdout, len(source) // 10)
@@ -331,7 +335,7 @@ def open_rows_of(store: Store, source: Source) -> Source:
 
 def decoded_images(settings: TrainSettings, source: Source, processes: Processes) -> Source:
     """The source behind a uint8 memory map when its images are small, decoded once beside the stores."""
-    from understudy.data.pixels import decoded
+    from understudy.sources.pixels import decoded
 
     return on_main_first(processes, lambda: decoded(source, Path(settings.store) / "pixels"))
 
@@ -343,10 +347,10 @@ def probe_of(
     import numpy as np
     import torch
 
-    from understudy.data.loader import ImageLoader
-    from understudy.data.sources import limited, open_evaluation
     from understudy.models.backbones import build_backbone
+    from understudy.sources.source import limited, open_evaluation
     from understudy.train.signals import Probe
+    from understudy.views.loader import ImageLoader
 
     if settings.probes == 0 or (held_out is None and settings.eval_data is None):
         return None

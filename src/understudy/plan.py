@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from understudy.errors import ConfigError
-from understudy.pipeline import RunSettings, settle, teacher_of, training_images
+from understudy.pipeline import RunSettings, resolve_method, teacher_of, training_images
 
 if TYPE_CHECKING:
-    from understudy.data.loader import ImageBatch, TeacherInput
-    from understudy.data.sources import Source
     from understudy.models.teacher import Teacher
+    from understudy.sources.source import Source
+    from understudy.views.loader import ImageBatch, TeacherInput
 
 SECONDS = 3.0
 """How long each part is timed."""
@@ -118,12 +118,12 @@ def plan(settings: RunSettings, *, seconds: float = SECONDS) -> Plan:
     """
     import numpy as np
 
-    from understudy.data.batches import NeighbourBatches
-    from understudy.data.pixels import decoded
     from understudy.losses import LOSSES
+    from understudy.sources.pixels import decoded
     from understudy.train.distributed import choose_device
+    from understudy.views.batches import NeighborBatches
 
-    settings = settle(settings)
+    settings = resolve_method(settings)
     method = LOSSES[settings.method["name"]]
     if not method.needs_teacher or settings.teacher is None:
         raise ConfigError(
@@ -140,7 +140,7 @@ def plan(settings: RunSettings, *, seconds: float = SECONDS) -> Plan:
     with tempfile.TemporaryDirectory(prefix="understudy-plan-") as folder:
         some = source.subset(np.arange(min(len(source), SAMPLE)))
         measured = measure(settings, decoded(some, folder), teacher, seconds)
-    batches = NeighbourBatches(len(source), settings.batch_size)
+    batches = NeighborBatches(len(source), settings.batch_size)
     steps = batches.steps_for(settings.passes)
     views = len(method.teacher_views)
     ways = tuple(
@@ -166,7 +166,7 @@ def way(pool: int, measured: Measured, *, images: int, width: int, passes: float
         cell: bytes of a stored number.
     """
     seen = images * passes
-    # A neighbour batch does not visit all images evenly; evenly is the mean, and what the pool's end converges to.
+    # A neighbor batch does not visit all images evenly; evenly is the mean, and what the pool's end converges to.
     taught = seen * shown if pool == 0 else min(seen * shown, images * pool)
     reading = 1 / (measured.read * max(1, measured.workers))
     beside = measured.workers > 0
@@ -207,13 +207,13 @@ def measure(settings: RunSettings, source: Source, teacher: Teacher, seconds: fl
     """
     import torch
 
-    from understudy.data.batches import NeighbourBatches
-    from understudy.data.loader import Loader, TeacherInput, choose_workers
-    from understudy.data.views import photometry, recipe_for
     from understudy.losses import build
     from understudy.losses.mse import MSE
     from understudy.models.student import build_student
     from understudy.train.distributed import choose_device
+    from understudy.views.augmentation import photometry, recipe_for
+    from understudy.views.batches import NeighborBatches
+    from understudy.views.loader import Loader, TeacherInput, choose_workers
 
     device = choose_device(settings.device)
     teacher = teacher.to(device)
@@ -224,7 +224,7 @@ def measure(settings: RunSettings, source: Source, teacher: Teacher, seconds: fl
     ).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # fmt: skip
     size, teacher_size = student.contract.size, teacher.contract.size
     recipe = recipe_for(settings.views.recipe, max(size, teacher_size))
-    batches = NeighbourBatches(len(source), min(settings.batch_size, len(source)), seed=settings.seed)
+    batches = NeighborBatches(len(source), min(settings.batch_size, len(source)), seed=settings.seed)
 
     def reading(teacher_input: TeacherInput | None) -> tuple[float, ImageBatch]:
         loader = Loader(
@@ -286,9 +286,9 @@ def rate(work: Callable[[], int], seconds: float) -> float:
     """How many things a second are done: the first call warms up and does not count."""
     work()
     begun, done = time.perf_counter(), 0
-    while (spent := time.perf_counter() - begun) < seconds:
+    while (compute_cost := time.perf_counter() - begun) < seconds:
         done += work()
-    return done / spent
+    return done / compute_cost
 
 
 def table(found: Plan) -> dict[str, object]:

@@ -17,8 +17,8 @@ from typing import IO, Any
 import numpy as np
 
 from understudy.artifacts import Store, read_json, write_json
-from understudy.data.loader import Skipped
 from understudy.errors import StoreError
+from understudy.views.loader import Skipped
 
 SAVE_SECONDS = 10.0  # at most so much work is lost to a kill
 

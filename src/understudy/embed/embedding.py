@@ -16,12 +16,12 @@ from torch import Tensor
 
 from understudy import __version__
 from understudy.artifacts import ALONE, Store, StoreKey, Writers, blocks_of, lock, room_on_disk, sweep
-from understudy.data.loader import ImageLoader, Skipped
-from understudy.data.sources import Source, read_listing, write_listing
 from understudy.embed.blocks import Block, merge, take_back
 from understudy.errors import ConfigError, DataError, ModelError, StoreError
-from understudy.models.heap import kept_heap
+from understudy.models.malloc import kept_malloc
 from understudy.models.sharded import together
+from understudy.sources.source import Source, read_listing, write_listing
+from understudy.views.loader import ImageLoader, Skipped
 
 if TYPE_CHECKING:
     from understudy.models.contract import Contract
@@ -70,7 +70,7 @@ def extract(
 
     Args:
         encode: (B, 3, S, S) images as the contract wants them, on the device -> (B, D). Its module is in eval mode.
-        contract: size, crop and normalisation.
+        contract: size, crop and normalization.
         source: N images.
         device: where images are put.
         batch_size: images per call.
@@ -89,7 +89,7 @@ def extract(
     skipped: Skipped = []
     rows = done = 0
     begun = time.monotonic()
-    with kept_heap(device):
+    with kept_malloc(device):
         for positions, pixels, unreadable in _loader(source, contract, batch_size, workers):
             skipped += unreadable
             if len(positions):
@@ -170,7 +170,7 @@ def embed(
         writers.barrier()
         if writers.agree(store.complete):
             return store
-        with lock(folder, shared=True), kept_heap(device), together(teacher):
+        with lock(folder, shared=True), kept_malloc(device), together(teacher):
             blocks = [
                 Block(store, number, images, teacher.width, np.dtype(dtype))
                 for number, images in enumerate(blocks_of(len(source), smallest=BLOCK, most=BLOCKS))
@@ -306,7 +306,7 @@ def _storable(rows: np.ndarray, dtype: np.dtype[Any], source: Source, positions:
     if len(bad):
         raise ModelError(
             f"The teacher's embeddings of {len(bad)} of {len(rows)} images contain NaN or infinity, the first being "
-            f"{source.name(int(positions[bad[0]]))}. Check the teacher's weights and its input normalisation."
+            f"{source.name(int(positions[bad[0]]))}. Check the teacher's weights and its input normalization."
         )
     with np.errstate(over="ignore"):
         stored = rows.astype(dtype)

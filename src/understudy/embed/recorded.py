@@ -24,8 +24,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from understudy.artifacts import Store, fingerprint, read_json, room_on_disk, write_json
-from understudy.data.views import Recipe
 from understudy.errors import ConfigError, ModelError, StoreError
+from understudy.views.augmentation import Recipe
 
 FORMAT = 1
 
@@ -48,7 +48,7 @@ class RecordedViews:
         store: the complete store of the un-augmented images; row i here is row i there.
         encode: the teacher, (n, 3, S, S) in [0, 1] -> (n, D).
         recipe, size, seed: what the views are drawn from, and their side in pixels.
-        batch_size: views in a batch, all of which may be new; see `steadily`.
+        batch_size: views in a batch, all of which may be new; see `in_fixed_batches`.
         dtype: "float32" gives what the teacher gives, bit for bit; "float16" and "int8" (a scale for each dimension)
             take a half and a quarter of the room. A run sees the stored value also when it is first computed.
 
@@ -122,7 +122,7 @@ class RecordedViews:
         if len(unknown):
             at = unknown if place is None else np.searchsorted(place.numpy(), unknown)
             new = images if len(at) == len(images) else images[torch.from_numpy(at).to(images.device)]
-            found = steadily(self.encode, new, self.batch_size)
+            found = in_fixed_batches(self.encode, new, self.batch_size)
             result[unknown] = self.record(index.numpy()[unknown], view.numpy()[unknown], found.float().cpu().numpy())
         self.computed += len(unknown)
         self.read += len(index) - len(unknown)
@@ -163,7 +163,7 @@ class RecordedViews:
             bad = int((~np.isfinite(rows)).any(1).sum())
             raise ModelError(
                 f"The teacher's embeddings of {bad} of {len(rows)} augmented views contain NaN or infinity. Check its "
-                "weights and its input normalisation."
+                "weights and its input normalization."
             )
         stored = self._storable(rows)
         for number in np.unique(view).tolist():
@@ -248,7 +248,7 @@ class Recorded:
         return {"folder": self.folder, "_open": {}}  # each process maps the files for itself
 
 
-def steadily(
+def in_fixed_batches(
     encode: Callable[[Tensor], Tensor], images: Float[Tensor, "n 3 S S"], batch_size: int
 ) -> Float[Tensor, "n D"]:
     """Images through the teacher; on a CPU in passes of one shape, the last filled up with copies.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from understudy.config import setting
+from understudy.settings import setting
 
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 """What a teacher can compute in; `models.precision.precision_on` says what auto is."""
 
-TRANSFORMS = ("none", "centre", "standardise", "whiten", "phi-s")
+TRANSFORMS = ("none", "center", "standardize", "whiten", "phi-s")
 """What can be done to the teacher's space before the loss; `embed.transform.fit` says what each is."""
 
 

@@ -50,7 +50,7 @@ def fit(rows: Float[np.ndarray, "N D"], name: str) -> Transform:
 
     Args:
         rows: (N, D), any precision, may be memory-mapped: read in blocks, summed in float64.
-        name: "centre" subtracts the mean; "standardise" also divides each dimension by its standard deviation; "whiten"
+        name: "center" subtracts the mean; "standardize" also divides each dimension by its standard deviation; "whiten"
             makes the covariance the identity, staying as near to the axes as that allows (ZCA); "phi-s" rotates so that
             every dimension has the same variance, then scales all by one number to variance 1, which keeps distances.
 
@@ -66,13 +66,13 @@ def fit(rows: Float[np.ndarray, "N D"], name: str) -> Transform:
     if count < 2:
         raise DataError(f"A transform needs at least two embeddings; there are {count}.")
     mean = sum(rows[i : i + BLOCK].sum(0, dtype=np.float64) for i in range(0, count, BLOCK)) / count
-    if name == "centre":
+    if name == "center":
         return Transform(name, mean, np.eye(width), np.eye(width))
     covariance = np.zeros((width, width))
     for i in range(0, count, BLOCK):
         block = rows[i : i + BLOCK].astype(np.float64) - mean
         covariance += block.T @ block / count
-    if name == "standardise":
+    if name == "standardize":
         variance = np.diag(covariance)
         deviation = np.sqrt(np.maximum(variance, FLOOR * variance.max()))
         return Transform(name, mean, np.diag(1 / deviation), np.diag(deviation))
@@ -98,7 +98,7 @@ def hadamard(order: int) -> Float64[np.ndarray, "D D"]:
         if core % 2:
             raise ConfigError(
                 f"phi-s needs a Hadamard matrix, and none of order D = {order} is made here. Use another transform, "
-                "e.g. standardise."
+                "e.g. standardize."
             )
         core //= 2
     matrix = np.ones((1, 1))

@@ -1,7 +1,7 @@
 """Full fine-tuning: backbone and a new classifier, trained on labels.
 
 As SimCLR and BYOL fine-tune (arXiv 2002.05709, appendix B.5 and B.8): SGD with Nesterov momentum 0.9, batches of 256,
-no weight decay, RandomResizedCrop and flip, the encoder's own resize and centre crop for testing. They choose learning
+no weight decay, RandomResizedCrop and flip, the encoder's own resize and center crop for testing. They choose learning
 rate and length on a grid; here they are settings, the rate falls along a cosine, and the classifier, which starts at
 zero while the backbone starts at a solution, learns ten times as fast. BatchNorm follows the new images. The last epoch
 counts: no epoch is chosen on the test images.
@@ -18,31 +18,31 @@ import torch
 from jaxtyping import Int
 from torch import nn
 
-from understudy.data.sources import Source
-from understudy.data.views import photometry
 from understudy.embed.embedding import extract
 from understudy.errors import DataError
-from understudy.evaluate.linear_sgd import RECIPE, augmented
+from understudy.evaluate.encoded_set import EncodedSet, Encoder, Figures
+from understudy.evaluate.protocols.linear_sgd import RECIPE, augmented
 from understudy.evaluate.settings import EvaluationSettings
-from understudy.evaluate.subject import Encoder, Figures, Subject
 from understudy.models.onnx_encoder import OnnxEncoder
 from understudy.models.student import Student
 from understudy.models.teacher import Teacher
+from understudy.sources.source import Source
+from understudy.views.augmentation import photometry
 
 HEAD_RATE = 10.0
 
 
 def finetuned(
-    subject: Subject,
+    encoded_set: EncodedSet,
     settings: EvaluationSettings,
     *,
     chosen: Int[np.ndarray, " n"] | None = None,
     labels: Int[np.ndarray, " N"] | None = None,
 ) -> Figures:
-    """Train a copy of a subject's backbone with a new classifier, and test it.
+    """Train a copy of an encoded set's backbone with a new classifier, and test it.
 
     Args:
-        subject: its encoder, and training and test images as pixels. The encoder itself stays as it is.
+        encoded_set: its encoder, and training and test images as pixels. The encoder itself stays as it is.
         settings: `finetune.epochs`, `finetune.lr` and `seed`.
         chosen: positions of the training images to use; all unless given.
         labels: (N,) of all training images; the subject's own unless given.
@@ -54,22 +54,24 @@ def finetuned(
     Raises:
         DataError: no pixels, or a loss that is not finite.
     """
-    data = subject.labelled()
-    source, test = subject.train_source, subject.test_source
-    if subject.encoder is None or source is None or test is None:
-        raise DataError(f"Fine-tuning needs pixels, and of {subject.name} there are only features.")
-    network = trainable(subject.encoder)
+    data = encoded_set.labeled()
+    source, test = encoded_set.train_source, encoded_set.test_source
+    if encoded_set.encoder is None or source is None or test is None:
+        raise DataError(f"Fine-tuning needs pixels, and of {encoded_set.name} there are only features.")
+    network = trainable(encoded_set.encoder)
     if network is None:
-        return {"note": f"{subject.name} was not fine-tuned: it is frozen as it is (an ONNX file, or an embedding)."}
+        return {
+            "note": f"{encoded_set.name} was not fine-tuned: it is frozen as it is (an ONNX file, or an embedding)."
+        }
     labels = data.train_labels if labels is None else labels
     if chosen is not None:
         source, labels = source.subset(chosen), labels[chosen]
-    device, contract = torch.device(subject.device), subject.encoder.contract
+    device, contract = torch.device(encoded_set.device), encoded_set.encoder.contract
     classifier = nn.Linear(data.train.shape[1], data.classes)
     nn.init.zeros_(classifier.weight)
     nn.init.zeros_(classifier.bias)
     model = nn.Sequential(network, classifier).to(device)
-    _train(model, source, labels, subject, settings)
+    _train(model, source, labels, encoded_set, settings)
 
     model.eval()
 
@@ -78,7 +80,7 @@ def finetuned(
         return scores.topk(min(5, data.classes), dim=1).indices.float()
 
     found, kept, _ = extract(
-        ranked, contract, test, device=device, batch_size=settings.batch_size, workers=subject.workers
+        ranked, contract, test, device=device, batch_size=settings.batch_size, workers=encoded_set.workers
     )
     truth = np.asarray(data.test_labels)[kept]
     hits = found.astype(np.int64) == truth[:, None]
@@ -103,11 +105,11 @@ def trainable(encoder: Encoder) -> nn.Module | None:
 
 
 def _train(
-    model: nn.Sequential, source: Source, labels: np.ndarray, subject: Subject, settings: EvaluationSettings
+    model: nn.Sequential, source: Source, labels: np.ndarray, encoded_set: EncodedSet, settings: EvaluationSettings
 ) -> None:
-    assert subject.encoder is not None
-    device, contract = torch.device(subject.device), subject.encoder.contract
-    batches, loader = augmented(subject, source, settings.finetune.epochs, settings)
+    assert encoded_set.encoder is not None
+    device, contract = torch.device(encoded_set.device), encoded_set.encoder.contract
+    batches, loader = augmented(encoded_set, source, settings.finetune.epochs, settings)
     steps = batches.steps_for(settings.finetune.epochs)
     rate = settings.finetune.lr * batches.batch_size / 256
     backbone, classifier = model
@@ -115,12 +117,12 @@ def _train(
         {"params": list(backbone.parameters()), "lr": rate, "rate": rate},
         {"params": list(classifier.parameters()), "lr": HEAD_RATE * rate, "rate": HEAD_RATE * rate},
     ]
-    optimiser = torch.optim.SGD(groups, momentum=0.9, nesterov=True)
+    optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True)
     targets = torch.as_tensor(np.array(labels))
     model.train()
     with contextlib.closing(loader):
         for step, images in enumerate(loader):
-            for group in optimiser.param_groups:
+            for group in optimizer.param_groups:
                 group["lr"] = group["rate"] * 0.5 * (1 + math.cos(math.pi * step / steps))
             with torch.no_grad():
                 pixels = photometry(images.pixels[0].to(device, non_blocking=True), images.rows[0], RECIPE)
@@ -128,15 +130,15 @@ def _train(
             if len(pixels) < 2:  # BatchNorm has no statistics of one image
                 continue
             loss = nn.functional.cross_entropy(model(pixels), targets[images.index].to(device, non_blocking=True))
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             if (step + 1) % 10 == 0 or step + 1 == steps:
                 value = float(loss.detach())
                 if not math.isfinite(value):
                     raise DataError(
-                        f"Fine-tuning {subject.name} diverged at step {step + 1} of {steps} (loss {value}). Lower "
+                        f"Fine-tuning {encoded_set.name} diverged at step {step + 1} of {steps} (loss {value}). Lower "
                         f"--finetune.lr, which is {settings.finetune.lr:g}."
                     )
-                if subject.progress:
-                    subject.progress(step + 1, steps, f"fine-tuning: loss {value:.3f}")
+                if encoded_set.progress:
+                    encoded_set.progress(step + 1, steps, f"fine-tuning: loss {value:.3f}")

@@ -28,9 +28,9 @@ def unit(rows: Float[np.ndarray, "N F"]) -> Float[np.ndarray, "N F"]:
 
 def gram(rows: Float[np.ndarray, "N F"]) -> Float[np.ndarray, "N N"]:
     """Inner products of rows about their mean, in float64."""
-    centred = np.asarray(rows, dtype=np.float64)
-    centred = centred - centred.mean(axis=0)
-    found: np.ndarray = centred @ centred.T
+    centered = np.asarray(rows, dtype=np.float64)
+    centered = centered - centered.mean(axis=0)
+    found: np.ndarray = centered @ centered.T
     return found
 
 
@@ -48,7 +48,7 @@ def debiased_cka(first: Float[np.ndarray, "N N"], second: Float[np.ndarray, "N N
     """Linear CKA from the unbiased estimator of HSIC: about 0 for unrelated spaces, however few the images.
 
     Args:
-        first: inner products of N >= 4 images in one space, centred or not.
+        first: inner products of N >= 4 images in one space, centered or not.
         second: of the same images in another.
 
     Returns:
@@ -83,18 +83,18 @@ def distance_correlation(first: Float[np.ndarray, "N N"], second: Float[np.ndarr
         Székely, Rizzo & Bakirov, "Measuring and testing dependence by correlation of distances", Annals of Statistics
         2007, definition 4.
     """
-    one, two = (_centred(matrix) for matrix in (first, second))
+    one, two = (_centered(matrix) for matrix in (first, second))
     scale = float(np.sqrt((one * one).mean() * (two * two).mean()))
     return float(np.sqrt(max((one * two).mean(), 0.0) / scale)) if scale > 0 else 0.0
 
 
-def _centred(matrix: np.ndarray) -> np.ndarray:
+def _centered(matrix: np.ndarray) -> np.ndarray:
     found: np.ndarray = matrix - matrix.mean(axis=0) - matrix.mean(axis=1, keepdims=True) + matrix.mean()
     return found
 
 
 def two_nn(matrix: Float[np.ndarray, "N N"]) -> float:
-    """Intrinsic dimension from the ratio of the distances to the second and the first neighbour.
+    """Intrinsic dimension from the ratio of the distances to the second and the first neighbor.
 
     The maximum-likelihood estimate of the ratios' Pareto law, without bias in its inverse: (n - 1) / sum log(r2 / r1).
     Images with an exact duplicate say nothing and are left out.
@@ -118,7 +118,7 @@ def two_nn(matrix: Float[np.ndarray, "N N"]) -> float:
 
 
 def effective_rank(rows: Float[np.ndarray, "N F"]) -> float:
-    """Exp of the entropy of the singular values: how many dimensions the centred rows use.
+    """Exp of the entropy of the singular values: how many dimensions the centered rows use.
 
     Args:
         rows: (N, F).
@@ -129,9 +129,9 @@ def effective_rank(rows: Float[np.ndarray, "N F"]) -> float:
     Source:
         Roy & Vetterli, "The effective rank", EUSIPCO 2007.
     """
-    centred = np.asarray(rows, dtype=np.float64)
-    centred = centred - centred.mean(axis=0)
-    products = centred.T @ centred if centred.shape[1] <= len(centred) else centred @ centred.T
+    centered = np.asarray(rows, dtype=np.float64)
+    centered = centered - centered.mean(axis=0)
+    products = centered.T @ centered if centered.shape[1] <= len(centered) else centered @ centered.T
     strengths = np.sqrt(np.maximum(np.linalg.eigvalsh(products), 0.0))
     # What rounding leaves in the other directions is the root of the machine's precision: many of them would count.
     strengths = strengths[strengths > strengths.max(initial=0.0) * 1e-6]
@@ -175,7 +175,7 @@ def interval_by_halves(
     draws: int,
     images: int | None = None,
 ) -> tuple[float, float]:
-    """Interval of a measure that does not bear an image twice (neighbours, distances): from random halves.
+    """Interval of a measure that does not bear an image twice (neighbors, distances): from random halves.
 
     Over halves drawn without replacement a measure varies about as much as it would over fresh sets of all the images:
     the variance of the half less the share that both have in common. The interval is the value with the halves'

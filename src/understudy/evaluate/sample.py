@@ -10,22 +10,22 @@ from PIL import Image, ImageOps
 
 from understudy.artifacts import Run, atomic
 from understudy.errors import UnreadableImage
-from understudy.evaluate.subject import Subject, check_finite
+from understudy.evaluate.encoded_set import EncodedSet, check_finite
 from understudy.losses.similarity import column_cosine
-from understudy.neighbours.search import search
+from understudy.neighbors.search import search
 
 if TYPE_CHECKING:
-    from understudy.data.sources import Source
+    from understudy.sources.source import Source
 
 IMAGES = 1000
-NEIGHBOURS = 10
+NEIGHBORS = 10
 THUMBNAIL = 64
 
 
 def write_sample(
     run: Run,
-    student: Subject,
-    embed: Subject,
+    student: EncodedSet,
+    embed: EncodedSet,
     source: Source,
     *,
     seed: int = 0,
@@ -34,9 +34,9 @@ def write_sample(
     """Write `run.sample_path`: at most 1,000 test images drawn by the seed, in the order of the test set.
 
     Arrays of n images: "student" (n, D) float16, the embedding; "features" (n, F) float16, the backbone's; "labels"
-    (n,) int64, -1 without labels; "class_names" (C,); "names" (n,); "thumbnails" (n, 64, 64, 3) uint8, centre crops;
-    "student_neighbours" (n, 10) int32, nearest first by cosine of embeddings within the sample, -1 where it is smaller.
-    With a teacher also "teacher" (n, D), "teacher_neighbours" (n, 10), and, where the student is meant to land in its
+    (n,) int64, -1 without labels; "class_names" (C,); "names" (n,); "thumbnails" (n, 64, 64, 3) uint8, center crops;
+    "student_neighbors" (n, 10) int32, nearest first by cosine of embeddings within the sample, -1 where it is smaller.
+    With a teacher also "teacher" (n, D), "teacher_neighbors" (n, 10), and, where the student is meant to land in its
     space, "column_cosine" (D,) over ALL test images.
 
     Args:
@@ -70,12 +70,12 @@ def write_sample(
         "class_names": np.array(embed.class_names, dtype=np.str_),
         "names": np.array([source.name(row) for row in kept], dtype=np.str_),
         "thumbnails": np.stack(thumbnails) if thumbnails else np.empty((0, THUMBNAIL, THUMBNAIL, 3), np.uint8),
-        "student_neighbours": neighbours(embed.test[rows], memory_mb),
+        "student_neighbors": neighbors(embed.test[rows], memory_mb),
     }
     if embed.reference is not None:
         teacher = embed.reference.test
         arrays["teacher"] = half(teacher[rows])
-        arrays["teacher_neighbours"] = neighbours(teacher[rows], memory_mb)
+        arrays["teacher_neighbors"] = neighbors(teacher[rows], memory_mb)
     if embed.reference is not None and embed.aligned:
         pair = (torch.from_numpy(np.array(part, dtype=np.float32)) for part in (embed.test, embed.reference.test))
         arrays["column_cosine"] = column_cosine(*pair).numpy()
@@ -89,10 +89,10 @@ def half(rows: np.ndarray) -> np.ndarray:
     return np.asarray(rows, dtype=np.float16 if fits else np.float32)
 
 
-def neighbours(rows: np.ndarray, memory_mb: int) -> np.ndarray:
+def neighbors(rows: np.ndarray, memory_mb: int) -> np.ndarray:
     """(n, 10) int32 nearest other rows by cosine, nearest first; -1 where there are fewer."""
-    found = np.full((len(rows), NEIGHBOURS), -1, dtype=np.int32)
-    k = min(NEIGHBOURS, len(rows) - 1)
+    found = np.full((len(rows), NEIGHBORS), -1, dtype=np.int32)
+    k = min(NEIGHBORS, len(rows) - 1)
     if k > 0:
         found[:, :k] = search(rows, rows, k, exclude=np.arange(len(rows)), memory_mb=memory_mb)[0]
     return found

@@ -1,15 +1,15 @@
-"""Settings of evaluation: which protocols, on which labelled images."""
+"""Settings of evaluation: which protocols, on which labeled images."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from understudy.config import as_table, nearest, setting
 from understudy.errors import ConfigError
+from understudy.settings import as_table, nearest, setting
 
 PROTOCOLS = {
-    "knn": "weighted k-nearest-neighbour vote on frozen features",
+    "knn": "weighted k-nearest-neighbor vote on frozen features",
     "linear": "multinomial logistic regression on frozen features, l2 chosen on a validation split",
     "linear_sgd": "the paper's linear classifier by SGD with augmentation; one forward pass per epoch",
     "asymmetric_knn": "kNN vote of the teacher's training images, asked with the student's embeddings",
@@ -17,7 +17,7 @@ PROTOCOLS = {
     "transfer": "logistic regression on other sets in their official splits, and full fine-tuning if asked",
     "retrieval": "ranking by cosine, of landmarks or of classes; also the student against the teacher's database",
     "robustness": "shifted test sets, and corruptions, those of published sets or made on the fly",
-    "fidelity": "how far the student's neighbourhoods and space are the teacher's",
+    "fidelity": "how far the student's neighborhoods and space are the teacher's",
     "cost": "parameters, multiply-accumulates, latency, throughput, memory, file size",
     "detection": "the backbone fine-tuned under Mask R-CNN or Faster R-CNN: AP of boxes and masks",
     "segmentation": "a linear layer on frozen feature maps: mIoU",
@@ -67,7 +67,7 @@ class SemiSettings:
     """Which labels `semi` uses."""
 
     shares: tuple[str, ...] = setting(("1%", "10%"), "per cent of each class, as 1%, or images of each class, as 5")
-    draws: int = setting(3, "draws of the labelled images", minimum=1)
+    draws: int = setting(3, "draws of the labeled images", minimum=1)
     lists: str | None = setting(None, "folder with SimCLR's 1percent.txt and 10percent.txt, in place of draws")
 
 
@@ -75,7 +75,7 @@ class SemiSettings:
 class FinetuneSettings:
     """How `semi` and `transfer` train the whole network."""
 
-    epochs: int = setting(0, "passes over the labelled images; 0: the frozen probe alone", minimum=0)
+    epochs: int = setting(0, "passes over the labeled images; 0: the frozen probe alone", minimum=0)
     lr: float = setting(0.01, "learning rate of the backbone for batches of 256, the classifier's is ten times it")
 
 
@@ -104,7 +104,7 @@ class EvaluationSettings:
     """
 
     eval_data: str | None = setting(
-        None, "labelled images: a root with train and val (or test), or two specs separated by a comma"
+        None, "labeled images: a root with train and val (or test), or two specs separated by a comma"
     )
     on: tuple[str, ...] = setting(
         (), "further sets, comma-separated: NAME=PATH or NAME of a published set, or a data spec (README, Sets)"
@@ -114,7 +114,7 @@ class EvaluationSettings:
         None, "use at most this many images of each half, drawn at random, always the same; all unless given", minimum=1
     )
     batch_size: int = setting(128, "images per forward pass", minimum=1)
-    memory_mb: int = setting(1024, "memory budget of neighbour search, MiB", minimum=16)
+    memory_mb: int = setting(1024, "memory budget of neighbor search, MiB", minimum=16)
     sgd_epochs: int = setting(100, "linear_sgd: passes over the training images; the paper's 100", minimum=1)
     sgd_lr: float = setting(30.0, "linear_sgd: learning rate; the paper's 30", minimum=0.0)
     seed: int = setting(0, "seed of splits, samples and augmentation", minimum=0)
@@ -133,7 +133,7 @@ class EvaluationSettings:
             listed = ", ".join(self.protocols) or "none"
             raise ConfigError(f"'protocols' needs at least one name, each once; got {listed}.")
 
-    def binding(self, protocol: str) -> dict[str, Any]:
+    def identity_settings(self, protocol: str) -> dict[str, Any]:
         """The settings that decide a protocol's figures."""
         others = {name for names in OWN.values() for name in names} - set(OWN.get(protocol, ()))
         return {name: value for name, value in as_table(self).items() if name not in HOW | others}

@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from understudy.config import nearest
 from understudy.errors import ConfigError
 from understudy.losses.attndistill import AttnDistill
 from understudy.losses.bingo import BINGO
@@ -30,6 +29,7 @@ from understudy.losses.simreg import SimReg
 from understudy.losses.smd import SMD
 from understudy.losses.sp import SP
 from understudy.losses.terms import Loss, Terms
+from understudy.settings import nearest
 
 __all__ = ["LOSSES", "Loss", "Terms", "build", "settings_of", "typed"]
 

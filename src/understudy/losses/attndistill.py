@@ -57,9 +57,9 @@ class AttnDistill(Loss):
     # dino_teacher.sh and dino_transfer.py of the released code: a rate of 1.5e-4 for 256 images is 2.4e-3 for 4,096,
     # which are gathered over several passes. Its beta2 is 0.95, ours 0.999; its resize is bicubic.
     authors: ClassVar[dict[str, object]] = {
-        "optimiser.name": "adamw", "optimiser.lr": 2.4e-3, "optimiser.momentum": 0.9, "optimiser.weight_decay": 0.05,
-        "optimiser.schedule": "cosine", "optimiser.warmup": 40.0, "head": "gelu", "views.recipe": "weak",
-        "batch_size": 4096, "passes": 800.0, "neighbours.k": 0, "method.weight": 0.1, "method.temperature": 10.0,
+        "optimizer.name": "adamw", "optimizer.lr": 2.4e-3, "optimizer.momentum": 0.9, "optimizer.weight_decay": 0.05,
+        "optimizer.schedule": "cosine", "optimizer.warmup": 40.0, "head": "gelu", "views.recipe": "weak",
+        "batch_size": 4096, "passes": 800.0, "neighbors.k": 0, "method.weight": 0.1, "method.temperature": 10.0,
     }  # fmt: skip
 
     def __init__(self, weight: float = 0.1, temperature: float = 10.0) -> None:
@@ -115,7 +115,7 @@ def resized(attention: Float[Tensor, "B H T"], patches: int) -> Float[Tensor, "B
 
 
 def merged(attention: Float[Tensor, "B H T"], temperature: float) -> Float[Tensor, "B 1 T"]:
-    """One distribution from all heads: their product, to the power of 1 / temperature, normalised."""
+    """One distribution from all heads: their product, to the power of 1 / temperature, normalized."""
     logs = exact(attention).clamp_min(torch.finfo(torch.float32).tiny).log()  # a share may round to 0
     return (logs.sum(1, keepdim=True) / temperature).softmax(2)
 

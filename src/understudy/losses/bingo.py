@@ -1,4 +1,4 @@
-"""BINGO: an image and its neighbour are drawn to the teacher's embeddings of both, against a queue of the others."""
+"""BINGO: an image and its neighbor are drawn to the teacher's embeddings of both, against a queue of the others."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from understudy.losses.terms import Loss, Terms, check_pair, next_in_bag, number
 
 
 class BINGO(Loss):
-    """InfoNCE with teacher keys: of an image x, of its neighbour x+, and of a CutMix of the two, averaged.
+    """InfoNCE with teacher keys: of an image x, of its neighbor x+, and of a CutMix of the two, averaged.
 
     With l(q, k) the InfoNCE of the student's q against the teacher's k, and both models seeing different views:
 
     - anchor:    (l(s(x), t(x)) + l(s(x), t(x+))) / 2
-    - neighbour: (l(s(x+), t(x)) + l(s(x+), t(x+))) / 2
+    - neighbor: (l(s(x+), t(x)) + l(s(x+), t(x+))) / 2
     - mixture:   share * l(s(mix), t(x)) + (1 - share) * l(s(mix), t(x+)), share = the area that is still x
 
-    During the first passes anchor and neighbour are each drawn to their own key only. Differs from SEED by the
-    neighbour and by hard targets. The authors draw one x+ among the teacher's 5 nearest for each anchor; here x+ is the
+    During the first passes anchor and neighbor are each drawn to their own key only. Differs from SEED by the
+    neighbor and by hard targets. The authors draw one x+ among the teacher's 5 nearest for each anchor; here x+ is the
     next image of the same bag, so that every image of a bag is an anchor once and its key enters the queue: bags of
-    two (`neighbours.k` 1 of `neighbours.n` 5) are theirs. An image alone in its bag is its own neighbour. The student
+    two (`neighbors.k` 1 of `neighbors.n` 5) are theirs. An image alone in its bag is its own neighbor. The student
     lands on the teacher's directions.
 
     The queue starts empty, not random: at the very first step the loss is exactly 0 with no gradient.
@@ -57,13 +57,13 @@ class BINGO(Loss):
   eprint    = {2107.01691},
   archivePrefix = {arXiv}
 }"""
-    # The released scripts/unsupervised/SR18-TR50.sh: 256 anchors a step, each with one of its 5 neighbours, so 512
+    # The released scripts/unsupervised/SR18-TR50.sh: 256 anchors a step, each with one of its 5 neighbors, so 512
     # images, and an epoch of anchors is two image passes. Their MoCo-v2 teacher keeps its projection head (D = 128), as
     # in SEED; their queue takes the anchors only.
     authors: ClassVar[dict[str, object]] = {
-        "optimiser.name": "sgd", "optimiser.lr": 0.03, "optimiser.momentum": 0.9, "optimiser.weight_decay": 1e-4,
-        "optimiser.schedule": "cosine", "optimiser.every": "epoch", "head": "mlp", "head_hidden": 2048,
-        "views.recipe": "moco-v2", "batch_size": 512, "passes": 400.0, "neighbours.k": 1, "neighbours.n": 5,
+        "optimizer.name": "sgd", "optimizer.lr": 0.03, "optimizer.momentum": 0.9, "optimizer.weight_decay": 1e-4,
+        "optimizer.schedule": "cosine", "optimizer.every": "epoch", "head": "mlp", "head_hidden": 2048,
+        "views.recipe": "moco-v2", "batch_size": 512, "passes": 400.0, "neighbors.k": 1, "neighbors.n": 5,
         "method.temperature": 0.2, "method.queue": 65536, "method.warmup": 22.0,
     }  # fmt: skip
 
@@ -88,7 +88,7 @@ class BINGO(Loss):
             share: (B,) the share of each mixed image that is still its own, in [0, 1].
 
         Returns:
-            Terms with parts "anchor", "neighbour" and "mixture", in nats.
+            Terms with parts "anchor", "neighbor" and "mixture", in nats.
 
         Raises:
             ShapeError: shapes that do not fit; both are in the sentence.
@@ -111,12 +111,12 @@ class BINGO(Loss):
 
         own = contrast(s, t, negatives)
         if passes < self.warmup:
-            anchor, neighbour = own, own[following]
+            anchor, neighbor = own, own[following]
         else:
             anchor = (own + contrast(s, t_next, negatives)) / 2
-            neighbour = (contrast(s[following], t, negatives[following]) + own[following]) / 2
+            neighbor = (contrast(s[following], t, negatives[following]) + own[following]) / 2
         share = share.to(s.dtype)
         mixture = share * contrast(m, t, mixed_negatives) + (1 - share) * contrast(m, t_next, mixed_negatives)
         self.queue.push(t)
-        parts = {"anchor": anchor.mean(), "neighbour": neighbour.mean(), "mixture": mixture.mean()}
+        parts = {"anchor": anchor.mean(), "neighbor": neighbor.mean(), "mixture": mixture.mean()}
         return Terms(torch.stack(list(parts.values())).mean(), parts)

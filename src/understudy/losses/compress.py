@@ -38,7 +38,7 @@ class CompRess(Loss):
     """
 
     needs_key = True
-    lands = False
+    in_teacher_space = False
     citation = """@inproceedings{koohpayegani2020compress,
   title     = {{CompRess}: Self-Supervised Learning by Compressing Representations},
   author    = {Koohpayegani, Soroush Abbasi and Tejankar, Ajinkya and Pirsiavash, Hamed},
@@ -50,10 +50,10 @@ class CompRess(Loss):
     # train_student.py of the released code. Its student has no head with two queues and a linear one with one queue;
     # here both models must end in the same width, so it is linear with either.
     authors: ClassVar[dict[str, object]] = {
-        "optimiser.name": "sgd", "optimiser.lr": 0.01, "optimiser.momentum": 0.9, "optimiser.weight_decay": 1e-4,
-        "optimiser.schedule": "step", "optimiser.every": "epoch", "optimiser.milestones": (90 / 130, 120 / 130),
-        "optimiser.decay": 0.2, "head": "linear", "views.recipe": "crop", "batch_size": 256, "passes": 130.0,
-        "neighbours.k": 0, "method.queues": 2, "method.temperature": 0.04, "method.queue": 128000,
+        "optimizer.name": "sgd", "optimizer.lr": 0.01, "optimizer.momentum": 0.9, "optimizer.weight_decay": 1e-4,
+        "optimizer.schedule": "step", "optimizer.every": "epoch", "optimizer.milestones": (90 / 130, 120 / 130),
+        "optimizer.decay": 0.2, "head": "linear", "views.recipe": "crop", "batch_size": 256, "passes": 130.0,
+        "neighbors.k": 0, "method.queues": 2, "method.temperature": 0.04, "method.queue": 128000,
         "method.momentum": 0.999,
     }  # fmt: skip
 
@@ -64,7 +64,7 @@ class CompRess(Loss):
         if queues not in (1, 2):
             raise ConfigError(f"'method.queues' must be 1 or 2; got {queues}.")
         self.needs_key = queues == 2
-        self.lands = queues == 1
+        self.in_teacher_space = queues == 1
         self.temperature = number("temperature", temperature, above=0)
         self.key_momentum = number("momentum", momentum, minimum=0, maximum=1)
         self.teacher_queue = Queue(queue)

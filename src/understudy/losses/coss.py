@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from understudy.config import nearest
 from understudy.errors import ConfigError
 from understudy.losses.similarity import (
     EPS,
@@ -25,6 +24,7 @@ from understudy.losses.similarity import (
     sum_over_processes,
 )
 from understudy.losses.terms import Loss, Terms, check_pair, number
+from understudy.settings import nearest
 
 SCALES = {"unit": 1.0, "paper": 70.0, "code": 1 / (0.1 * 0.07)}
 SCOPES = ("global", "process")
@@ -39,15 +39,15 @@ def coss(
     *,
     scale: float = 1.0,
     scope: str = "global",
-    centre: bool = False,
+    center: bool = False,
 ) -> Terms:
     """CoSS loss of a batch: `scale * (feature + weight * space)`.
 
     Differs from cosine regression (SimReg) by the space term, which compares each dimension over the batch; differs
-    from correlation losses (Barlow Twins, DIST) by not centring and by comparing raw embeddings.
+    from correlation losses (Barlow Twins, DIST) by not centering and by comparing raw embeddings.
 
     Args:
-        student: (B, D) embeddings, raw (not normalised); receives the gradient.
+        student: (B, D) embeddings, raw (not normalized); receives the gradient.
         teacher: (B, D) embeddings, raw; detached.
         weight: lambda, the weight of the space term. "balanced" (not the paper's) takes, in each batch, the weight at
             which both terms pull on the student's embeddings with gradients of one norm.
@@ -55,14 +55,14 @@ def coss(
             as a factor on the learning rate.
         scope: "global" takes both terms over the batch of all processes, exactly; "process" over this process' rows
             only, as the authors' code does.
-        centre: take the batch mean off each column of both matrices first, in the space term only: Pearson's
+        center: take the batch mean off each column of both matrices first, in the space term only: Pearson's
             correlation in place of the cosine. Not the paper's; the control for what a common offset contributes.
 
     Returns:
         Terms with parts "feature" = -(1/B) sum_i cos(s[i, :], t[i, :]) and "space" = -(1/D) sum_j cos(s[:, j],
         t[:, j]), each in [-1, 1], -1 = perfect; if balanced, also the "weight" taken. A row or column that is all zero
-        (centred: constant) in either matrix counts as cosine 0 and receives no gradient from that term. With B = 1 a
-        column cosine is the product of two signs (centred: 0), so the space term is defined but has no gradient.
+        (centered: constant) in either matrix counts as cosine 0 and receives no gradient from that term. With B = 1 a
+        column cosine is the product of two signs (centered: 0), so the space term is defined but has no gradient.
 
     Raises:
         ShapeError: shapes that do not fit; both are in the sentence.
@@ -72,7 +72,7 @@ def coss(
         2409.13939, section 3; constants as in the authors' code, github.com/paganpasta/coss-pytorch.
     """
     check_pair(student, teacher)
-    return _coss(*exact_pair(student, teacher), weight, scale, scope == "global", centre)
+    return _coss(*exact_pair(student, teacher), weight, scale, scope == "global", center)
 
 
 def _coss(
@@ -81,24 +81,24 @@ def _coss(
     weight: float | str,
     scale: float,
     everywhere: bool,
-    centre: bool,
+    center: bool,
 ) -> Terms:
     rows, width = s.shape
-    # All that other processes need to know of this one: 3 D + 2 numbers, in one message (centred: in three).
-    columns = [] if centre else [(s * t).sum(0), s.square().sum(0), t.square().sum(0)]
+    # All that other processes need to know of this one: 3 D + 2 numbers, in one message (centered: in three).
+    columns = [] if center else [(s * t).sum(0), s.square().sum(0), t.square().sum(0)]
     by_row = row_cosine(s, t)
     sums = torch.cat([*columns, by_row.sum().reshape(1), s.new_full((1,), float(rows))])
     if everywhere:
         sums = sum_over_processes(sums)
     feature = -sums[-2] / sums[-1]
-    if centre:
+    if center:
         by_column = column_correlation(s, t, everywhere=everywhere)
     else:
         by_column = cosine_from_sums(*sums[:-2].reshape(3, width))
     space = -by_column.mean()
     parts = {"feature": feature, "space": space}
     if isinstance(weight, str):
-        parts["weight"] = _balanced(s.detach(), by_row.detach(), by_column.detach(), everywhere, centre)
+        parts["weight"] = _balanced(s.detach(), by_row.detach(), by_column.detach(), everywhere, center)
         return Terms(scale * (feature + parts["weight"] * space), parts)
     return Terms(scale * (feature + weight * space), parts)
 
@@ -108,7 +108,7 @@ def _balanced(
     by_row: Float[Tensor, " B"],
     by_column: Float[Tensor, " D"],
     everywhere: bool,
-    centre: bool,
+    center: bool,
 ) -> Tensor:
     """The norm of the feature term's gradient over that of the space term's, both with respect to s.
 
@@ -120,7 +120,7 @@ def _balanced(
     if everywhere:
         own = sum_over_processes(own)
     total, square, feature, count = own.split([s.shape[1], s.shape[1], 1, 1])
-    if centre:
+    if center:
         square = square - total.square() / count
     space = pulls(by_column, square)
     ratio: Tensor = (feature.sqrt() / count) / (space.sqrt() / s.shape[1])
@@ -142,7 +142,7 @@ class CoSS(Loss):
         weight: lambda, the weight of the space term; 0 is cosine regression, "balanced" follows the gradients.
         scale: factor on the total, a number or one of "unit" (1), "paper" (70), "code" (142.86).
         scope: "global" (exact for any number of processes) or "process" (as the authors ran).
-        centre: correlate the columns instead of taking their cosine; a control, not the paper's.
+        center: correlate the columns instead of taking their cosine; a control, not the paper's.
 
     Source:
         Singh and Wang, ECCV 2024, arXiv 2409.13939, as in `coss`.
@@ -161,15 +161,15 @@ class CoSS(Loss):
     # on 4 GPUs; the loss is each GPU's own, so it takes 4 processes to repeat it. The rate stays at its peak for 5
     # epochs.
     authors: ClassVar[dict[str, object]] = {
-        "optimiser.name": "sgd", "optimiser.lr": 0.03, "optimiser.momentum": 0.9, "optimiser.weight_decay": 1e-4,
-        "optimiser.schedule": "cosine", "optimiser.every": "epoch", "optimiser.hold": 5 / 25, "head": "auto",
-        "head_hidden": 2048, "views.recipe": "moco-v2", "batch_size": 1024, "passes": 400.0, "neighbours.k": 15,
-        "neighbours.n": 31, "method.weight": 1.0, "method.scale": "code", "method.scope": "process",
-        "method.centre": False,
+        "optimizer.name": "sgd", "optimizer.lr": 0.03, "optimizer.momentum": 0.9, "optimizer.weight_decay": 1e-4,
+        "optimizer.schedule": "cosine", "optimizer.every": "epoch", "optimizer.hold": 5 / 25, "head": "auto",
+        "head_hidden": 2048, "views.recipe": "moco-v2", "batch_size": 1024, "passes": 400.0, "neighbors.k": 15,
+        "neighbors.n": 31, "method.weight": 1.0, "method.scale": "code", "method.scope": "process",
+        "method.center": False,
     }  # fmt: skip
 
     def __init__(
-        self, weight: float | str = 1.0, scale: str | float = "unit", scope: str = "global", centre: bool = False
+        self, weight: float | str = 1.0, scale: str | float = "unit", scope: str = "global", center: bool = False
     ) -> None:
         super().__init__()
         if isinstance(weight, str) and weight not in self.words["weight"]:
@@ -179,15 +179,15 @@ class CoSS(Loss):
         if scope not in SCOPES:
             raise ConfigError(f"'method.scope' must be one of {', '.join(SCOPES)}; got {scope!r}.")
         self.scope = scope
-        self.centre = centre
+        self.center = center
 
     def extra_repr(self) -> str:
         """The settings, for `print(loss)`."""
-        return f"weight={self.weight}, scale={self.scale:g}, scope={self.scope!r}, centre={self.centre}"
+        return f"weight={self.weight}, scale={self.scale:g}, scope={self.scope!r}, center={self.center}"
 
     def forward(self, student: Tensor, teacher: Tensor) -> Terms:
         """Args as in `coss`: student (B, D) with gradient, teacher (B, D)."""
-        return coss(student, teacher, self.weight, scale=self.scale, scope=self.scope, centre=self.centre)
+        return coss(student, teacher, self.weight, scale=self.scale, scope=self.scope, center=self.center)
 
 
 def _scale(scale: str | float) -> float:

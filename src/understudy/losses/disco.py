@@ -14,13 +14,13 @@ from understudy.losses.terms import Loss, Terms, check_pair, check_views, number
 class DisCo(Loss):
     """InfoNCE of the student against keys from its own average, plus squared distances to the teacher on both views.
 
-    One embedding serves both terms: the output of the student's head, row-normalised, in the teacher's width. The
+    One embedding serves both terms: the output of the student's head, row-normalized, in the teacher's width. The
     teacher's counterpart is its last embedding (the authors' MoCo-v2 teachers keep their projection head; a teacher
     without one gives its pooled feature). Differs from MoCo by the teacher, from SimReg by the contrastive term and
     two views. The student lands on the teacher's directions.
 
     The queue starts empty, not random: at the very first step the contrastive term is exactly 0. The key encoder
-    normalises with averaged statistics (EMAN) instead of shuffling batches between GPUs.
+    normalizes with averaged statistics (EMAN) instead of shuffling batches between GPUs.
 
     Scope: a mean over images, the queue is the same on every process.
 
@@ -53,9 +53,9 @@ class DisCo(Loss):
 }"""
     # The released commands and their defaults. Their MoCo-v2 teacher keeps its projection head (D = 128), as in SEED.
     authors: ClassVar[dict[str, object]] = {
-        "optimiser.name": "sgd", "optimiser.lr": 0.03, "optimiser.momentum": 0.9, "optimiser.weight_decay": 1e-4,
-        "optimiser.schedule": "cosine", "optimiser.every": "epoch", "head": "mlp", "head_hidden": 2048,
-        "views.recipe": "moco-v2", "batch_size": 256, "passes": 200.0, "neighbours.k": 0, "method.temperature": 0.2,
+        "optimizer.name": "sgd", "optimizer.lr": 0.03, "optimizer.momentum": 0.9, "optimizer.weight_decay": 1e-4,
+        "optimizer.schedule": "cosine", "optimizer.every": "epoch", "head": "mlp", "head_hidden": 2048,
+        "views.recipe": "moco-v2", "batch_size": 256, "passes": 200.0, "neighbors.k": 0, "method.temperature": 0.2,
         "method.queue": 65536, "method.momentum": 0.999, "method.weight": 32.0,
     }  # fmt: skip
 

@@ -13,7 +13,7 @@ from understudy.losses.terms import Loss, Terms, check_pair, number
 class DIST(Loss):
     """One minus the correlation of each image's numbers, and one minus that of each dimension over the batch.
 
-    Differs from CoSS by centring both axes: what all dimensions of an image, or all images of a dimension, have in
+    Differs from CoSS by centering both axes: what all dimensions of an image, or all images of a dimension, have in
     common does not count. Differs from the original, which compares softmax outputs of classifiers (rows = relations
     between classes, columns = relations between images), by comparing raw embeddings: an embedding has no classes, and
     a correlation is blind to the scale and offset that a softmax would need. The student lands on the teacher up to
@@ -40,10 +40,10 @@ class DIST(Loss):
 }"""
     # The paper's baseline strategy on ImageNet (unchecked against a log), where labels are learned beside it.
     authors: ClassVar[dict[str, object]] = {
-        "optimiser.name": "sgd", "optimiser.lr": 0.1, "optimiser.momentum": 0.9, "optimiser.weight_decay": 1e-4,
-        "optimiser.schedule": "step", "optimiser.every": "epoch", "optimiser.milestones": (0.3, 0.6, 0.9),
-        "optimiser.decay": 0.1, "head": "linear", "views.recipe": "crop", "batch_size": 256, "passes": 100.0,
-        "neighbours.k": 0, "method.beta": 1.0, "method.gamma": 1.0,
+        "optimizer.name": "sgd", "optimizer.lr": 0.1, "optimizer.momentum": 0.9, "optimizer.weight_decay": 1e-4,
+        "optimizer.schedule": "step", "optimizer.every": "epoch", "optimizer.milestones": (0.3, 0.6, 0.9),
+        "optimizer.decay": 0.1, "head": "linear", "views.recipe": "crop", "batch_size": 256, "passes": 100.0,
+        "neighbors.k": 0, "method.beta": 1.0, "method.gamma": 1.0,
     }  # fmt: skip
 
     def __init__(self, beta: float = 1.0, gamma: float = 1.0) -> None:

@@ -16,7 +16,7 @@ class ISD(Loss):
 
     Differs from MoCo by soft targets: past images that are alike to the key are not pushed away. Differs from the
     authors' in that the student has no predictor of its own after the encoder: student and average are the same
-    network, head included; and the averaged network normalises with averaged statistics (EMAN) instead of shuffling
+    network, head included; and the averaged network normalizes with averaged statistics (EMAN) instead of shuffling
     batches between GPUs.
 
     The queue starts empty, not random. At the very first step, with nothing to compare with, the loss is exactly 0
@@ -39,7 +39,7 @@ class ISD(Loss):
     needs_key = True
     student_views = (0,)
     key_views = (1,)
-    lands = False
+    in_teacher_space = False
     embed_dim = 512
     """The width of the authors' ResNet-18, which has no head: a student as wide has none here either."""
     citation = """@inproceedings{tejankar2021isd,
@@ -53,9 +53,9 @@ class ISD(Loss):
 }"""
     # The released run_isd.sh for ResNet-18.
     authors: ClassVar[dict[str, object]] = {
-        "optimiser.name": "sgd", "optimiser.lr": 0.01, "optimiser.momentum": 0.9, "optimiser.weight_decay": 1e-4,
-        "optimiser.schedule": "step", "optimiser.every": "epoch", "optimiser.milestones": (140 / 200, 180 / 200),
-        "optimiser.decay": 0.2, "head": "auto", "views.recipe": "moco-v2", "batch_size": 256, "passes": 200.0,
+        "optimizer.name": "sgd", "optimizer.lr": 0.01, "optimizer.momentum": 0.9, "optimizer.weight_decay": 1e-4,
+        "optimizer.schedule": "step", "optimizer.every": "epoch", "optimizer.milestones": (140 / 200, 180 / 200),
+        "optimizer.decay": 0.2, "head": "auto", "views.recipe": "moco-v2", "batch_size": 256, "passes": 200.0,
         "method.temperature": 0.02, "method.queue": 128000, "method.momentum": 0.999,
     }  # fmt: skip
 

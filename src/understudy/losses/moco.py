@@ -19,7 +19,7 @@ class MoCo(Loss):
     """InfoNCE of a view against the key of another view of the same image, among a queue of past keys.
 
     Differs from the authors' in two ways, both needed for one result on any number of processes: the key encoder
-    normalises with averaged statistics (EMAN) instead of shuffling batches between GPUs; and the queue starts empty
+    normalizes with averaged statistics (EMAN) instead of shuffling batches between GPUs; and the queue starts empty
     instead of random, so the first steps have fewer negatives rather than false ones. At the very first step, with no
     negative at all, the loss is exactly 0.
 
@@ -38,7 +38,7 @@ class MoCo(Loss):
     needs_key = True
     student_views = (0,)
     key_views = (1,)
-    lands = False
+    in_teacher_space = False
     embed_dim = 128
     citation = """@article{chen2020mocov2,
   title   = {Improved Baselines with Momentum Contrastive Learning},
@@ -49,8 +49,8 @@ class MoCo(Loss):
     # main_moco.py of the released code with --mlp --moco-t 0.2 --aug-plus --cos; the hidden layer of the head is as
     # wide as the backbone.
     authors: ClassVar[dict[str, object]] = {
-        "optimiser.name": "sgd", "optimiser.lr": 0.03, "optimiser.momentum": 0.9, "optimiser.weight_decay": 1e-4,
-        "optimiser.schedule": "cosine", "optimiser.every": "epoch", "head": "mlp", "head_hidden": 0,
+        "optimizer.name": "sgd", "optimizer.lr": 0.03, "optimizer.momentum": 0.9, "optimizer.weight_decay": 1e-4,
+        "optimizer.schedule": "cosine", "optimizer.every": "epoch", "head": "mlp", "head_hidden": 0,
         "views.recipe": "moco-v2", "batch_size": 256, "passes": 200.0, "method.temperature": 0.2, "method.queue": 65536,
         "method.momentum": 0.999,
     }  # fmt: skip

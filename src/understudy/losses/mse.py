@@ -36,10 +36,10 @@ class MSE(Loss):
 }"""
     # Not FitNets' own run, which is of two stages, but the benchmark of Tian et al. (2020), as in SP.
     authors: ClassVar[dict[str, object]] = {
-        "optimiser.name": "sgd", "optimiser.lr": 0.05, "optimiser.momentum": 0.9, "optimiser.weight_decay": 5e-4,
-        "optimiser.schedule": "step", "optimiser.every": "epoch",
-        "optimiser.milestones": (150 / 240, 180 / 240, 210 / 240), "optimiser.decay": 0.1, "head": "linear",
-        "views.recipe": "weak", "batch_size": 64, "passes": 240.0, "neighbours.k": 0,
+        "optimizer.name": "sgd", "optimizer.lr": 0.05, "optimizer.momentum": 0.9, "optimizer.weight_decay": 5e-4,
+        "optimizer.schedule": "step", "optimizer.every": "epoch",
+        "optimizer.milestones": (150 / 240, 180 / 240, 210 / 240), "optimizer.decay": 0.1, "head": "linear",
+        "views.recipe": "weak", "batch_size": 64, "passes": 240.0, "neighbors.k": 0,
     }  # fmt: skip
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""PKT: for each image a probability over the batch that says which images are its neighbours."""
+"""PKT: for each image a probability over the batch that says which images are its neighbors."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ EPS = 1e-7
 
 
 class PKT(Loss):
-    """Divergence between the two models' neighbour probabilities, from cosines mapped to [0, 1].
+    """Divergence between the two models' neighbor probabilities, from cosines mapped to [0, 1].
 
     Differs from SEED and CompRess by its kernel, (cos + 1) / 2 without a temperature, and by comparing within the
     batch instead of with a queue. A rotated student is as good: it does not land in the teacher's space, so the two
     cannot be searched against each other. The authors' code is followed where it differs from the paper: an image
-    counts among its own neighbours, and the divergences are averaged over all B^2 pairs, not summed.
+    counts among its own neighbors, and the divergences are averaged over all B^2 pairs, not summed.
 
     Scope: the batch of all processes, exactly, if they hold equally many images: each compares its own rows with all.
 
@@ -33,7 +33,7 @@ class PKT(Loss):
         1803.10837, equations 3 to 6; details as in the authors' code, github.com/passalis/probabilistic_kt.
     """
 
-    lands = False
+    in_teacher_space = False
     citation = """@inproceedings{passalis2018pkt,
   title     = {Learning Deep Representations with Probabilistic Knowledge Transfer},
   author    = {Passalis, Nikolaos and Tefas, Anastasios},
@@ -45,9 +45,9 @@ class PKT(Loss):
     # exp_cifar of the released code, CIFAR-10, from a student trained on labels: Adam without decay. Its student has no
     # head; its views are crops of the image padded by 4 pixels, which are not among ours.
     authors: ClassVar[dict[str, object]] = {
-        "optimiser.name": "adamw", "optimiser.lr": 1e-4, "optimiser.momentum": 0.9, "optimiser.weight_decay": 0.0,
-        "optimiser.schedule": "constant", "head": "linear", "views.recipe": "weak", "batch_size": 128, "passes": 20.0,
-        "neighbours.k": 0, "method.weight": 1.0,
+        "optimizer.name": "adamw", "optimizer.lr": 1e-4, "optimizer.momentum": 0.9, "optimizer.weight_decay": 0.0,
+        "optimizer.schedule": "constant", "head": "linear", "views.recipe": "weak", "batch_size": 128, "passes": 20.0,
+        "neighbors.k": 0, "method.weight": 1.0,
     }  # fmt: skip
 
     def __init__(self, weight: float = 30000.0) -> None:
@@ -69,11 +69,11 @@ class PKT(Loss):
         """
         check_pair(student, teacher)
         s, t = exact_pair(student, teacher)
-        q, p = _neighbours(s, all_rows(s)), _neighbours(t, gather_rows(t))
+        q, p = _neighbors(s, all_rows(s)), _neighbors(t, gather_rows(t))
         divergence = (p * ((p + EPS) / (q + EPS)).log()).mean()
         return Terms(self.weight * divergence, {"divergence": divergence})
 
 
-def _neighbours(x: Float[Tensor, "B D"], others: Float[Tensor, "G D"]) -> Float[Tensor, "B G"]:
+def _neighbors(x: Float[Tensor, "B D"], others: Float[Tensor, "G D"]) -> Float[Tensor, "B G"]:
     kernel = ((unit_rows(x) @ unit_rows(others).T + 1) / 2).clamp(min=0)  # rounding may leave a cosine below -1
     return kernel / kernel.sum(1, keepdim=True)

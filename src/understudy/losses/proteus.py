@@ -56,9 +56,9 @@ class Proteus(Loss):
     # run_pretrain.sh and main.py of the released code. Not said here: its rate starts at 1e-6 and ends at 1e-5, its
     # views also have RandAugment and random erasing, and each image stands in a batch three times.
     authors: ClassVar[dict[str, object]] = {
-        "optimiser.name": "adamw", "optimiser.lr": 5e-4, "optimiser.momentum": 0.9, "optimiser.weight_decay": 0.05,
-        "optimiser.schedule": "cosine", "optimiser.warmup": 5.0, "optimiser.every": "epoch", "head": "norm",
-        "views.recipe": "crop", "batch_size": 512, "passes": 300.0, "neighbours.k": 0, "method.token": 1.0,
+        "optimizer.name": "adamw", "optimizer.lr": 5e-4, "optimizer.momentum": 0.9, "optimizer.weight_decay": 0.05,
+        "optimizer.schedule": "cosine", "optimizer.warmup": 5.0, "optimizer.every": "epoch", "head": "norm",
+        "views.recipe": "crop", "batch_size": 512, "passes": 300.0, "neighbors.k": 0, "method.token": 1.0,
         "method.feature": 1.0, "method.patch": 1.0, "method.probability": 0.5, "method.ratio": 0.5,
     }  # fmt: skip
 

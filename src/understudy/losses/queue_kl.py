@@ -42,9 +42,9 @@ class QueueKL(Loss):
 }"""
     # The first version of the method; its views also jitter harder and are mixed up, which ours are not.
     authors: ClassVar[dict[str, object]] = {
-        "optimiser.name": "adamw", "optimiser.lr": 5e-4, "optimiser.momentum": 0.9, "optimiser.weight_decay": 0.01,
-        "optimiser.schedule": "cosine", "optimiser.clip": 1.0, "head": "linear", "views.recipe": "moco-v2",
-        "batch_size": 128, "passes": 100.0, "neighbours.k": 0, "method.temperature": 0.07, "method.queue": 8192,
+        "optimizer.name": "adamw", "optimizer.lr": 5e-4, "optimizer.momentum": 0.9, "optimizer.weight_decay": 0.01,
+        "optimizer.schedule": "cosine", "optimizer.clip": 1.0, "head": "linear", "views.recipe": "moco-v2",
+        "batch_size": 128, "passes": 100.0, "neighbors.k": 0, "method.temperature": 0.07, "method.queue": 8192,
     }  # fmt: skip
 
     def __init__(self, temperature: float = 0.07, queue: int = 8192) -> None:

@@ -25,7 +25,7 @@ class RKD(Loss):
     Differs from SP and PKT by distances, which know no origin, in place of inner products and cosines. A student that
     is moved, rotated or uniformly scaled is as good: it does not land in the teacher's space, so the two cannot be
     searched against each other. The authors' code is followed: degenerate pairs and triples (i, i) count as zeros in
-    the means. Their metric-learning teachers end in a row normalisation; here both embeddings are raw.
+    the means. Their metric-learning teachers end in a row normalization; here both embeddings are raw.
 
     The B^3 angles come from inner products, so their cost does not grow with D (the authors hold B^2 D differences);
     beyond 2^24 of them they are taken in blocks of vertices, computed again in the backward pass.
@@ -42,7 +42,7 @@ class RKD(Loss):
         as in the authors' code, github.com/lenscloth/RKD.
     """
 
-    lands = False
+    in_teacher_space = False
     citation = """@inproceedings{park2019rkd,
   title     = {Relational Knowledge Distillation},
   author    = {Park, Wonpyo and Kim, Dongju and Lu, Yan and Cho, Minsu},
@@ -54,10 +54,10 @@ class RKD(Loss):
     # run_distill_classification.py of the released code, CIFAR-100, where labels and soft labels are learned beside it;
     # its views are crops of the image padded by 4 pixels, which are not among ours.
     authors: ClassVar[dict[str, object]] = {
-        "optimiser.name": "sgd", "optimiser.lr": 0.1, "optimiser.momentum": 0.9, "optimiser.weight_decay": 5e-4,
-        "optimiser.schedule": "step", "optimiser.every": "epoch",
-        "optimiser.milestones": (60 / 200, 120 / 200, 160 / 200), "optimiser.decay": 0.2, "head": "linear",
-        "views.recipe": "weak", "batch_size": 128, "passes": 200.0, "neighbours.k": 0, "method.distance": 25.0,
+        "optimizer.name": "sgd", "optimizer.lr": 0.1, "optimizer.momentum": 0.9, "optimizer.weight_decay": 5e-4,
+        "optimizer.schedule": "step", "optimizer.every": "epoch",
+        "optimizer.milestones": (60 / 200, 120 / 200, 160 / 200), "optimizer.decay": 0.2, "head": "linear",
+        "views.recipe": "weak", "batch_size": 128, "passes": 200.0, "neighbors.k": 0, "method.distance": 25.0,
         "method.angle": 50.0,
     }  # fmt: skip
 
@@ -101,13 +101,13 @@ class RKD(Loss):
 def _in_mean_distances(
     x: Float[Tensor, "B D"], others: Float[Tensor, "G D"]
 ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "G D"], Float[Tensor, "B G"]]:
-    """The points moved to their centre, where rounding is least, and all distances, in units of the mean distance."""
+    """The points moved to their center, where rounding is least, and all distances, in units of the mean distance."""
     # Not from inner products, whose rounding would give equal images a distance and that distance a gradient.
     distances = torch.cdist(x, others, compute_mode="donot_use_mm_for_euclid_dist")
     total, count = sum_over_processes(torch.stack([distances.sum(), (distances > 0).sum().to(x.dtype)]))
     unit = torch.where(count > 0, total / count.clamp(min=1), torch.ones_like(total))
-    centre = others.detach().mean(0)  # no shape depends on where it lies, so nothing flows through it
-    return (x - centre) / unit, (others - centre) / unit, distances / unit
+    center = others.detach().mean(0)  # no shape depends on where it lies, so nothing flows through it
+    return (x - center) / unit, (others - center) / unit, distances / unit
 
 
 def _angle_loss(s: Tensor, s_distances: Tensor, t: Tensor, t_distances: Tensor, s_all: Tensor, t_all: Tensor) -> Tensor:

@@ -48,9 +48,9 @@ class SEED(Loss):
     # (D = 128). A spec with @FILE ends at the pooled feature (D = 2048 for ResNet-50); a teacher with its head is a
     # `python:` one.
     authors: ClassVar[dict[str, object]] = {
-        "optimiser.name": "sgd", "optimiser.lr": 0.03, "optimiser.momentum": 0.9, "optimiser.weight_decay": 1e-4,
-        "optimiser.schedule": "cosine", "optimiser.every": "epoch", "optimiser.hold": 5 / 200, "head": "mlp",
-        "head_hidden": 0, "views.recipe": "moco-v2", "batch_size": 256, "passes": 200.0, "neighbours.k": 0,
+        "optimizer.name": "sgd", "optimizer.lr": 0.03, "optimizer.momentum": 0.9, "optimizer.weight_decay": 1e-4,
+        "optimizer.schedule": "cosine", "optimizer.every": "epoch", "optimizer.hold": 5 / 200, "head": "mlp",
+        "head_hidden": 0, "views.recipe": "moco-v2", "batch_size": 256, "passes": 200.0, "neighbors.k": 0,
         "method.tau_teacher": 1e-4, "method.tau_student": 0.2, "method.queue": 65536,
     }  # fmt: skip
 

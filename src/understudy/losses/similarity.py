@@ -70,7 +70,7 @@ def row_cosine(student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"]) -> 
 
 
 def column_cosine(student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"]) -> Float[Tensor, " D"]:
-    """One cosine per dimension, taken over the batch; no centring.
+    """One cosine per dimension, taken over the batch; no centering.
 
     Args:
         student: (B, D) embeddings, raw.
@@ -116,7 +116,7 @@ def column_correlation(
     def total(x: Tensor) -> Tensor:
         return sum_over_processes(x) if everywhere else x
 
-    with torch.no_grad():  # centred products sum to zero, so nothing flows through the means
+    with torch.no_grad():  # centered products sum to zero, so nothing flows through the means
         sums = total(torch.cat([s.sum(0), t.sum(0), s.new_full((1,), float(len(s)))]))
         count = sums[-1]
         s_mean, t_mean = sums[:-1].reshape(2, -1) / count

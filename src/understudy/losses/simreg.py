@@ -11,7 +11,7 @@ from understudy.losses.terms import Loss, Terms, check_pair
 
 
 class SimReg(Loss):
-    """Squared distance between row-normalised embeddings, mean(2 - 2 cos).
+    """Squared distance between row-normalized embeddings, mean(2 - 2 cos).
 
     Differs from CoSS with weight 0 by an affine map only (2 + 2 * its feature part): the gradient is twice as large.
     What the paper adds is a deeper head (four linear layers, BatchNorm and ReLU after the first and the third; thrown
@@ -36,9 +36,9 @@ class SimReg(Loss):
 }"""
     # The released run.sh: the deep head, weak views, the same one to both models.
     authors: ClassVar[dict[str, object]] = {
-        "optimiser.name": "sgd", "optimiser.lr": 0.05, "optimiser.momentum": 0.9, "optimiser.weight_decay": 1e-4,
-        "optimiser.schedule": "cosine", "optimiser.every": "epoch", "head": "deep", "views.recipe": "weak",
-        "batch_size": 256, "passes": 130.0, "neighbours.k": 0,
+        "optimizer.name": "sgd", "optimizer.lr": 0.05, "optimizer.momentum": 0.9, "optimizer.weight_decay": 1e-4,
+        "optimizer.schedule": "cosine", "optimizer.every": "epoch", "head": "deep", "views.recipe": "weak",
+        "batch_size": 256, "passes": 130.0, "neighbors.k": 0,
     }  # fmt: skip
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ from understudy.losses.terms import Loss, Terms, check_pair, check_views, number
 class SMD(Loss):
     """A soft margin between the hardest positive and the hardest negative distance from teacher to student.
 
-    With row-normalised embeddings, D_ij = |t_i - s_j| and T_ij = |t_i - t_j|. Images farther from i than its own
+    With row-normalized embeddings, D_ij = |t_i - s_j| and T_ij = |t_i - t_j|. Images farther from i than its own
     student embedding, T_ij > D_ii, are negatives, the others (i itself among them) positives. Of the positives the
     farthest by D and of the negatives the nearest by D are compared, each weighted by how wrong it is: w_p =
     [D_ip - T_ip]+, w_n = [T_in - D_in]+, both without gradient. Differs from the other relational methods by comparing
@@ -48,11 +48,11 @@ class SMD(Loss):
   year      = {2022}
 }"""
     # main_distill.py of the released code: a rate of 0.05 for 256 images is 0.1 for its batch of 512. Its BatchNorm is
-    # synchronised over GPUs; ours is local to each process, so it takes one process to repeat it.
+    # synchronized over GPUs; ours is local to each process, so it takes one process to repeat it.
     authors: ClassVar[dict[str, object]] = {
-        "optimiser.name": "sgd", "optimiser.lr": 0.1, "optimiser.momentum": 0.9, "optimiser.weight_decay": 1e-4,
-        "optimiser.schedule": "cosine", "optimiser.every": "epoch", "head": "linear", "views.recipe": "moco-v2",
-        "batch_size": 512, "passes": 100.0, "neighbours.k": 0, "method.tau": 0.04, "method.warmup": 2.0,
+        "optimizer.name": "sgd", "optimizer.lr": 0.1, "optimizer.momentum": 0.9, "optimizer.weight_decay": 1e-4,
+        "optimizer.schedule": "cosine", "optimizer.every": "epoch", "head": "linear", "views.recipe": "moco-v2",
+        "batch_size": 512, "passes": 100.0, "neighbors.k": 0, "method.tau": 0.04, "method.warmup": 2.0,
         "method.views": 2,
     }  # fmt: skip
 

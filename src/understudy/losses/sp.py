@@ -11,7 +11,7 @@ from understudy.losses.terms import Loss, Terms, check_pair, number
 
 
 class SP(Loss):
-    """Squared difference of the two B x B matrices of inner products, their rows normalised.
+    """Squared difference of the two B x B matrices of inner products, their rows normalized.
 
     Differs from PKT by comparing similarities as they are, of raw embeddings, not as probabilities. A rotated or
     uniformly scaled student is as good: it does not land in the teacher's space, so the two cannot be searched
@@ -25,10 +25,10 @@ class SP(Loss):
 
     Source:
         Tung and Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, arXiv 1907.09682, equations 2 to 4;
-        the normalisation as in the implementation its author checked, github.com/HobbitLong/RepDistiller.
+        the normalization as in the implementation its author checked, github.com/HobbitLong/RepDistiller.
     """
 
-    lands = False
+    in_teacher_space = False
     citation = """@inproceedings{tung2019sp,
   title     = {Similarity-Preserving Knowledge Distillation},
   author    = {Tung, Frederick and Mori, Greg},
@@ -40,10 +40,10 @@ class SP(Loss):
     # Not the paper's own run but the benchmark of Tian et al. (2020), github.com/HobbitLong/RepDistiller, CIFAR-100,
     # where labels are learned beside it; its views are crops of the image padded by 4 pixels, which are not among ours.
     authors: ClassVar[dict[str, object]] = {
-        "optimiser.name": "sgd", "optimiser.lr": 0.05, "optimiser.momentum": 0.9, "optimiser.weight_decay": 5e-4,
-        "optimiser.schedule": "step", "optimiser.every": "epoch",
-        "optimiser.milestones": (150 / 240, 180 / 240, 210 / 240), "optimiser.decay": 0.1, "head": "linear",
-        "views.recipe": "weak", "batch_size": 64, "passes": 240.0, "neighbours.k": 0, "method.weight": 3000.0,
+        "optimizer.name": "sgd", "optimizer.lr": 0.05, "optimizer.momentum": 0.9, "optimizer.weight_decay": 5e-4,
+        "optimizer.schedule": "step", "optimizer.every": "epoch",
+        "optimizer.milestones": (150 / 240, 180 / 240, 210 / 240), "optimizer.decay": 0.1, "head": "linear",
+        "views.recipe": "weak", "batch_size": 64, "passes": 240.0, "neighbors.k": 0, "method.weight": 3000.0,
     }  # fmt: skip
 
     def __init__(self, weight: float = 3000.0) -> None:

@@ -19,7 +19,7 @@ class Terms:
     """The value of a loss and what it is made of.
 
     Args:
-        total: scalar tensor to minimise, with gradient.
+        total: scalar tensor to minimize, with gradient.
         parts: named scalar tensors, before weights and scales, for logs and curves.
     """
 
@@ -35,7 +35,7 @@ class Loss(nn.Module):
     - `student`: embeddings of the views in `student_views`, (B, D), or (len, B, D) when there are several.
     - `teacher` if `needs_teacher`: the frozen teacher's embeddings of `teacher_views`, shaped alike.
     - `key` if `needs_key`: embeddings of `key_views` from an exponential moving average of the student, no gradient.
-      Its normalisation layers use averaged statistics (EMAN, Cai et al. 2021, arXiv 2101.08482), so batches leak
+      Its normalization layers use averaged statistics (EMAN, Cai et al. 2021, arXiv 2101.08482), so batches leak
       nothing and the result does not depend on the number of processes.
     - `bags` if `needs_bags`: (B,) integers, equal for images drawn around the same anchor, which comes first.
     - `passes` if `needs_passes`: float, image passes done so far, for methods that begin differently.
@@ -71,13 +71,13 @@ class Loss(nn.Module):
     embed_dim: ClassVar[int | None] = None
     """Width of the student's embedding; None means the teacher's."""
     words: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # settings that are numbers and may also be one of these
-    lands: bool = True
+    in_teacher_space: bool = True
     """Whether a perfect student's embeddings can be searched against the teacher's. False where only similarities are
     asked for (a rotated student is as good) or there is no teacher."""
     citation: ClassVar[str] = ""
     """BibTeX of the paper."""
     authors: ClassVar[dict[str, object]] = {}
-    """What its authors ran, as flat settings of a run (`optimiser.lr`, `method.queue`, ...): `--recipe authors`. Their
+    """What its authors ran, as flat settings of a run (`optimizer.lr`, `method.queue`, ...): `--recipe authors`. Their
     arithmetic (fp16 in some) is left to `precision`; their BatchNorm is local to each process, like ours."""
 
     key_momentum: float = 0.999

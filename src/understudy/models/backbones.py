@@ -19,12 +19,12 @@ import torch
 from torch import nn
 
 from understudy.artifacts import file_fingerprint, fingerprint
-from understudy.config import nearest
 from understudy.errors import MissingDependency, ModelError
 from understudy.models.checkpoints import fingerprint_weights, load_into
 from understudy.models.contract import IMAGENET_MEAN, IMAGENET_STD, RESAMPLING, Contract
 from understudy.models.onnx_encoder import METADATA, OnnxEncoder
 from understudy.models.resnet import small_resnet
+from understudy.settings import nearest
 
 SMALL = 64
 """At this size or below a fresh network sees the whole image in evaluation; above it, the customary 0.875 of it."""
@@ -43,7 +43,7 @@ class Backbone:
         contract: what its input must look like.
         spec: as the user wrote it.
         architecture: the spec that builds the same module with no weights: no `@FILE`, no `run:`.
-        weights: one line: what was loaded, dropped, missing; "" for a random initialisation.
+        weights: one line: what was loaded, dropped, missing; "" for a random initialization.
         trained: whether weights were loaded.
         fingerprint: changes with the weights or the architecture; "" when untrained.
     """
@@ -68,7 +68,7 @@ class Request:
         file: after `@`, or None.
         pretrained: a teacher is wanted: weights are required, and downloaded where the source publishes them.
         image_size: the side the user asked for, or None.
-        mean, std: the normalisation the user gave, or None.
+        mean, std: the normalization the user gave, or None.
     """
 
     spec: str
@@ -126,7 +126,7 @@ def build_backbone(
     built = SPECS[prefix](Request(spec, name, file or None, pretrained, image_size, mean, std))
     if pretrained and not built.weights:
         raise ModelError(
-            f"{prefix}:{name} has no weights, and a random teacher would only distil noise. Add {prefix}:{name}@FILE, "
+            f"{prefix}:{name} has no weights, and a random teacher would only distill noise. Add {prefix}:{name}@FILE, "
             "or train a teacher without labels first (understudy pretrain) and use run:FOLDER."
         )
     contract = built.contract

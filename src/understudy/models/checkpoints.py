@@ -1,7 +1,7 @@
 """Weight files of any published format -> the tensors a backbone expects, with one line that says what happened.
 
 Files differ in wrappers (`state_dict`, `model`, `module.`) and in the prefix of the encoder among its siblings
-(momentum encoder, projector, predictor, queue). Instead of one rule per project, `recognise` finds every prefix under
+(momentum encoder, projector, predictor, queue). Instead of one rule per project, `recognize` finds every prefix under
 which the backbone's own names and shapes occur, takes the one that covers most, and lets `FORMATS` name it and settle
 ties. No file is ever unpickled beyond tensors and plain containers.
 """
@@ -104,7 +104,7 @@ def read_weights(file: str | os.PathLike[str]) -> dict[str, Tensor]:
     return tensors
 
 
-def recognise(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str, str]:
+def recognize(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str, str]:
     """Find the backbone among a file's tensors.
 
     Args:
@@ -162,7 +162,7 @@ def load_into(module: nn.Module, file: str | os.PathLike[str]) -> str:
     """
     state = read_weights(file)
     expected = module.state_dict()
-    found, label, prefix = recognise(state, expected)
+    found, label, prefix = recognize(state, expected)
     # Counters of BatchNorm batches are absent from older files and have no bearing on the output.
     needed = {name: tensor for name, tensor in expected.items() if not name.endswith("num_batches_tracked")}
     parameters = {name: parameter.numel() for name, parameter in module.named_parameters()}
@@ -189,7 +189,7 @@ def load_into(module: nn.Module, file: str | os.PathLike[str]) -> str:
     line = f"{Path(file).name}: {label} format, {len(needed) - len(missing)} of {len(needed)} backbone tensors taken"
     line += f" ({100 * share:.1f} % of the parameters)"
     line += f"; dropped: {_parts(dropped, prefix)}" if dropped else ""
-    return line + (f"; missing, left as initialised: {_examples(missing)}" if missing else "; missing: none")
+    return line + (f"; missing, left as initialized: {_examples(missing)}" if missing else "; missing: none")
 
 
 def fingerprint_weights(module: nn.Module) -> str:

@@ -1,4 +1,4 @@
-"""The input contract of a network: which size, normalisation and resampling it was trained on."""
+"""The input contract of a network: which size, normalization and resampling it was trained on."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from understudy.config import nearest
 from understudy.errors import ModelError, ShapeError
+from understudy.settings import nearest
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -38,8 +38,8 @@ class Contract:
         mean: per channel (red, green, blue), on pixels in [0, 1].
         std: per channel, on pixels in [0, 1].
         interpolation: "nearest", "bilinear", "bicubic" or "lanczos".
-        crop: share of the resized shorter side that the centre crop keeps: an image is resized to round(size / crop)
-            on its shorter side, then cropped to size x size. 1.0 keeps the largest centred square.
+        crop: share of the resized shorter side that the center crop keeps: an image is resized to round(size / crop)
+            on its shorter side, then cropped to size x size. 1.0 keeps the largest centered square.
 
     Raises:
         ModelError: a value that no network can have.
@@ -94,11 +94,11 @@ class Contract:
         )
 
     def preprocess(self, image: Image.Image) -> Float32[Tensor, "3 S S"]:
-        """One decoded image as the network wants it: resized, centre cropped, normalised.
+        """One decoded image as the network wants it: resized, center cropped, normalized.
 
         Args:
             image: any 8-bit PIL image. Files of unusual kinds (16-bit, alpha, EXIF-rotated) go through
-                `understudy.data.decode.to_rgb` first, as every data source does.
+                `understudy.sources.decode.to_rgb` first, as every data source does.
 
         Returns:
             (3, S, S) float32.
@@ -109,7 +109,7 @@ class Contract:
         if image.mode.startswith(("I", "F")):
             raise ModelError(
                 f"preprocess takes 8-bit images; this one has mode {image.mode}. Convert it with "
-                "understudy.data.decode.to_rgb first."
+                "understudy.sources.decode.to_rgb first."
             )
         image = image.convert("RGB")
         width, height = image.size
@@ -119,11 +119,11 @@ class Contract:
             image = image.resize(shape, RESAMPLING[self.interpolation])
         left, top = (round((side - self.size) / 2) for side in image.size)
         pixels = np.asarray(image.crop((left, top, left + self.size, top + self.size)), dtype=np.float32) / 255
-        normalised = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        return torch.from_numpy(np.ascontiguousarray(normalised.transpose(2, 0, 1)))
+        normalized = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        return torch.from_numpy(np.ascontiguousarray(normalized.transpose(2, 0, 1)))
 
     def prepare(self, images: Tensor) -> Float[Tensor, "B 3 S S"]:
-        """A batch of views as the network wants it: resized only if the size differs, then normalised.
+        """A batch of views as the network wants it: resized only if the size differs, then normalized.
 
         Differs from `preprocess`: no cropping, because a view is already the square the network shall see.
 
@@ -134,7 +134,7 @@ class Contract:
             (B, 3, S, S), same type and device.
 
         Raises:
-            ShapeError: not a batch of colour images.
+            ShapeError: not a batch of color images.
         """
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ShapeError(
@@ -149,9 +149,9 @@ class Contract:
                 mode = "bilinear" if self.interpolation == "bilinear" else "bicubic"
                 images = F.interpolate(images, (self.size, self.size), mode=mode, antialias=True)
                 images = images.clamp(0, 1)
-        return self.normalise(images)
+        return self.normalize(images)
 
-    def normalise(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+    def normalize(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
         """Pixels in [0, 1] by this network's mean and std, whatever their size."""
         mean, std = _statistics(self.mean, self.std, images.device, images.dtype)
         return (images - mean) / std

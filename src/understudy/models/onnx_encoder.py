@@ -128,14 +128,14 @@ class OnnxEncoder(nn.Module):
     def _run(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         session = self._session(x.device)
         given = (x if "CUDAExecutionProvider" in session.get_providers() else x.cpu()).contiguous()
-        binding = session.io_binding()
+        identity_settings = session.io_binding()
         place = (given.device.type, given.device.index or 0)
         if given.is_cuda:
             torch.cuda.current_stream(given.device).synchronize()  # onnxruntime reads on a stream of its own.
-        binding.bind_input(self._input, *place, np.float32, tuple(given.shape), given.data_ptr())
-        binding.bind_output(self._output, *place)
-        session.run_with_iobinding(binding)
-        output = torch.from_numpy(binding.copy_outputs_to_cpu()[0])
+        identity_settings.bind_input(self._input, *place, np.float32, tuple(given.shape), given.data_ptr())
+        identity_settings.bind_output(self._output, *place)
+        session.run_with_iobinding(identity_settings)
+        output = torch.from_numpy(identity_settings.copy_outputs_to_cpu()[0])
         if output.ndim < 2 or output.shape[0] != len(x) or output[0].numel() != output.shape[1]:
             raise ModelError(
                 f"The output '{self._output}' of {self.file} must be (batch, D); for {len(x)} images it is "

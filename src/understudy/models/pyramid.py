@@ -24,7 +24,7 @@ STRIDES = (4, 8, 16, 32)
 class Pyramid(nn.Module):
     """Images to the five levels of a pyramid, finest first, named "0" to "3" and "pool".
 
-    Normalisation layers of the backbone stay as they were trained, statistics and all, as in torchvision's own
+    Normalization layers of the backbone stay as they were trained, statistics and all, as in torchvision's own
     detectors: a few large images are no batch to take statistics from.
 
     Args:
@@ -69,7 +69,7 @@ class Pyramid(nn.Module):
         return self
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> OrderedDict[str, Tensor]:
-        """(B, 3, H, W) normalised, sides multiples of 32 -> {"0": (B, 256, H / 4, W / 4), ..., "pool": ...}."""
+        """(B, 3, H, W) normalized, sides multiples of 32 -> {"0": (B, 256, H / 4, W / 4), ..., "pool": ...}."""
         height, width = x.shape[-2:]
         if self.fixed and (height, width) != (self.side, self.side):
             # A grid of patches that does not divide the canvas: the nearest one that does.

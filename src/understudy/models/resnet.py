@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from understudy.config import nearest
 from understudy.errors import ModelError
+from understudy.settings import nearest
 
 DEPTHS = (8, 14, 20, 32, 56)
 

@@ -16,9 +16,9 @@ from understudy.artifacts import Writers
 from understudy.errors import ConfigError, ModelError
 from understudy.models.cost import flops
 from understudy.models.onnx_encoder import OnnxEncoder
+from understudy.models.outputs import EncoderOutput
 from understudy.models.precision import arithmetic
 from understudy.models.teacher import Teacher
-from understudy.models.tokens import Sight
 
 GROUPS = 8
 """A part of a network with at most this share of its weights is gathered as one; a larger one, part by part."""
@@ -85,7 +85,7 @@ class ShardedTeacher(Teacher):
         self.writers.agree(True)  # somebody has images: the others join in
         return self._pass(x)
 
-    def look(self, images: Tensor, *, attention: bool = False) -> Sight:  # noqa: ARG002
+    def look(self, images: Tensor, *, attention: bool = False) -> EncoderOutput:  # noqa: ARG002
         """Not to be had: tokens are read from parts of the network, out of turn."""
         raise ConfigError(f"{self.spec} is sharded, and shows its embedding only: leave out --teacher-sharding.")
 

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from understudy import __version__
 from understudy.artifacts import FORMAT, Run, atomic, write_json
-from understudy.config import nearest
 from understudy.errors import ModelError, StoreError
 from understudy.models.backbones import Backbone, build_backbone
 from understudy.models.checkpoints import fingerprint_weights
 from understudy.models.contract import Contract
 from understudy.models.cost import parameters
-from understudy.models.tokens import Sight, look
+from understudy.models.outputs import EncoderOutput, look
+from understudy.settings import nearest
 
 HEADS = ("auto", "mlp", "deep", "linear", "norm", "gelu", "none")
 
@@ -77,7 +77,7 @@ def build_head(width: int, out: int, kind: str = "auto", hidden: int = 2048) -> 
     return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, out)), table
 
 
-class Landing(nn.Module):
+class InverseTransform(nn.Module):
     """From the transformed space that a student was trained in to the teacher's own: x = scale * y @ matrix + mean.
 
     Args:
@@ -119,7 +119,7 @@ class Student(nn.Module):
         self.weights = backbone.weights
         self.width = backbone.width
         self.embed_dim = int(head_table["out"])
-        self.landing = Landing(self.embed_dim) if head_table.get("transform") else nn.Identity()
+        self.inverse_transform = InverseTransform(self.embed_dim) if head_table.get("transform") else nn.Identity()
 
     def features(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B F"]:
         """(B, 3, S, S) prepared -> (B, F): the backbone's pooled feature, what downstream tasks use."""
@@ -133,14 +133,14 @@ class Student(nn.Module):
     @property
     def plain(self) -> bool:
         """Whether there is nothing behind the backbone: its features are the embedding."""
-        return isinstance(self.head, nn.Identity) and isinstance(self.landing, nn.Identity)
+        return isinstance(self.head, nn.Identity) and isinstance(self.inverse_transform, nn.Identity)
 
     def land(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B D"]:
         """(B, F) backbone features -> (B, D) in the teacher's space: the second half of `embed`."""
-        embedding: Tensor = self.landing(self.head(features))
+        embedding: Tensor = self.inverse_transform(self.head(features))
         return embedding
 
-    def look(self, x: Float[Tensor, "B 3 H W"], **wanted: Any) -> Sight:
+    def look(self, x: Float[Tensor, "B 3 H W"], **wanted: Any) -> EncoderOutput:
         """(B, 3, S, S) prepared -> embeddings in the teacher's space, and what lies under them.
 
         Args:
@@ -148,9 +148,9 @@ class Student(nn.Module):
             **wanted: see `tokens.look`; of networks that `tokens.refuse_blind` lets pass.
         """
         sight = look(self.backbone, x, **wanted)
-        return Sight(self.head(sight.embedding), sight.tokens, sight.attention)
+        return EncoderOutput(self.head(sight.embedding), sight.tokens, sight.attention)
 
-    def forward(self, x: Float[Tensor, "B 3 H W"], **wanted: Any) -> Float[Tensor, "B D"] | Sight:
+    def forward(self, x: Float[Tensor, "B 3 H W"], **wanted: Any) -> Float[Tensor, "B D"] | EncoderOutput:
         """What is trained: `embed` but for the way back from a transformed space; `look` where more is wanted.
 
         DDP sees one call either way.
@@ -185,7 +185,7 @@ def build_student(
         head: see `build_head`.
         hidden: see `build_head`.
         transform: of the teacher's space, see `embed.transform`; the features themselves, never negative after a ReLU,
-            could not follow a centred one, so "auto" then has a head whatever the widths.
+            could not follow a centered one, so "auto" then has a head whatever the widths.
         image_size: input side in pixels; default the network's own.
         mean: three numbers on [0, 1]; default the network's own.
         std: three numbers on [0, 1]; default the network's own.
@@ -200,13 +200,13 @@ def build_student(
     return Student(backbone, built, table if transform == "none" else {**table, "transform": transform})
 
 
-def save_student(student: Student, run: Run, facts: Mapping[str, Any]) -> None:
+def save_student(student: Student, run: Run, metadata: Mapping[str, Any]) -> None:
     """Write the finished student: weights first, student.json last, so that its existence means training is done.
 
     Args:
         student: on any device; its state is saved as float tensors on the CPU.
         run: the run folder.
-        facts: what else student.json shall say (method, teacher, data, cost), plain JSON.
+        metadata: what else student.json shall say (method, teacher, data, cost), plain JSON.
     """
     # A student.json left over from an earlier training must not vouch for the new weights while they are written.
     run.student_path.unlink(missing_ok=True)
@@ -225,7 +225,7 @@ def save_student(student: Student, run: Run, facts: Mapping[str, Any]) -> None:
         "parameters": {"backbone": parameters(student.backbone), "head": parameters(student.head)},
         "weights": fingerprint_weights(student),
     }
-    write_json(run.student_path, {**facts, **table})
+    write_json(run.student_path, {**metadata, **table})
 
 
 def load_student(path: str | os.PathLike[str]) -> Student:
@@ -254,7 +254,7 @@ def load_student(path: str | os.PathLike[str]) -> Student:
     if table.get("format") != FORMAT:
         raise StoreError(f"{run.student_path} has format {table.get('format')!r}, this version reads {FORMAT}.")
     contract, head = table["contract"], table["head"]
-    with torch.random.fork_rng(devices=[]):  # The initialisation that the weights replace shall cost no random numbers.
+    with torch.random.fork_rng(devices=[]):  # The initialization that the weights replace shall cost no random numbers.
         backbone = build_backbone(table["architecture"], pretrained=False, image_size=int(contract["size"]))
         built_head = build_head(head["width"], head["out"], head["kind"], head["hidden"] or 0)
     backbone.contract = Contract.from_table(contract)

@@ -16,8 +16,8 @@ from understudy.errors import ModelError
 from understudy.models.backbones import Backbone, build_backbone
 from understudy.models.cost import parameters
 from understudy.models.onnx_encoder import OnnxEncoder
+from understudy.models.outputs import EncoderOutput, look
 from understudy.models.precision import HALVES, arithmetic, precision_on
-from understudy.models.tokens import Sight, look
 
 EDGE = 8.0
 """How far above the edge of randomness a weight matrix's largest singular value must lie; see `refuse_untrained`."""
@@ -29,7 +29,7 @@ CONSTANT = 1e-3
 class Teacher(nn.Module):
     """A frozen encoder: always in eval mode, never a gradient.
 
-    It differs from a Student in taking raw pixels: its input contract is its own, so `forward` resizes and normalises.
+    It differs from a Student in taking raw pixels: its input contract is its own, so `forward` resizes and normalizes.
 
     Args:
         backbone: from `build_backbone(..., pretrained=True)`.
@@ -89,7 +89,7 @@ class Teacher(nn.Module):
         return features.float()
 
     @torch.no_grad()
-    def look(self, images: Tensor, *, attention: bool = False) -> Sight:
+    def look(self, images: Tensor, *, attention: bool = False) -> EncoderOutput:
         """Raw pixels -> embeddings, patch tokens and, if asked for, the attention of the class token.
 
         Args:
@@ -123,7 +123,7 @@ def build_teacher(
         device: where it is going to run, which decides what "auto" is; the CPU unless given.
 
     Raises:
-        ModelError: the spec cannot be built, brings no weights, or its weights are those of a random initialisation.
+        ModelError: the spec cannot be built, brings no weights, or its weights are those of a random initialization.
         ConfigError: a precision that the device does not have.
     """
     precision = precision_on(precision, device or torch.device("cpu"))
@@ -133,11 +133,11 @@ def build_teacher(
 
 
 def refuse_untrained(module: nn.Module, spec: str = "This teacher") -> None:
-    """Refuse a network whose parameters are still those of a random initialisation.
+    """Refuse a network whose parameters are still those of a random initialization.
 
     Two marks of it; a network is refused only if it bears every one that it can bear:
 
-    - each normalisation layer still has one constant weight and bias 0 (gone after the first step of any training);
+    - each normalization layer still has one constant weight and bias 0 (gone after the first step of any training);
     - no weight matrix has structure: if entries are independent and of one variance, the largest eigenvalue of W W^T
       ends at the Marchenko-Pastur edge, give or take a Tracy-Widom scale; training pulls eigenvalues far out.
 
@@ -145,8 +145,8 @@ def refuse_untrained(module: nn.Module, spec: str = "This teacher") -> None:
     and the small ResNets, random: at most 3.5; 18,000 draws of six small shapes, normal, uniform and truncated: at most
     5.1; MobileNetV1 of ImageNet 510, ResNet-56 of CIFAR-10 225 (their median matrices 132 and 32); a small ViT after 10
     steps 22; a ResNet-8 after 160 steps 27, but after 40 steps 3.4, where the first mark alone acquits it. BatchNorm
-    statistics are no mark: one forward pass in training mode moves them. Not recognised: random networks whose
-    normalisation layers start at random values (RepVGG).
+    statistics are no mark: one forward pass in training mode moves them. Not recognized: random networks whose
+    normalization layers start at random values (RepVGG).
 
     Args:
         module: a headless network, or an ONNX encoder, which is judged by the matrices in its file.
@@ -158,7 +158,7 @@ def refuse_untrained(module: nn.Module, spec: str = "This teacher") -> None:
     Source: the edge and its scale, Johnstone, "On the distribution of the largest eigenvalue in principal components
     analysis", Annals of Statistics 2001; that training leaves outliers, Martin & Mahoney, JMLR 2021.
     """
-    norms = [_at_initialisation(part) for part in module.modules() if _is_norm(part)]
+    norms = [_at_initialization(part) for part in module.modules() if _is_norm(part)]
     if norms and not all(norms):
         return
     matrices = 0
@@ -168,21 +168,21 @@ def refuse_untrained(module: nn.Module, spec: str = "This teacher") -> None:
         matrices += 1
     if not (norms or matrices):
         return
-    marks = [f"all {len(norms)} normalisation layers have weight constant and bias 0"] if norms else []
+    marks = [f"all {len(norms)} normalization layers have weight constant and bias 0"] if norms else []
     marks += [f"none of {matrices} weight matrices differs from independent random numbers"] if matrices else []
     raise ModelError(
-        f"{spec} looks randomly initialised: {' and '.join(marks)}. A random teacher would only distil noise. Load its "
-        "weights (SPEC@FILE), or train one without labels first (understudy pretrain)."
+        f"{spec} looks randomly initialized: {' and '.join(marks)}. A random teacher would only distill noise. Load "
+        "its weights (SPEC@FILE), or train one without labels first (understudy pretrain)."
     )
 
 
 def check_embeddings(embeddings: Float[Tensor, "n D"] | Float[np.ndarray, "n D"], spec: str = "This teacher") -> None:
     """Refuse embeddings nothing can be learned from: not finite, or the same for every image.
 
-    Random networks are NOT recognised here: embeddings do not tell them from trained ones. Over 256 images of CIFAR-10
+    Random networks are NOT recognized here: embeddings do not tell them from trained ones. Over 256 images of CIFAR-10
     and of Imagenette, the mean cosine between images is 0.87-0.92 for the MobileNetV1 teacher, 0.53-0.65 for the
-    ResNet-56 one, and 0.01 to 0.999 for random networks; the effective rank (participation ratio, rows normalised and
-    centred) is 17-19, 9-10, and 2 to 13, but only 2.1 for a ResNet-20 early in its training. `refuse_untrained` looks
+    ResNet-56 one, and 0.01 to 0.999 for random networks; the effective rank (participation ratio, rows normalized and
+    centered) is 17-19, 9-10, and 2 to 13, but only 2.1 for a ResNet-20 early in its training. `refuse_untrained` looks
     at the parameters instead.
 
     Args:
@@ -207,7 +207,7 @@ def check_embeddings(embeddings: Float[Tensor, "n D"] | Float[np.ndarray, "n D"]
         share = f"{spread / length:.1e} of their length" if length else "all are zero"
         raise ModelError(
             f"{spec} gives the same embedding for {len(rows)} images (spread: {share}). Its weights are broken, its "
-            "input normalisation is wrong (--teacher-mean, --teacher-std), or these images are all alike."
+            "input normalization is wrong (--teacher-mean, --teacher-std), or these images are all alike."
         )
 
 
@@ -216,7 +216,7 @@ def _is_norm(part: nn.Module) -> bool:
     return "Norm" in type(part).__name__ and isinstance(weight, Tensor) and weight.ndim == 1
 
 
-def _at_initialisation(norm: Any) -> bool:
+def _at_initialization(norm: Any) -> bool:
     # Residual branches are often started at weight 0, so the constant need not be 1.
     bias = getattr(norm, "bias", None)
     return bool((norm.weight == norm.weight[0]).all()) and (bias is None or not bool(bias.any()))

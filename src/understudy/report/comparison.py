@@ -204,7 +204,7 @@ def footnotes(comparison: Mapping[str, Any]) -> list[str]:
             "are left empty."
         )
     if about["teacherless"]:
-        notes.append(f"{', '.join(about['teacherless'])}: trained without the teacher and without neighbours.")
+        notes.append(f"{', '.join(about['teacherless'])}: trained without the teacher and without neighbors.")
     if about["teacher_views"] == "recorded":
         notes.append("Teacher views are recorded and shared: its forwards are those that a run still had to make.")
     for variant in comparison["variants"]:

@@ -17,7 +17,7 @@ from understudy.report.comparison import (
     used,
     written,
 )
-from understudy.report.figures import captioned, chart, colour, dash, plot
+from understudy.report.figures import captioned, chart, color, dash, plot
 from understudy.report.markup import Child, Markup, join, tag
 from understudy.report.numbers import count, duration
 from understudy.report.page import document, notice, section
@@ -223,7 +223,7 @@ def _dots(comparison: Mapping[str, Any], figure: Figure) -> Markup:
         [
             go.Scatter(x=[v for _, v in seeds], y=[n for n, _ in seeds], mode="markers", marker=look,
                        hovertemplate=hover),
-            go.Scatter(x=means, y=names, mode="markers", marker={"color": colour(0), "size": 11}, hovertemplate=hover,
+            go.Scatter(x=means, y=names, mode="markers", marker={"color": color(0), "size": 11}, hovertemplate=hover,
                        error_x={"type": "data", "array": spans, "color": "var(--muted)", "thickness": 1.5}),
         ],
         yaxis={"type": "category", "categoryorder": "array", "categoryarray": names},
@@ -265,7 +265,7 @@ def _line(comparison: Mapping[str, Any], figure: Figure, axis: tuple[str, list[s
             go.Scatter(x=[v for v, _ in seeds], y=[y for _, y in seeds], mode="markers", hovertemplate=hover,
                        marker={"color": "var(--muted)", "size": 5, "symbol": "circle-open"}),
             go.Scatter(x=[v for v, _, _ in entries], y=[entry["mean"] for _, _, entry in entries],
-                       mode="lines+markers", line={"color": colour(0), "dash": dash(0)}, marker={"size": 9},
+                       mode="lines+markers", line={"color": color(0), "dash": dash(0)}, marker={"size": 9},
                        hovertemplate=hover,
                        error_y={"type": "data", "array": spans, "color": "var(--muted)", "thickness": 1.5}),
         ],
@@ -323,17 +323,17 @@ def _rates(comparison: Mapping[str, Any]) -> list[Child]:
         body.append(tag("tr", tag("th", variant["label"], scope="row"), tag("td", "; ".join(tried)), tag("td", rate)))
     how = (
         f"Each variant tried {about['trials']} rates with one seed and {about['search_share']:g} of the budget. The "
-        "rate whose backbone kept most of the teacher's 11 nearest neighbours was taken, measured without labels on "
+        "rate whose backbone kept most of the teacher's 11 nearest neighbors was taken, measured without labels on "
         "training images that no run of this comparison is trained on."
     )
-    headings = ["Variant", "rate: neighbours shared, %", "taken"]
+    headings = ["Variant", "rate: neighbors shared, %", "taken"]
     return [tag("p", how), table("The trials of the learning rate.", headings, body)]
 
 
 def _done(comparison: Mapping[str, Any]) -> list[Child]:
     about = comparison["about"]
     pairs = [(key.replace("_", " "), value) for key, value in about.items() if value not in (None, [], "")]
-    facts = [join(tag("dt", key), tag("dd", ", ".join(value) if isinstance(value, list) else str(value)))
+    metadata = [join(tag("dt", key), tag("dd", ", ".join(value) if isinstance(value, list) else str(value)))
              for key, value in pairs]  # fmt: skip
     body = []
     for variant in comparison["variants"]:
@@ -344,7 +344,7 @@ def _done(comparison: Mapping[str, Any]) -> list[Child]:
         body.append(tag("tr", tag("th", variant["label"], scope="row"), *(tag("td", cell) for cell in cells)))
     headings = ["Variant", "image passes", "time", "images", "student", "teacher", "average of the student"]
     return [
-        tag("div", tag("div", tag("dl", *facts), class_="card"), class_="facts"),
+        tag("div", tag("div", tag("dl", *metadata), class_="card"), class_="facts"),
         table("What one training run cost, on average: time, images seen, forward passes.", headings, body),
         tag("p", "comparison.csv has a line for each run, with every figure and the folder of the run.", class_="note"),
     ]

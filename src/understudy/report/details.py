@@ -6,14 +6,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from understudy.config import flatten
 from understudy.report import figures, tables
-from understudy.report.account import Account
-from understudy.report.judgement import Model
 from understudy.report.markup import Child, Markup, prose, tag
 from understudy.report.numbers import duration
 from understudy.report.protocols import COUNTED, PROTOCOLS, protocol_title, set_title, split
+from understudy.report.provenance import Account
 from understudy.report.results import Result, guessing, keys_of, metrics_of, result
+from understudy.report.verdict import Model
+from understudy.settings import flatten
 
 HOLLOW = {"circle": "○", "square": "□", "triangle-up": "△", "diamond": "◇", "star": "☆", "triangle-down": "▽",
           "cross": "✚", "pentagon": "⬠", "x": "✕", "hexagon": "⬡"}  # fmt: skip
@@ -103,9 +103,9 @@ def _counted(key: str, accounts: Sequence[Account], rows: Sequence[Model]) -> st
             noun, _, share = name.partition(" ")
             parts.append(f"{value:,.0f} {noun} {f'for {share}' if share else 'of the protocol'}")
     seconds = account.about.get("seconds")
-    spent = seconds.get(key) if isinstance(seconds, Mapping) else None
-    if isinstance(spent, int | float):
-        parts.append(f"{duration(spent)} on top of the features")
+    compute_cost = seconds.get(key) if isinstance(seconds, Mapping) else None
+    if isinstance(compute_cost, int | float):
+        parts.append(f"{duration(compute_cost)} on top of the features")
     title = "Counted on" if protocol == "cost" else f"On {set_title(target)}"
     return f"{title}: {', '.join(parts)}." if parts else ""
 
@@ -118,7 +118,7 @@ def _legend(name: str, keys: Sequence[str], rows: Sequence[Model]) -> Markup:
             continue
         shape = look.symbol.removesuffix("-open")
         mark = (figures.SYMBOLS if shape == look.symbol else HOLLOW)[shape]
-        entries.append(figures.line_key(look.colour, row.label, look.dash, mark))
+        entries.append(figures.line_key(look.color, row.label, look.dash, mark))
     if any(guessing(row.account, key, one, table) is not None
            for row in rows for key in keys if name in GUESSED for one, table in _each(row, key)):  # fmt: skip
         entries.append(figures.line_key("var(--muted)", "guessing", "dot"))
@@ -159,7 +159,7 @@ def _charts(name: str, key: str, keys: Sequence[str], rows: Sequence[Model]) -> 
         severities = _named(names, r"severity_(\d)")
         return [*_heat(key, place, names, rows), *drawn("By severity", "severity", "mean top-1, %", severities)]
     if name == "fidelity":
-        return drawn("Neighbours shared", "k", "shared, %", _named(names, r"overlap@(\d+)"))
+        return drawn("Neighbors shared", "k", "shared, %", _named(names, r"overlap@(\d+)"))
     if name == "detection":
         charts = []
         for kind, noun in (("box", "boxes"), ("mask", "masks")):

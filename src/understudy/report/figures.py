@@ -1,4 +1,4 @@
-"""The charts, as plotly figures whose colours are names of the style sheet, so that they follow light and dark."""
+"""The charts, as plotly figures whose colors are names of the style sheet, so that they follow light and dark."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from understudy.report.account import Account
-from understudy.report.judgement import Measure, Model, constant_answer
 from understudy.report.markup import Markup, tag
 from understudy.report.numbers import interval, percent
 from understudy.report.protocols import written
+from understudy.report.provenance import Account
 from understudy.report.results import Against, Result
 from understudy.report.spaces import Groups
+from understudy.report.verdict import Measure, Model, constant_answer
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -64,7 +64,7 @@ class Line:
 
     Args:
         name: whose it is.
-        series: number of its colour and dash; None for the teacher's grey dashes.
+        series: number of its color and dash; None for the teacher's gray dashes.
         x: (n,) image passes.
         y: (n,) values, NaN where there is none.
     """
@@ -75,8 +75,8 @@ class Line:
     y: np.ndarray
 
 
-def colour(series: int) -> str:
-    """The style sheet's colour of a series."""
+def color(series: int) -> str:
+    """The style sheet's color of a series."""
     return f"var(--series-{series % 10})"
 
 
@@ -90,18 +90,18 @@ def captioned(caption: str, content: Markup) -> Markup:
     return tag("figure", tag("figcaption", caption), content)
 
 
-def line_key(colour: str, name: str, dash: str, mark: str = "") -> Markup:
+def line_key(color: str, name: str, dash: str, mark: str = "") -> Markup:
     """Legend entry of a line, with the character of its marks."""
-    line = tag("line", x1="0", y1="5", x2="36", y2="5", stroke=colour, stroke_width="2.5",
+    line = tag("line", x1="0", y1="5", x2="36", y2="5", stroke=color, stroke_width="2.5",
                stroke_dasharray=STROKES[dash])  # fmt: skip
     drawn = tag("svg", line, width="36", height="10", aria_hidden="true")
-    sign = tag("span", mark, style=f"color:{colour}", aria_hidden="true") if mark else None
+    sign = tag("span", mark, style=f"color:{color}", aria_hidden="true") if mark else None
     return tag("li", drawn, sign, name)
 
 
-def swatch(colour: str, name: str) -> Markup:
+def swatch(color: str, name: str) -> Markup:
     """Legend entry of a bar."""
-    return tag("li", tag("span", class_="bar", style=f"background:{colour}"), name)
+    return tag("li", tag("span", class_="bar", style=f"background:{color}"), name)
 
 
 def plot(figure: Figure, description: str, kind: str = "", **attributes: str) -> Markup:
@@ -135,7 +135,7 @@ def chart(data: Sequence[Any], **layout: Any) -> Figure:
 
 
 def thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most `POINTS` points, each the mean of equally many neighbours; NaN values take no part in a mean."""
+    """At most `POINTS` points, each the mean of equally many neighbors; NaN values take no part in a mean."""
     if len(x) <= POINTS:
         return x, y
     edges = np.linspace(0, len(x), POINTS + 1).astype(int)
@@ -154,7 +154,7 @@ def curve(name: str, lines: Sequence[Line]) -> Markup:
         x, y = thin(line.x, line.y)
         look = {"color": "var(--muted)", "dash": "dash", "width": 1.5}
         if line.series is not None:
-            look = {"color": colour(line.series), "dash": dash(line.series), "width": 2}
+            look = {"color": color(line.series), "dash": dash(line.series), "width": 2}
         traces.append(
             go.Scatter(
                 x=x, y=y, name=html.escape(line.name), line=look, mode="lines" if len(x) > 1 else "markers",
@@ -181,7 +181,7 @@ def lines_of(accounts: Sequence[Account], kind: str) -> dict[str, list[Line]]:
     """Curves by name, each with a line for each run that has at least one finite value.
 
     Args:
-        accounts: the runs; their order gives the colours.
+        accounts: the runs; their order gives the colors.
         kind: "terms" for the loss and its terms, "signals" for what was measured on held-out images, "pace" for speed.
     """
     charts: dict[str, list[Line]] = {}
@@ -219,8 +219,8 @@ def accuracies(measure: Measure, rows: Sequence[Model], n: int | None) -> Markup
     shown = [(row, value) for row in reversed(rows) if (value := measure.of(row)) is not None]
     values = [value for _, value in shown]
     bounds = [interval(value, n) if n else (value, value) for value in values]
-    runs = list(dict.fromkeys(row.name for row in rows if not row.is_teacher))  # in the order of the curves' colours
-    paint = ["var(--muted)" if row.is_teacher else colour(runs.index(row.name)) for row, _ in shown]
+    runs = list(dict.fromkeys(row.name for row in rows if not row.is_teacher))  # in the order of the curves' colors
+    paint = ["var(--muted)" if row.is_teacher else color(runs.index(row.name)) for row, _ in shown]
     shapes = ["diamond" if row.is_teacher else "circle" for row, _ in shown]
     figure = chart(
         [
@@ -256,18 +256,18 @@ class Look:
     """How a model is drawn wherever several are.
 
     Args:
-        colour: of its run; the teacher is grey.
+        color: of its run; the teacher is gray.
         dash: of its lines; an embedding's are dotted.
         symbol: of its marks; an embedding's are hollow.
     """
 
-    colour: str
+    color: str
     dash: str
     symbol: str
 
 
 def looks(rows: Sequence[Model]) -> list[Look]:
-    """One look a model: colours tell the runs apart, hollow marks the embeddings from the backbones."""
+    """One look a model: colors tell the runs apart, hollow marks the embeddings from the backbones."""
     runs = list(dict.fromkeys(row.name for row in rows if not row.is_teacher))
     found = []
     for row in rows:
@@ -276,7 +276,7 @@ def looks(rows: Sequence[Model]) -> list[Look]:
         else:
             hollow = row.part == "embed"
             symbol = list(SYMBOLS)[runs.index(row.name) % len(SYMBOLS)]
-            found.append(Look(colour(runs.index(row.name)), "dot" if hollow else "solid", symbol + "-open" * hollow))
+            found.append(Look(color(runs.index(row.name)), "dot" if hollow else "solid", symbol + "-open" * hollow))
     return found
 
 
@@ -285,7 +285,7 @@ def shares(entries: Sequence[Against], runs: Sequence[str], *, less: bool = Fals
 
     Args:
         entries: what was measured, in order.
-        runs: names of the runs, in the order of their colours.
+        runs: names of the runs, in the order of their colors.
         less: whether less is better, as of costs.
     """
     import plotly.graph_objects as go
@@ -302,7 +302,7 @@ def shares(entries: Sequence[Against], runs: Sequence[str], *, less: bool = Fals
         values = [entry.shares.get(run) for entry in entries]
         traces.append(
             go.Bar(
-                y=labels, x=values, name=html.escape(run), orientation="h", marker={"color": colour(series)},
+                y=labels, x=values, name=html.escape(run), orientation="h", marker={"color": color(series)},
                 customdata=told, hovertemplate="%{x:.1f} % of the teacher\u2019s (%{customdata})",
                 text=[None if value is None else f"{value:.3g}" for value in values], textangle=0, cliponaxis=False,
                 # Beside a short bar; inside a long one, where the teacher's line may be beside it.
@@ -373,14 +373,14 @@ def profile(
         down = [found.std or found.value - (found.value if found.low is None else found.low) for _, found in values]
         bars = {
             "type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1, "width": 3,
-            "color": style.colour,
+            "color": style.color,
         }  # fmt: skip
         label = rows[line.row].label
         traces.append(
             go.Scatter(
                 x=[place for place, _ in values], y=[found.value for _, found in values], name=html.escape(label),
-                mode="lines+markers", line={"color": style.colour, "dash": style.dash, "width": 1.5},
-                marker={"color": style.colour, "symbol": style.symbol, "size": 9}, error_y=bars,
+                mode="lines+markers", line={"color": style.color, "dash": style.dash, "width": 1.5},
+                marker={"color": style.color, "symbol": style.symbol, "size": 9}, error_y=bars,
                 hovertemplate="%{y:.4~g}",
             )
         )  # fmt: skip
@@ -455,9 +455,9 @@ def column_cosines(accounts: Sequence[Account]) -> Markup:
     for series, name, values in found:
         look = {"x": middle, "y": shares(values), "name": html.escape(name), "hovertemplate": "%{y:.1f} %"}
         if series == 0:
-            traces.append(go.Bar(look, marker={"color": colour(0)}))
+            traces.append(go.Bar(look, marker={"color": color(0)}))
         else:
-            line = {"shape": "hvh", "color": colour(series), "dash": dash(series)}
+            line = {"shape": "hvh", "color": color(series), "dash": dash(series)}
             traces.append(go.Scatter(look, mode="lines", line=line))
     if constant is not None:
         look = {"x": middle, "y": shares(constant), "name": "constant answer", "hovertemplate": "%{y:.1f} %"}
@@ -479,7 +479,7 @@ def space_map(layouts: Mapping[str, np.ndarray], groups: Groups, texts: Sequence
 
     Args:
         layouts: method -> (n, 2); the first is drawn, the others are at hand for the buttons of the page.
-        groups: colours and shapes; images of no group are small and grey.
+        groups: colors and shapes; images of no group are small and gray.
         texts: (n,) what the pointer shows.
         description: the map in words.
     """
@@ -491,7 +491,7 @@ def space_map(layouts: Mapping[str, np.ndarray], groups: Groups, texts: Sequence
         members = np.flatnonzero(groups.member == group)
         marker = {"color": "var(--muted)", "symbol": "circle", "size": 4, "opacity": 0.5}
         if group >= 0:
-            marker = {"color": colour(group), "symbol": list(SYMBOLS)[group], "size": 7, "opacity": 0.85}
+            marker = {"color": color(group), "symbol": list(SYMBOLS)[group], "size": 7, "opacity": 0.85}
         traces.append(
             go.Scatter(
                 x=points[members, 0].round(3), y=points[members, 1].round(3), mode="markers", marker=marker, name=first,

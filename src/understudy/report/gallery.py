@@ -1,4 +1,4 @@
-"""Pictures: queries with the neighbours that teacher and student find, and the sheet of thumbnails for the maps."""
+"""Pictures: queries with the neighbors that teacher and student find, and the sheet of thumbnails for the maps."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def sheet(thumbnails: np.ndarray) -> tuple[str, int]:
     return jpeg(grid.reshape(side * height, side * width, 3)), side
 
 
-def shared_neighbours(sample: Mapping[str, np.ndarray]) -> np.ndarray:
-    """(n,) how many of the student's listed neighbours of an image are in the teacher's list too."""
-    teacher, student = sample["teacher_neighbours"], sample["student_neighbours"]
+def shared_neighbors(sample: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(n,) how many of the student's listed neighbors of an image are in the teacher's list too."""
+    teacher, student = sample["teacher_neighbors"], sample["student_neighbors"]
     shared: np.ndarray = ((student[:, :, None] == teacher[:, None, :]).any(axis=2) & (student >= 0)).sum(axis=1)
     return shared
 
@@ -56,18 +56,18 @@ def chosen(shared: np.ndarray) -> np.ndarray:
 
 
 def gallery(sample: Mapping[str, np.ndarray]) -> Markup:
-    """Each chosen query with two rows of neighbours, nearest first; every mark has a shape, not only a colour."""
-    shared = shared_neighbours(sample)
+    """Each chosen query with two rows of neighbors, nearest first; every mark has a shape, not only a color."""
+    shared = shared_neighbors(sample)
     return tag("div", *(_query(sample, int(query), int(shared[query])) for query in chosen(shared)), class_="gallery")
 
 
 def _query(sample: Mapping[str, np.ndarray], query: int, shared: int) -> Markup:
     names = label_names(sample) or [None] * len(sample["thumbnails"])
-    lists = {"teacher": sample["teacher_neighbours"][query], "student": sample["student_neighbours"][query]}
+    lists = {"teacher": sample["teacher_neighbors"][query], "student": sample["student_neighbors"][query]}
     rows = []
     for who, other in (("teacher", "student"), ("student", "teacher")):
         thumbs = [
-            _thumb(sample, int(image), f"{who}, neighbour {rank}", names[image], names[query], image in lists[other])
+            _thumb(sample, int(image), f"{who}, neighbor {rank}", names[image], names[query], image in lists[other])
             for rank, image in enumerate(lists[who], 1)
             if image >= 0
         ]
@@ -86,7 +86,7 @@ def _thumb(
     sample: Mapping[str, np.ndarray], image: int, place: str, name: str | None, wanted: str | None, both: bool
 ) -> Markup:
     known = name is not None and wanted is not None
-    kind = ("same" if name == wanted else "other") if known else "unlabelled"
+    kind = ("same" if name == wanted else "other") if known else "unlabeled"
     words = [place, "found by both" if both else "found by this model only"]
     if known:
         words.insert(1, f"{name}, {kind} class")

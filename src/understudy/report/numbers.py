@@ -48,9 +48,9 @@ def interval(percentage: float, n: int) -> tuple[float, float]:
     Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927.
     """
     share, squared = percentage / 100, NORMAL_95**2
-    centre = (share + squared / (2 * n)) / (1 + squared / n)
+    center = (share + squared / (2 * n)) / (1 + squared / n)
     half = NORMAL_95 / (1 + squared / n) * math.sqrt(share * (1 - share) / n + squared / (4 * n * n))
-    return max(0.0, 100 * (centre - half)), min(100.0, 100 * (centre + half))
+    return max(0.0, 100 * (center - half)), min(100.0, 100 * (center + half))
 
 
 def apart(a: float, b: float, n: int) -> bool:

@@ -1,11 +1,11 @@
 "use strict";
-// Draws every chart of the page in the colours of its style sheet, and again when the reader's light or dark changes.
+// Draws every chart of the page in the colors of its style sheet, and again when the reader's light or dark changes.
 (() => {
   const plots = [...document.querySelectorAll(".plot")];
   const coarse = matchMedia("(pointer: coarse)").matches;
   const settings = { responsive: true, displayModeBar: false, doubleClick: "reset" };
 
-  // Figures name colours as var(--name); plotly wants them resolved.
+  // Figures name colors as var(--name); plotly wants them resolved.
   function painted(value, style) {
     if (Array.isArray(value)) return value.map(item => painted(item, style));
     if (value && typeof value === "object")

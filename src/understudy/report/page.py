@@ -1,4 +1,4 @@
-"""The page, told in order: verdict, what was done, result, curves, neighbours, maps, dimensions, caveats."""
+"""The page, told in order: verdict, what was done, result, curves, neighbors, maps, dimensions, caveats."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import numpy as np
 from understudy.artifacts import Run, write_text
 from understudy.errors import MissingDependency
 from understudy.report import details, figures, gallery, results, spaces, tables
-from understudy.report.account import Account, read_accounts
-from understudy.report.judgement import (
+from understudy.report.markup import Child, Markup, join, prose, tag
+from understudy.report.numbers import count, duration, percent
+from understudy.report.provenance import Account, read_accounts
+from understudy.report.verdict import (
     OVERLAP,
     Model,
     caveats,
@@ -25,8 +27,6 @@ from understudy.report.judgement import (
     teacher_of,
     verdict,
 )
-from understudy.report.markup import Child, Markup, join, prose, tag
-from understudy.report.numbers import count, duration, percent
 
 # The browser itself is told to fetch nothing: images are data, styles and scripts are in the page.
 POLICY = "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -58,7 +58,7 @@ def write_report(runs: Sequence[Run], out: Path) -> Path:
         section("result", "Result", *_result(accounts[0], rows)),
         section("protocols", "Protocol by protocol", *_protocols(accounts, rows)),
         section("curves", "Training curves", *_curves(accounts)),
-        section("neighbours", "Nearest neighbours", *_neighbours(accounts[0])),
+        section("neighbors", "Nearest neighbors", *_neighbors(accounts[0])),
         section("map", "The two spaces", *_maps(accounts[0])),
         section("dimensions", "Dimension by dimension", *_dimensions(accounts)),
         section("caveats", "Before quoting a number", *_caveats(accounts, rows)),
@@ -107,7 +107,7 @@ def _opening(accounts: Sequence[Account], rows: Sequence[Model]) -> Markup:
     main = accounts[0]
     links = {
         "done": "What was done", "result": "Result", "protocols": "Protocols", "curves": "Curves",
-        "neighbours": "Neighbours", "map": "Maps", "dimensions": "Dimensions",
+        "neighbors": "Neighbors", "map": "Maps", "dimensions": "Dimensions",
         "caveats": f"Caveats ({len(caveats(accounts, rows))})",
     }  # fmt: skip
     return tag(
@@ -193,7 +193,7 @@ def _overview(rows: Sequence[Model]) -> list[Child]:
             notice("No figure was measured of both teacher and student, so none can be shown as the teacher's share.")
         ]
     runs = list(dict.fromkeys(row.name for row in rows if not row.is_teacher))
-    keys = [figures.swatch(figures.colour(i), run) for i, run in enumerate(runs)] if len(runs) > 1 else []
+    keys = [figures.swatch(figures.color(i), run) for i, run in enumerate(runs)] if len(runs) > 1 else []
     keys.append(figures.line_key("var(--muted)", "the teacher", "dash"))
     if any(entry.guessing is not None for entry in quality):
         keys.append(tag("li", tag("span", "|", class_="tick", aria_hidden="true"), "guessing"))
@@ -205,7 +205,7 @@ def _overview(rows: Sequence[Model]) -> list[Child]:
     return [
         tag("p", "The students' backbones (what only embeddings have: the embeddings) as per cent of the teacher's "
             "figure. An error is compared by what it leaves to 100 %, asymmetric figures with the teacher's own, and "
-            "shared neighbours are per cent by themselves."),
+            "shared neighbors are per cent by themselves."),
         tag("ul", *keys, class_="legend"),
         tag("div", *charts, class_="overview"),
     ]  # fmt: skip
@@ -243,7 +243,7 @@ def _curves(accounts: Sequence[Account]) -> list[Child]:
 
 def _series_key(series: int, account: Account) -> Markup:
     """Legend entry of a run: a piece of its line."""
-    return figures.line_key(figures.colour(series), account.name, figures.dash(series))
+    return figures.line_key(figures.color(series), account.name, figures.dash(series))
 
 
 def _lacks(main: Account, *arrays: str) -> Markup | None:
@@ -260,15 +260,15 @@ def _lacks(main: Account, *arrays: str) -> Markup | None:
     return None
 
 
-def _neighbours(main: Account) -> list[Child]:
-    lacks = _lacks(main, "thumbnails", "teacher_neighbours", "student_neighbours")
+def _neighbors(main: Account) -> list[Child]:
+    lacks = _lacks(main, "thumbnails", "teacher_neighbors", "student_neighbors")
     if lacks is not None:
         return [lacks]
     sample = main.sample
-    shared, listed = gallery.shared_neighbours(sample), sample["teacher_neighbours"].shape[1]
-    labelled = spaces.label_names(sample) is not None
+    shared, listed = gallery.shared_neighbors(sample), sample["teacher_neighbors"].shape[1]
+    labeled = spaces.label_names(sample) is not None
     legend = [tag("li", tag("span", "✓", class_="both", aria_hidden="true"), "found by teacher and student")]
-    if labelled:
+    if labeled:
         legend += [
             tag("li", tag("span", class_="swatch same"), "same class as the query"),
             tag("li", tag("span", class_="swatch other"), "another class"),
@@ -278,7 +278,7 @@ def _neighbours(main: Account) -> list[Child]:
             f"in the teacher's space and in the student's. On average {shared.mean():.1f} of {listed} are shared. The "
             "queries stand at even steps of agreement, from the worst to the best of the sample."),
         tag("ul", *legend, class_="legend"),
-        None if labelled else notice("The images have no labels, so classes are not marked."),
+        None if labeled else notice("The images have no labels, so classes are not marked."),
         gallery.gallery(sample),
     ]  # fmt: skip
 
@@ -320,7 +320,7 @@ def _maps(main: Account) -> list[Child]:
     by = "k-means clusters of the teacher's space (there are no labels)" if groups.clusters else "class"
     cells = []
     for who, drawn in layouts.items():
-        words = f"{' and '.join(maps)} map of the {who}'s space, {n} images coloured by {by}"
+        words = f"{' and '.join(maps)} map of the {who}'s space, {n} images colored by {by}"
         chart = figures.space_map(drawn, groups, texts, words) if drawn else notice(
             f"The {who}'s sample cannot be laid out: all images lie in one point."
         )  # fmt: skip
@@ -344,7 +344,7 @@ def _maps(main: Account) -> list[Child]:
         else ""
     )
     return [
-        tag("p", f"{' or '.join(maps)} of {n:,} evaluation images, coloured by {by}. Point at an image to find it in "
+        tag("p", f"{' or '.join(maps)} of {n:,} evaluation images, colored by {by}. Point at an image to find it in "
             f"both maps; the buttons hide and show a group. {meaning}{told} The student's map is turned and mirrored "
             "to lie like the teacher's."),
         notice(absent + " Then make this page again to have both maps of each space.") if absent else None,

@@ -39,7 +39,7 @@ KORNBLITH = "Kornblith et al., CVPR 2019 (arXiv 1805.08974), section A.2"
 
 PROTOCOLS: dict[str, Protocol] = {
     "knn": Protocol(
-        "k nearest neighbours",
+        "k nearest neighbors",
         "kNN",
         "Each of the k training images nearest by cosine votes for its class with weight exp(cosine / 0.07); nothing "
         "is trained.",
@@ -65,7 +65,7 @@ PROTOCOLS: dict[str, Protocol] = {
         ("sgd_epochs", "sgd_lr"),
     ),
     "asymmetric_knn": Protocol(
-        "Asymmetric k nearest neighbours",
+        "Asymmetric k nearest neighbors",
         "kNN, asymmetric",
         "The same vote, where a bank of the teacher's training images is asked with the student's embeddings: the "
         "teacher's own vote is the bound.",
@@ -77,7 +77,7 @@ PROTOCOLS: dict[str, Protocol] = {
         "Semi-supervised",
         "Few labels",
         "Labels for a share of the training images only, or for a few of each class: a frozen probe and, if asked, the "
-        "whole network fine-tuned. Means over several draws of the labelled images.",
+        "whole network fine-tuned. Means over several draws of the labeled images.",
         "Chen et al., SimCLR, ICML 2020 (arXiv 2002.05709), section 6",
         (r"top1 [^ ]+", r"finetuned_top1 [^ ]+"),
         (r"top5 [^ ]+", r"finetuned_top5 [^ ]+"),
@@ -115,7 +115,7 @@ PROTOCOLS: dict[str, Protocol] = {
     "fidelity": Protocol(
         "Fidelity",
         "Fidelity",
-        "How far the student's neighbourhoods and the shape of its space are the teacher's, on the same images and "
+        "How far the student's neighborhoods and the shape of its space are the teacher's, on the same images and "
         "without labels. Intervals hold 95 % of resamples of the images.",
         "Kornblith et al., ICML 2019 (arXiv 1905.00414), for CKA; Venna and Kaski, ICANN 2001, for trustworthiness; "
         "Facco et al., 2017 (arXiv 1803.06992), for TwoNN",

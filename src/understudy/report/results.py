@@ -6,8 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from understudy.report.account import Account
-from understudy.report.judgement import Model, share, teacher_of
 from understudy.report.numbers import interval
 from understudy.report.protocols import (
     COUNTED,
@@ -21,6 +19,8 @@ from understudy.report.protocols import (
     split,
     written,
 )
+from understudy.report.provenance import Account
+from understudy.report.verdict import Model, share, teacher_of
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def against_teacher(rows: Sequence[Model]) -> list[Against]:
     """The figures that stand for each protocol, as shares of the teacher's, in the order of the page.
 
     A student is its backbone, or its embedding where only that was measured. An error is compared by what is left of
-    it to 100 %; what compares with the teacher already (shared neighbours) has 100 % for a teacher; asymmetric figures
+    it to 100 %; what compares with the teacher already (shared neighbors) has 100 % for a teacher; asymmetric figures
     are held against the teacher's own.
     """
     teacher, found = teacher_of(rows), []

@@ -11,17 +11,17 @@ import numpy as np
 from understudy.errors import MissingDependency
 
 SHOWN = 10
-"""Groups that get a colour and a shape of their own; the rest share grey."""
+"""Groups that get a color and a shape of their own; the rest share gray."""
 
 FEWEST_FOR_TSNE = 50
-"""Below this many images t-SNE's neighbourhoods are most of the set, and PCA tells more."""
+"""Below this many images t-SNE's neighborhoods are most of the set, and PCA tells more."""
 
 CLUSTERS = 8
 
 
 @dataclass(frozen=True)
 class Groups:
-    """What the maps are coloured by.
+    """What the maps are colored by.
 
     Args:
         names: names of the groups shown, at most `SHOWN`.
@@ -78,7 +78,7 @@ def flatten(embeddings: np.ndarray) -> np.ndarray | None:
         that are not finite, or all images in one point.
 
     Source:
-        van der Maaten & Hinton, "Visualizing data using t-SNE", JMLR 2008; PCA initialisation as in Kobak & Berens,
+        van der Maaten & Hinton, "Visualizing data using t-SNE", JMLR 2008; PCA initialization as in Kobak & Berens,
         Nature Communications 2019.
     """
     rows, components = _principal(embeddings)
@@ -97,7 +97,7 @@ def flatten(embeddings: np.ndarray) -> np.ndarray | None:
 
 
 def _principal(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """(n, D) centred rows of length one and their (n, 2) principal components; None where there is nothing to see."""
+    """(n, D) centered rows of length one and their (n, 2) principal components; None where there is nothing to see."""
     if len(embeddings) < 3 or not np.isfinite(embeddings).all():
         return np.asarray(embeddings, np.float64), None
     rows = unit(embeddings)

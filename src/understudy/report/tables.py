@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from understudy.report.account import Account
-from understudy.report.judgement import MEASURES, Measure, Model, figure, images_tested
 from understudy.report.markup import Markup, join, tag
 from understudy.report.numbers import count, duration, interval
 from understudy.report.protocols import (
@@ -19,7 +17,9 @@ from understudy.report.protocols import (
     split,
     written,
 )
+from understudy.report.provenance import Account
 from understudy.report.results import Result, metrics_of, result
+from understudy.report.verdict import MEASURES, Measure, Model, figure, images_tested
 
 ABSENT = "\u2013"
 
@@ -160,7 +160,7 @@ def what_was_done(main: Account) -> Markup:
             ("Number", _count(main.data.get("images"))),
             ("Unreadable, skipped", len(student["skipped"]) if student.get("skipped") else None),
             ("Evaluation images", main.about.get("eval_data") or main.config.get("eval_data")),
-            ("Labelled training images", _count(_number(main.about.get("train_images")))),
+            ("Labeled training images", _count(_number(main.about.get("train_images")))),
             ("Test images", _count(images_tested(main))),
             ("Classes", main.about.get("classes")),
             ("Listing fingerprint", main.data.get("fingerprint")),
@@ -182,11 +182,11 @@ def what_was_done(main: Account) -> Markup:
     ]  # fmt: skip
     if not teacher and student:
         groups[0] = ("Teacher", [("Model", "none: this method learns without a teacher")])
-    return tag("div", *(_facts(title, facts) for title, facts in groups), class_="facts")
+    return tag("div", *(_facts(title, metadata) for title, metadata in groups), class_="facts")
 
 
-def _facts(title: str, facts: Facts) -> Markup | None:
-    known = [(key, value) for key, value in facts if value not in (None, "")]
+def _facts(title: str, metadata: Facts) -> Markup | None:
+    known = [(key, value) for key, value in metadata if value not in (None, "")]
     if not known:
         return None
     pairs = (join(tag("dt", key), tag("dd", str(value))) for key, value in known)

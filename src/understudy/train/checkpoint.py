@@ -1,6 +1,6 @@
 """Checkpoints: all that a run needs to go on as if it had never stopped, and nothing else.
 
-Held: student, key encoder, loss buffers, optimiser, gradient scaler, step, counters. Not held: the teacher (its store
+Held: student, key encoder, loss buffers, optimizer, gradient scaler, step, counters. Not held: the teacher (its store
 and its spec say what it is), the sampler (a pure function of seed and step), random states (each step seeds its own).
 """
 

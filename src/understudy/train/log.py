@@ -53,19 +53,19 @@ class StageProgress:
             self.bar.update(self.task, completed=done, total=max(total, 1), note=note)
         elif not self.quiet and time.monotonic() - self.last_line >= 10:
             self.last_line = time.monotonic()
-            spent = self.last_line - self.begun
-            rate = f", {(done - self.first) / spent:,.0f}/s" if spent >= 1 and "/s" not in note else ""
-            say(f"{self.title}: {done:,} of {total:,}{rate}{note and f', {note}'}")
+            compute_cost = self.last_line - self.begun
+            rate = f", {(done - self.first) / compute_cost:,.0f}/s" if compute_cost >= 1 and "/s" not in note else ""
+            notify(f"{self.title}: {done:,} of {total:,}{rate}{note and f', {note}'}")
 
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.stop()
         if not self.quiet and self.done:
             seconds = time.monotonic() - self.started
-            say(f"{self.title}: done, {seconds:.1f} s")
+            notify(f"{self.title}: done, {seconds:.1f} s")
 
 
-def say(line: str) -> None:
+def notify(line: str) -> None:
     """One plain line to the user, on standard error: standard output is for results."""
     print(line, file=sys.stderr, flush=True)  # noqa: T201
 
@@ -126,7 +126,7 @@ class Log:
         if self.live is not None:
             self.live.update(self._table())
         elif not self.quiet and kind in ("step", "signal"):
-            say(self._line(row))
+            notify(self._line(row))
 
     def _line(self, row: dict[str, Any]) -> str:
         if row["kind"] == "signal":

@@ -22,34 +22,34 @@ import torch
 from torch import Tensor, nn
 
 from understudy.artifacts import Run, Store, write_text
-from understudy.config import as_table, read_toml, resolve, write_toml
-from understudy.data.batches import NeighbourBatches
-from understudy.data.hiding import hidden_patches, spread_evenly
-from understudy.data.loader import ImageBatch, Loader, TeacherInput, advice
-from understudy.data.mixture import cutmix
-from understudy.data.sources import Source
-from understudy.data.views import at_ratio, photometry, recipe_for
 from understudy.embed.embedding import extract
-from understudy.embed.recorded import Recorded, RecordedViews, steadily
+from understudy.embed.recorded import Recorded, RecordedViews, in_fixed_batches
 from understudy.embed.transform import Transform
 from understudy.errors import ConfigError, DataError, TrainingError
 from understudy.hardware import hardware
 from understudy.losses import Loss, Terms, build, typed
 from understudy.losses.terms import next_in_bag
 from understudy.models.cost import flops
-from understudy.models.heap import kept_heap
+from understudy.models.malloc import kept_malloc
+from understudy.models.outputs import EncoderOutput, patch_count, refuse_blind
 from understudy.models.sharded import ShardedTeacher, together
-from understudy.models.student import Landing, Student, build_student, save_student
+from understudy.models.student import InverseTransform, Student, build_student, save_student
 from understudy.models.teacher import Teacher
-from understudy.models.tokens import Sight, patch_count, refuse_blind
+from understudy.settings import as_table, read_toml, resolve, write_toml
+from understudy.sources.source import Source
 from understudy.train.checkpoint import load_checkpoint, save_checkpoint
 from understudy.train.chunks import in_chunks
-from understudy.train.compiled import Compiled, Networks, choose
+from understudy.train.compile import Compiled, Networks, choose
 from understudy.train.distributed import Processes
-from understudy.train.log import Log, say
-from understudy.train.schedule import build_optimiser, learning_rate
+from understudy.train.log import Log, notify
+from understudy.train.schedule import build_optimizer, learning_rate
 from understudy.train.settings import TrainSettings
 from understudy.train.signals import Probe, verdict
+from understudy.views.augmentation import at_ratio, photometry, recipe_for
+from understudy.views.batches import NeighborBatches
+from understudy.views.cutmix import cutmix
+from understudy.views.loader import ImageBatch, Loader, TeacherInput, advice
+from understudy.views.patch_masks import hidden_patches, spread_evenly
 
 LANDING_IMAGES = 2048
 LOG_SECONDS = 10.0
@@ -82,7 +82,7 @@ def train(
         run: the run folder; a checkpoint in it is resumed, a finished student in it is left as it is.
         source: training images; row i of `graph` belongs to image i.
         teacher: on `processes.device`, or None for methods that need none.
-        graph: (N, K) int32 neighbours, or None when `neighbours.k` is 0.
+        graph: (N, K) int32 neighbors, or None when `neighbors.k` is 0.
         store: the teacher's embeddings of these images; None when nothing in the settings needs them.
         transform: of the teacher's space, fitted on that store; None when the settings name none.
         processes: this process' place among all.
@@ -136,14 +136,14 @@ def train(
     loss = loss.to(device)
     key_student = average_of(student) if loss.needs_key else None
 
-    # Both networks see the same crops in the same colours, each cut at its own size: a small student of a large teacher
+    # Both networks see the same crops in the same colors, each cut at its own size: a small student of a large teacher
     # costs what its own pixels cost once the teacher's views are recorded, which serve students of any size.
     size = student.contract.size
     teacher_size = teacher.contract.size if teacher is not None and loss.needs_teacher else size
     recipe = recipe_for(settings.views.recipe, max(size, teacher_size))
-    k = settings.neighbours.k or 0
-    batches = NeighbourBatches(
-        len(source), settings.batch_size, k=k, n=settings.neighbours.n, seed=settings.seed, graph=graph
+    k = settings.neighbors.k or 0
+    batches = NeighborBatches(
+        len(source), settings.batch_size, k=k, n=settings.neighbors.n, seed=settings.seed, graph=graph
     )
     view_seed = settings.seed if settings.views.seed is None else settings.views.seed
     shown = len(loss.teacher_views) * batches.batch_size // processes.world
@@ -158,9 +158,9 @@ def train(
     if transform is not None:
         moved = [torch.from_numpy(part).float().to(device) for part in (transform.mean, transform.matrix)]
     steps = batches.steps_for(settings.passes)
-    warmup_steps = batches.steps_for(settings.optimiser.warmup) if settings.optimiser.warmup else 0
+    warmup_steps = batches.steps_for(settings.optimizer.warmup) if settings.optimizer.warmup else 0
 
-    optimiser = build_optimiser([student, loss], settings.optimiser, device)
+    optimizer = build_optimizer([student, loss], settings.optimizer, device)
     precision = settings.precision if settings.precision != "auto" else ("bf16" if device.type == "cuda" else "fp32")
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
@@ -171,7 +171,7 @@ def train(
     if checkpoint is not None:
         student.load_state_dict(checkpoint["student"])
         loss.load_state_dict(checkpoint["loss"])
-        optimiser.load_state_dict(checkpoint["optimiser"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
         scaler.load_state_dict(checkpoint["scaler"])
         if key_student is not None:
             key_student.load_state_dict(checkpoint["key"])
@@ -189,16 +189,16 @@ def train(
         source, batches, size=size, recipe=recipe, seed=view_seed, views_per_image=loss.views,
         pool=settings.views.different, teacher=teacher_input, workers=settings.workers,
         rank=processes.rank, world=processes.world, start_step=first, steps=steps, device=device,
-        tell=say if processes.main and not quiet else None,
+        notify=notify if processes.main and not quiet else None,
     )  # fmt: skip
     title = f"{settings.method['name']}: {settings.teacher or 'no teacher'} -> {settings.student}"
     if processes.main and not quiet:
-        say(f"{title}, {'resumed at step' if first else 'from step'} {first:,} of {steps:,}")
+        notify(f"{title}, {'resumed at step' if first else 'from step'} {first:,} of {steps:,}")
         sizes = f"{size}" if teacher_size == size else f"{size} (teacher {teacher_size})"
-        say(f"  {batches.describe(settings.passes)}; {recipe.name} views of {sizes} px; {precision} on {device}")
+        notify(f"  {batches.describe(settings.passes)}; {recipe.name} views of {sizes} px; {precision} on {device}")
         pool = settings.views.different
         if recorded is None and loss.needs_teacher and not looks and 0 < pool < settings.passes * loss.views:
-            say(
+            notify(
                 f"  An image has {pool:,} different views, and the live teacher runs on each of them again and again: "
                 "with --views.teacher recorded it runs once on each."
             )
@@ -216,7 +216,7 @@ def train(
         student_images=(at_once, student.contract.size), teacher_images=(shown, teacher_size),
         key_images=(math.ceil(share * len(loss.key_views) / settings.chunks), student.contract.size),
         half=half, steps=steps - first, processes=processes, before=before,
-        tell=say if processes.main and not quiet else None,
+        notify=notify if processes.main and not quiet else None,
     )  # fmt: skip
     wrapped = processes.wrap(called.student)
     log = Log(
@@ -249,7 +249,7 @@ def train(
             "student": student.state_dict(),
             "key": key_student.state_dict() if key_student is not None else None,
             "loss": loss.state_dict(),
-            "optimiser": optimiser.state_dict(),
+            "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict(),
         }
 
@@ -258,7 +258,7 @@ def train(
         contextlib.closing(loader),
         kept(recorded),
         closed_on_failure(log),
-        kept_heap(device),
+        kept_malloc(device),
     ):
         stream = iter(loader)
         while step < steps:
@@ -273,8 +273,8 @@ def train(
             # a resumed run needs no random state.
             step_seed = settings.seed * 1_000_003 + step * processes.world + processes.rank
             torch.manual_seed(step_seed)
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate(step, steps, warmup_steps, settings.optimiser, batches.steps_per_epoch)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, steps, warmup_steps, settings.optimizer, batches.steps_per_epoch)
 
             # One that lost images has a shape of its own: nothing is compiled for it.
             stance = functools.partial(compiled.stance, whole=len(batch.index) == share)
@@ -293,11 +293,13 @@ def train(
                     if looks:
                         sight = teacher.look(looked_at, **looks)
                     elif recorded is None:
-                        sight = Sight(steadily(called.teacher or teacher, looked_at, shown))
+                        sight = EncoderOutput(in_fixed_batches(called.teacher or teacher, looked_at, shown))
                     else:
                         views = batch.view[list(loss.teacher_views)]
                         place = None if apart is None else apart.place
-                        sight = Sight(recorded(looked_at, batch.index.repeat(len(views)), views.flatten(), place))
+                        sight = EncoderOutput(
+                            recorded(looked_at, batch.index.repeat(len(views)), views.flatten(), place)
+                        )
                     if moved is not None:
                         sight = dataclasses.replace(sight, embedding=(sight.embedding - moved[0]) @ moved[1])
                     inputs |= named("teacher", sight, loss, loss.teacher_views)
@@ -339,7 +341,7 @@ def train(
                 with half, stance():
                     prepared = student.contract.prepare(pixels).contiguous(memory_format=torch.channels_last)
                     made = network(prepared, **looks, **hiding)
-                sight = made if looks else Sight(made)
+                sight = made if looks else EncoderOutput(made)
                 seen = named("student", sight, loss, loss.student_views, clean)
                 if loss.needs_mixture:
                     seen["mixed"] = sight.embedding[clean:count]
@@ -350,7 +352,7 @@ def train(
             def judge(seen: dict[str, Tensor], inputs: dict[str, Tensor] = inputs, step: int = step) -> Terms:
                 progress = {"passes": step * batches.batch_size / len(source)} if loss.needs_passes else {}
                 terms: Terms = loss(**inputs, **seen, **progress)
-                optimiser.zero_grad(set_to_none=True)
+                optimizer.zero_grad(set_to_none=True)
                 scaler.scale(terms.total).backward()
                 return terms
 
@@ -364,13 +366,13 @@ def train(
                     look, judge, called.student, wrapped, parts, functools.partial(image_axis, loss=loss), step_seed
                 )
             processes.average_gradients(loss)
-            if settings.optimiser.clip is not None:
-                scaler.unscale_(optimiser)
-                nn.utils.clip_grad_norm_([*student.parameters(), *loss.parameters()], settings.optimiser.clip)
+            if settings.optimizer.clip is not None:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_([*student.parameters(), *loss.parameters()], settings.optimizer.clip)
             meter.add(step, batch, terms.total, terms.parts)
             if meter.pending >= FLUSH_STEPS[device.type]:
                 meter.flush(source)  # before the step, so that on a CPU a bad batch never touches the weights
-            scaler.step(optimiser)
+            scaler.step(optimizer)
             scaler.update()
             if key_student is not None:
                 follow(key_student, student, loss.key_momentum)
@@ -380,7 +382,7 @@ def train(
             # Losses are read back only to be shown; the ETA and shares come from the host clock and device events.
             if log and (step == first + 1 or step == steps or meter.seconds_since_row() >= LOG_SECONDS):
                 meter.flush(source)
-                log.write("step", step, passes=passes, lr=optimiser.param_groups[0]["lr"], **meter.row(step))
+                log.write("step", step, passes=passes, lr=optimizer.param_groups[0]["lr"], **meter.row(step))
             if log and probe is not None and step in signal_steps:
                 with meter.paused():
                     signals = probe.measure(student, device)
@@ -398,13 +400,13 @@ def train(
                 last_checkpoint = time.monotonic()
                 if stopping:
                     if processes.main:
-                        say(f"Stopped at step {step:,} of {steps:,}; the same command goes on from here.")
+                        notify(f"Stopped at step {step:,} of {steps:,}; the same command goes on from here.")
                     if log:
                         log.close()
                     return False
     meter.flush(source)
 
-    costs = spent(steps * batches.batch_size, loss)
+    costs = compute_cost(steps * batches.batch_size, loss)
     if recorded is not None:
         costs["teacher_forwards"] = processes.total(recorded.computed)
     reached = state()
@@ -414,18 +416,18 @@ def train(
         student.eval()
         if transform is not None and store is not None:
             find_way_back(student, transform, source, store.embeddings(), device)
-        found = facts(settings, source, listing, teacher, student, loss, steps, batches, seconds, skipped)
+        found = metadata(settings, source, listing, teacher, student, loss, steps, batches, seconds, skipped)
         save_student(student, run, found)
         if log:
             log.write("end", step, seconds=seconds, data_wait=meter.waited, workers=loader.workers, **costs)
             log.close()
         if not quiet and (hint := advice(meter.waited, loader.workers, max(size, teacher_size), processes.world)):
-            say(hint)
+            notify(hint)
         if skipped and not quiet:
-            say(f"{len(skipped)} images could not be read and were skipped; they are listed in {run.student_path}.")
+            notify(f"{len(skipped)} images could not be read and were skipped; they are listed in {run.student_path}.")
         signals = log.signal_row if log else {}
         if signals and not quiet:
-            say("  " + verdict({name: value for name, value in signals.items() if isinstance(value, float)}))
+            notify("  " + verdict({name: value for name, value in signals.items() if isinstance(value, float)}))
     processes.barrier()
     return True
 
@@ -433,7 +435,7 @@ def train(
 def resolved(settings: TrainSettings) -> dict[str, Any]:
     """The configuration as it is saved: every value, the derived learning rate included."""
     table = as_table(settings)
-    table["optimiser"]["lr"] = settings.optimiser.peak
+    table["optimizer"]["lr"] = settings.optimizer.peak
     return table
 
 
@@ -453,13 +455,13 @@ def refuse_other_settings(run: Run, settings: TrainSettings) -> None:
     try:
         # By today's defaults, so that a setting that is newer than the run is no difference.
         before = resolve(type(settings), begun)
-        saved = dataclasses.replace(before, method=typed(**before.method)).binding()
+        saved = dataclasses.replace(before, method=typed(**before.method)).identity_settings()
     except ConfigError as error:
         raise TrainingError(
             f"The run folder {run.path} was begun with settings that this version does not take: {error} "
             "Use another --out for a new run."
         ) from None
-    now = dataclasses.replace(settings, method=typed(**settings.method)).binding()
+    now = dataclasses.replace(settings, method=typed(**settings.method)).identity_settings()
     differences = [
         f"{key} (was {saved.get(key)}, now {now.get(key)})"
         for key in sorted(set(saved) | set(now)) if saved.get(key) != now.get(key)
@@ -489,15 +491,15 @@ def find_way_back(
     A loss of cosines does not see the length of an embedding, but adding the mean back does: the factor is the least
     squares one over `LANDING_IMAGES` training images.
     """
-    landing = student.landing
-    assert isinstance(landing, Landing)
+    inverse_transform = student.inverse_transform
+    assert isinstance(inverse_transform, InverseTransform)
     sample = np.unique(np.linspace(0, len(source) - 1, min(LANDING_IMAGES, len(source))).astype(np.int64))
     found, kept_rows, _ = extract(student, student.contract, source.subset(sample), device=device, workers=0)
     wanted = transform.apply(rows[sample[kept_rows]].astype(np.float64))
     factor = float((found * wanted).sum() / max(float(np.square(found, dtype=np.float64).sum()), 1e-30))
-    landing.scale.fill_(factor if factor > 0 else 1.0)  # negative: nothing was learned that could be scaled
-    landing.matrix.copy_(torch.from_numpy(transform.inverse))
-    landing.mean.copy_(torch.from_numpy(transform.mean))
+    inverse_transform.scale.fill_(factor if factor > 0 else 1.0)  # negative: nothing was learned that could be scaled
+    inverse_transform.matrix.copy_(torch.from_numpy(transform.inverse))
+    inverse_transform.mean.copy_(torch.from_numpy(transform.mean))
 
 
 @contextlib.contextmanager
@@ -527,7 +529,9 @@ def image_axis(name: str, loss: Loss) -> int:
     return int(len(loss.student_views) > 1 and name not in ("mixed", "masked_tokens"))
 
 
-def named(name: str, sight: Sight, loss: Loss, views: tuple[int, ...], count: int | None = None) -> dict[str, Tensor]:
+def named(
+    name: str, sight: EncoderOutput, loss: Loss, views: tuple[int, ...], count: int | None = None
+) -> dict[str, Tensor]:
     """What a network shows of the first `count` images, under the keywords by which the loss asks for it."""
     found = {
         name: sight.embedding,
@@ -572,7 +576,7 @@ def stop_requests() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def spent(images: int, loss: Loss) -> dict[str, int]:
+def compute_cost(images: int, loss: Loss) -> dict[str, int]:
     """Images seen and forward passes made, for tables of cost."""
     return {
         "images": images,
@@ -584,9 +588,9 @@ def spent(images: int, loss: Loss) -> dict[str, int]:
     }
 
 
-def facts(
+def metadata(
     settings: TrainSettings, source: Source, listing: str, teacher: Teacher | None, student: Student, loss: Loss,
-    steps: int, batches: NeighbourBatches, seconds: float, skipped: dict[str, str],
+    steps: int, batches: NeighborBatches, seconds: float, skipped: dict[str, str],
 ) -> dict[str, Any]:  # fmt: skip
     """Where a student comes from, for student.json."""
     origin = None
@@ -603,7 +607,7 @@ def facts(
         }
     return {
         "method": dict(settings.method),
-        "lands": loss.lands,
+        "lands": loss.in_teacher_space,
         "teacher": origin,
         "data": {
             "spec": source.spec,
@@ -705,7 +709,7 @@ class Meter:
                 values = ", ".join(f"{n} {v}" for n, v in zip(["total", *names], row, strict=True))
                 raise TrainingError(
                     f"The loss is not finite at step {entry.step} ({values}). Nothing was saved since the last "
-                    "checkpoint. Lower --optimiser.lr, set --optimiser.clip 1, or use --precision fp32; then run the "
+                    "checkpoint. Lower --optimizer.lr, set --optimizer.clip 1, or use --precision fp32; then run the "
                     f"same command in a new --out. The images of the batch: {shown}"
                 )
             self.losses.append(dict(zip(["total", *names], row, strict=True)))

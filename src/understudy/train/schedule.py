@@ -1,4 +1,4 @@
-"""Learning rate and optimiser."""
+"""Learning rate and optimizer."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def learning_rate(step: int, steps: int, warmup_steps: int, settings: OptimiserS
     return settings.peak * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def build_optimiser(
+def build_optimizer(
     modules: Iterable[nn.Module], settings: OptimiserSettings, device: torch.device
 ) -> torch.optim.Optimizer:
     """SGD as the authors ran it (decay on every parameter), or AdamW (no decay on vectors).

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from understudy.config import as_table, flatten, resolve, setting
-from understudy.data.settings import ViewSettings
 from understudy.embed.settings import PRECISIONS, TRANSFORMS
 from understudy.errors import ConfigError
-from understudy.neighbours.settings import NeighbourSettings
+from understudy.neighbors.settings import NeighborSettings
+from understudy.settings import as_table, flatten, resolve, setting
+from understudy.views.settings import ViewSettings
 
 DEFAULT_METHOD = "coss"
-DEFAULT_RECIPE = "centred"
+DEFAULT_RECIPE = "centered"
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class OptimiserSettings:
         ConfigError: a schedule of steps without milestones, or milestones that are not shares of training.
     """
 
-    name: str = setting("adamw", "Optimiser.", choices=("adamw", "sgd"))
+    name: str = setting("adamw", "Optimizer.", choices=("adamw", "sgd"))
     lr: float | None = setting(None, "Peak learning rate; 0.002 for adamw, 0.03 for sgd unless given.", minimum=0)
     weight_decay: float = setting(1e-4, "Weight decay; adamw spares vectors (biases, norms), sgd does not.", minimum=0)
     momentum: float = setting(0.9, "Momentum of sgd; beta1 of adamw.", minimum=0, maximum=1)
@@ -51,13 +51,13 @@ class OptimiserSettings:
     def __post_init__(self) -> None:
         listed = ", ".join(f"{share:g}" for share in self.milestones)
         if self.schedule == "step" and not self.milestones:
-            raise ConfigError("optimiser.schedule step needs optimiser.milestones, shares of training, e.g. 0.6,0.8.")
+            raise ConfigError("optimizer.schedule step needs optimizer.milestones, shares of training, e.g. 0.6,0.8.")
         if not all(0 < share < 1 for share in self.milestones):
-            raise ConfigError(f"optimiser.milestones are shares of training, between 0 and 1; got {listed}.")
+            raise ConfigError(f"optimizer.milestones are shares of training, between 0 and 1; got {listed}.")
 
     @property
     def peak(self) -> float:
-        """The peak learning rate, the optimiser's own default where none was written."""
+        """The peak learning rate, the optimizer's own default where none was written."""
         return self.lr if self.lr is not None else {"adamw": 0.002, "sgd": 0.03}[self.name]
 
 
@@ -72,14 +72,14 @@ class TrainSettings:
     student: str = setting(help="Student spec, e.g. timm:resnet18 or small:resnet8 (add @FILE to start from weights).")
     teacher: str | None = setting(None, "Teacher spec with weights, e.g. timm:NAME, onnx:FILE, run:FOLDER.")
     eval_data: str | None = setting(
-        None, "Labelled images for evaluation: a root with train and val/test, or two specs 'A,B'."
+        None, "Labeled images for evaluation: a root with train and val/test, or two specs 'A,B'."
     )
     out: str | None = setting(None, "Run folder; runs/METHOD-STUDENT-HASH unless given.")
     store: str = setting("store", "Folder of teacher embeddings, shared between runs; or one particular store.")
     method: dict[str, Any] = setting(
         {"name": DEFAULT_METHOD},
         f"Method; its own settings are written method.KEY. A single run that names none takes recipe {DEFAULT_RECIPE}: "
-        "coss with its columns centred.",
+        "coss with its columns centered.",
         open_table=True,
     )
     image_size: int | None = setting(
@@ -149,8 +149,8 @@ class TrainSettings:
     )
     tensorboard: bool = setting(False, "Also write TensorBoard events into the run folder.")
     views: ViewSettings = setting(ViewSettings)
-    neighbours: NeighbourSettings = setting(NeighbourSettings)
-    optimiser: OptimiserSettings = setting(OptimiserSettings)
+    neighbors: NeighborSettings = setting(NeighborSettings)
+    optimizer: OptimiserSettings = setting(OptimiserSettings)
 
     # What may differ between two calls on one run folder: none of it changes the trained weights.
     FREE = (
@@ -166,14 +166,14 @@ class TrainSettings:
         "evaluation",
     )
 
-    def binding(self) -> dict[str, object]:
+    def identity_settings(self) -> dict[str, object]:
         """The settings that decide the weights, flat; a run folder is resumed only by the same ones."""
         flat = flatten(as_table(self))
-        flat["optimiser.lr"] = self.optimiser.peak
+        flat["optimizer.lr"] = self.optimizer.peak
         if self.eval_data is not None:
             flat["holdout"] = 0  # eval data takes the place of held-out training images
         return {key: value for key, value in flat.items() if key.split(".")[0] not in self.FREE}
 
-    def usual(self) -> dict[str, object]:
-        """What `binding` is when only data and student are given."""
-        return resolve(type(self), {"data": self.data, "student": self.student}).binding()
+    def defaults(self) -> dict[str, object]:
+        """What `identity_settings` is when only data and student are given."""
+        return resolve(type(self), {"data": self.data, "student": self.student}).identity_settings()

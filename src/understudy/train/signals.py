@@ -1,7 +1,7 @@
 """Is it learning? The student against the teacher on images it is not trained on, in numbers that mean something.
 
 A distillation loss can be flat for hours in a healthy run. These do not lie that way: per cent of the teacher's kNN
-accuracy, share of common neighbours, cosine per image and per dimension, and how alike all embeddings have become.
+accuracy, share of common neighbors, cosine per image and per dimension, and how alike all embeddings have become.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch import Tensor
 
 from understudy.losses.similarity import column_cosine, row_cosine
 from understudy.models.student import Student
-from understudy.neighbours.overlap import neighbour_overlap
-from understudy.neighbours.search import search
-from understudy.neighbours.vote import weighted_vote
+from understudy.neighbors.overlap import neighbor_overlap
+from understudy.neighbors.search import search
+from understudy.neighbors.vote import weighted_vote
 
-NEIGHBOURS = 10
+NEIGHBORS = 10
 COLLAPSED = 1e-4
 """Mean distance (1 - cosine) between images below which features count as constant. Pooled features after a ReLU share
 a large mean, so healthy small students lie as low as 0.007; a constant one lies at rounding error."""
@@ -33,7 +33,7 @@ class Probe:
         teacher: (M, D) teacher embeddings of them, or None in a run without teacher.
         target: (M, D) the same in the transformed space that the student is trained in; `teacher` unless given.
         labels: (M,) class indices, or None.
-        bank: (N, 3, S, S) uint8 labelled training images that vote, or None.
+        bank: (N, 3, S, S) uint8 labeled training images that vote, or None.
         bank_teacher: (N, D) teacher embeddings of the bank, or None.
         bank_labels: (N,) class indices, or None.
     """
@@ -47,15 +47,15 @@ class Probe:
     target: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        self.teacher_neighbours = None
-        if self.teacher is not None and len(self.teacher) > NEIGHBOURS:
-            self.teacher_neighbours = _nearest(self.teacher)
+        self.teacher_neighbors = None
+        if self.teacher is not None and len(self.teacher) > NEIGHBORS:
+            self.teacher_neighbors = _nearest(self.teacher)
         self.teacher_knn = self._accuracy(self.bank_teacher, self.teacher)
 
     def _accuracy(self, bank: np.ndarray | None, queries: np.ndarray | None) -> float | None:
         if bank is None or queries is None or self.labels is None or self.bank_labels is None:
             return None
-        k = min(NEIGHBOURS, len(bank))
+        k = min(NEIGHBORS, len(bank))
         indices, similarities = search(queries, bank, k)
         classes = int(max(self.labels.max(), self.bank_labels.max())) + 1
         voted = weighted_vote(indices, similarities, self.bank_labels, classes, [k])[k]
@@ -81,9 +81,9 @@ class Probe:
             s, t = torch.from_numpy(embeddings), torch.from_numpy(target).float()
             signals["row_cosine"] = float(row_cosine(s, t).mean())
             signals["column_cosine"] = float(column_cosine(s, t).mean())
-        if self.teacher_neighbours is not None:
-            overlap = neighbour_overlap(_nearest(features), self.teacher_neighbours, [NEIGHBOURS])
-            signals[f"overlap@{NEIGHBOURS}"] = 100 * float(overlap[NEIGHBOURS])
+        if self.teacher_neighbors is not None:
+            overlap = neighbor_overlap(_nearest(features), self.teacher_neighbors, [NEIGHBORS])
+            signals[f"overlap@{NEIGHBORS}"] = 100 * float(overlap[NEIGHBORS])
         if self.bank is not None:
             knn = self._accuracy(_forward(student, self.bank, device, batch_size)[0], features)
             if knn is not None:
@@ -101,15 +101,15 @@ def verdict(signals: dict[str, float]) -> str:
         return "WARNING: the student's features are nearly the same for all images (collapsed)."
     if "knn_relative" in signals:
         return f"The student keeps {signals['knn_relative']:.1f} % of the teacher's kNN accuracy on held-out images."
-    if f"overlap@{NEIGHBOURS}" in signals:
-        return f"{signals[f'overlap@{NEIGHBOURS}']:.1f} % of the {NEIGHBOURS} nearest neighbours are the teacher's."
+    if f"overlap@{NEIGHBORS}" in signals:
+        return f"{signals[f'overlap@{NEIGHBORS}']:.1f} % of the {NEIGHBORS} nearest neighbors are the teacher's."
     if "knn" in signals:
         return f"kNN accuracy {signals['knn']:.1f} % on held-out images."
     return "No teacher and no labels to compare with."
 
 
 def _nearest(features: np.ndarray) -> np.ndarray:
-    return search(features, features, NEIGHBOURS, exclude=np.arange(len(features)))[0]
+    return search(features, features, NEIGHBORS, exclude=np.arange(len(features)))[0]
 
 
 @torch.no_grad()

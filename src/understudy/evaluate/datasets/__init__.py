@@ -1,0 +1,1 @@
+"""Evaluation data sets in their official layouts, one layout a file."""

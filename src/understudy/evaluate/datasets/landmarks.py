@@ -1,0 +1,191 @@
+"""Retrieval sets with ground truth: revisited Oxford and Paris (Radenovic et al., CVPR 2018), and sets kept like them.
+
+`FOLDER/jpg/NAME.jpg` and `FOLDER/gnd_NAME.pkl`, a pickle of lists of names and numbers. It is read without executing
+it: of all that a pickle can ask for, only plain containers, text, numbers and numpy arrays of numbers are made.
+
+The facts of the target: "gnd", one table a query with its lists "easy", "hard", "junk" (revisited) or "ok", "junk" (the
+older kind, INSTRE's), of database ids.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from understudy.artifacts import fingerprint
+from understudy.errors import DataError
+from understudy.evaluate.datasets.dataset import Layout, Target, below, listed
+from understudy.sources.images import Labels
+from understudy.sources.source import Source
+
+REVISITED_HOME = "http://cmp.felk.cvut.cz/revisitop/"
+INSTRE_HOME = "http://123.57.42.89/instre/home.html, its ground truth with the diffusion code of Iscen et al."
+
+
+def read_ground_truth(path: Path, home: str) -> dict[str, Any]:
+    """A ground-truth pickle as plain data; nothing in it is executed.
+
+    Raises:
+        DataError: it is missing, damaged, or asks for anything but plain containers, numbers, text and numeric arrays.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError:
+        raise DataError(f"{path} does not exist. The set is had at {home}.") from None
+    try:
+        # The published files were written by Python 2: their byte strings are text.
+        found = _Plain(io.BytesIO(content), encoding="latin1").load()
+    except DataError as error:
+        raise DataError(f"{path} was not opened: {error}") from None
+    except Exception as error:  # whatever a damaged pickle raises
+        raise DataError(f"{path} is not a ground-truth pickle that can be read ({error}).") from None
+    needed = {"gnd", "imlist", "qimlist"}
+    if not isinstance(found, dict) or not needed <= found.keys():
+        raise DataError(f"{path} must hold {', '.join(sorted(needed))}; it is of another kind.")
+    return found
+
+
+class _Plain(pickle.Unpickler):
+    """A pickle reader that can make arrays of numbers and nothing else that has a name."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """What the pickle calls by name."""
+        known: dict[tuple[str, str], Any] = {
+            ("numpy", "dtype"): _Dtype,
+            ("numpy", "ndarray"): _Array,
+            ("_codecs", "encode"): _encoded,  # how Python 3 writes bytes for Python 2
+        }
+        for core in ("numpy.core.multiarray", "numpy._core.multiarray"):
+            known[core, "_reconstruct"] = _Array
+            known[core, "scalar"] = _scalar
+        if (module, name) not in known:
+            raise DataError(f"it asks for {module}.{name}, and ground truth is plain lists and numbers.")
+        return known[module, name]
+
+
+class _Dtype:
+    """A numpy type of numbers or text, remade from its name; what else a pickle tells of it is not trusted."""
+
+    def __init__(self, kind: str, *_: Any) -> None:
+        if not re.fullmatch(r"[biufSU]\d{1,4}", kind):
+            raise DataError(f"it holds arrays of type {kind!r}, and ground truth is plain lists and numbers.")
+        self.numpy = np.dtype(kind)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if state[1] in ("<", ">"):
+            self.numpy = self.numpy.newbyteorder(state[1])
+
+
+class _Array:
+    """A numpy array remade from its bytes."""
+
+    def __init__(self, *_: Any) -> None:
+        self.values = np.empty(0)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, kind, fortran, content = state
+        if not isinstance(kind, _Dtype) or not isinstance(content, bytes | str):
+            raise DataError("it holds an array of objects, and ground truth is plain lists and numbers.")
+        values = np.frombuffer(_bytes(content), dtype=kind.numpy)
+        self.values = values.reshape(shape, order="F" if fortran else "C")
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.values, dtype=dtype) if dtype is not None or copy else self.values
+
+
+def _scalar(kind: _Dtype, content: bytes | str) -> Any:
+    return np.frombuffer(_bytes(content), dtype=kind.numpy)[0].item()
+
+
+def _bytes(content: bytes | str) -> bytes:
+    return content.encode("latin1") if isinstance(content, str) else content
+
+
+def _encoded(text: str, encoding: str) -> bytes:
+    return text.encode(encoding)
+
+
+class CroppedImages:
+    """The images of another storage, each cut to a box.
+
+    Args:
+        source: where they are.
+        boxes: left, top, right, bottom in pixels of each; None for the whole.
+    """
+
+    def __init__(self, source: Source, boxes: list[tuple[float, ...] | None]) -> None:
+        self.source, self.boxes = source, boxes
+        self.fingerprint = fingerprint("cropped", source.fingerprint, boxes)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, row: int) -> Image.Image:
+        """See `Images`."""
+        image, box = self.source.read(row), self.boxes[row]
+        return image if box is None else image.crop(tuple(round(side) for side in box))  # type: ignore[arg-type]
+
+    def names(self, rows: np.ndarray) -> pa.Array:
+        """See `Images`."""
+        return self.source.images.names(rows)
+
+    def labels(self) -> Labels | None:
+        """See `Images`."""
+        return None
+
+
+def revisited(folder: str, home: str) -> Layout:
+    """A set of revisited Oxford and Paris, or one kept like them, by the name of its folder."""
+
+    def open_set(name: str, path: str) -> Target:
+        root = below(path, f"{folder}/gnd_{folder}.pkl", had=home) / folder
+        table = read_ground_truth(root / f"gnd_{folder}.pkl", home)
+        database = listed(root, [_file(root, one) for one in table["imlist"]], had=home)
+        asked = listed(root, [_file(root, one) for one in table["qimlist"]], had=home)
+        truth = [_plain(entry, len(database), home) for entry in table["gnd"]]
+        if len(truth) != len(asked):
+            raise DataError(f"{root}: {len(asked)} queries and ground truth of {len(truth)}. It is had at {home}.")
+        boxes = [_box(entry.get("bbx")) for entry in table["gnd"]]
+        queries = Source(f"{path} queries", CroppedImages(asked, boxes))
+        return Target(name, "landmarks", path, test=database, queries=queries, metadata={"gnd": truth, "home": home})
+
+    return Layout("landmarks", open_set)
+
+
+def _file(root: Path, name: Any) -> str:
+    text = str(name)
+    if Path(text).suffix.lower() in (".jpg", ".jpeg", ".png"):
+        return text if (root / text).exists() else f"jpg/{text}"
+    return f"jpg/{text}.jpg"
+
+
+def _box(value: Any) -> tuple[float, ...] | None:
+    box = None if value is None else tuple(float(side) for side in np.asarray(value).ravel())
+    return box if box and len(box) == 4 else None
+
+
+def _plain(entry: Mapping[str, Any], images: int, home: str) -> dict[str, np.ndarray]:
+    found = {}
+    for kind in ("easy", "hard", "junk", "ok"):
+        if kind in entry:
+            ids = np.asarray(entry[kind], dtype=np.int64).ravel()
+            if len(ids) and not (ids.min() >= 0 and ids.max() < images):
+                raise DataError(f"The ground truth names image {ids.max()} of {images}. The set is had at {home}.")
+            found[kind] = ids
+    return found
+
+
+LANDMARKS: dict[str, Layout] = {
+    "roxford5k": revisited("roxford5k", REVISITED_HOME),
+    "rparis6k": revisited("rparis6k", REVISITED_HOME),
+    "instre": revisited("instre", INSTRE_HOME),
+}
+"""Retrieval sets by name."""

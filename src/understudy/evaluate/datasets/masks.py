@@ -1,0 +1,211 @@
+"""Images with one class index per pixel, in the layouts of Pascal VOC, ADE20K, Cityscapes, and a plain one.
+
+Whatever a set's own numbers are, what is read here is 0 ... C - 1, and IGNORED where the set says nothing.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from understudy.artifacts import fingerprint
+from understudy.errors import DataError
+from understudy.evaluate.datasets.objects import VOC_CLASSES, VOC_SOURCE, read_expected
+from understudy.sources.decode import EXTENSIONS, to_rgb
+
+IGNORED = 255
+
+ADE_SOURCE = "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"
+CITYSCAPES_SOURCE = "https://www.cityscapes-dataset.com/downloads/ (leftImg8bit and gtFine_trainvaltest.zip)"
+
+CITYSCAPES_CLASSES = {
+    7: "road", 8: "sidewalk", 11: "building", 12: "wall", 13: "fence", 17: "pole", 19: "traffic light",
+    20: "traffic sign", 21: "vegetation", 22: "terrain", 23: "sky", 24: "person", 25: "rider", 26: "car", 27: "truck",
+    28: "bus", 31: "train", 32: "motorcycle", 33: "bicycle",
+}  # fmt: skip
+"""The 19 of 34 labels that the benchmark scores, by their number in a labelIds file."""
+
+
+@dataclass(frozen=True)
+class Masks:
+    """One split.
+
+    Args:
+        name: for messages.
+        images: (N,) image files.
+        masks: (N,) files of one class number per pixel, in the same order.
+        classes: C names; () where the set has numbers only.
+        count: C.
+        table: (256,) from the number in a file to 0 ... C - 1 or IGNORED; -1 for numbers that no file may hold.
+    """
+
+    name: str
+    images: Sequence[Path]
+    masks: Sequence[Path]
+    classes: tuple[str, ...]
+    count: int
+    table: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the listing and the meaning of the numbers."""
+        return fingerprint([path.name for path in (*self.images, *self.masks)], self.count, list(self.table))
+
+    def read(self, i: int) -> tuple[Image.Image, UInt8[np.ndarray, "H W"]]:
+        """Image i, RGB, and the class of each of its pixels.
+
+        Raises:
+            DataError: a file is missing, the mask is no index mask, is of another size, or holds an unknown number.
+            UnreadableImage: the image cannot be decoded.
+        """
+        image = to_rgb(read_expected(self.images[i]), str(self.images[i]))
+        numbers = read_index_mask(self.masks[i])
+        if numbers.shape != (image.height, image.width):
+            raise DataError(
+                f"The mask {self.masks[i]} is {numbers.shape[1]} x {numbers.shape[0]} pixels, its image "
+                f"{self.images[i].name} {image.width} x {image.height}. They must be of one size."
+            )
+        found = np.array(self.table, dtype=np.int16)[numbers]
+        if (found < 0).any():
+            raise DataError(
+                f"The mask {self.masks[i]} holds the number {int(numbers[found < 0][0])}; this set has "
+                f"{self.count} classes, and {IGNORED} for pixels to be ignored."
+            )
+        return image, found.astype(np.uint8)
+
+
+def read_index_mask(path: Path, source: str = "") -> UInt8[np.ndarray, "H W"]:
+    """The numbers in a mask file, a palette's indices included.
+
+    Args:
+        path: the file.
+        source: where its set is officially had.
+
+    Raises:
+        DataError: missing, no image, or colors instead of numbers.
+    """
+    content = read_expected(path, source)
+    try:
+        with Image.open(io.BytesIO(content), formats=("PNG", "BMP", "TIFF", "GIF")) as mask:
+            numbers = np.asarray(mask)
+            mode = mask.mode
+    except Exception as error:  # PIL's decoders raise nearly anything on damaged files
+        raise DataError(f"The mask {path} cannot be decoded ({type(error).__name__}: {error}).") from None
+    if mode not in ("L", "P", "1"):
+        raise DataError(f"The mask {path} has mode {mode}; an index mask has one 8-bit number per pixel (L or P).")
+    return np.array(numbers, dtype=np.uint8)
+
+
+def open_masks(root: Path) -> tuple[Masks, Masks]:
+    """The training and the validation split of a set in one of four layouts.
+
+    - Pascal VOC: `VOCdevkit/VOC2012` with `JPEGImages`, `SegmentationClass`, `ImageSets/Segmentation/{train,val}.txt`;
+      21 classes, 255 ignored.
+    - ADE20K (SceneParse150): `ADEChallengeData2016/{images,annotations}/{training,validation}`; 150 classes, 0 ignored.
+    - Cityscapes: `leftImg8bit/{train,val}/CITY` and `gtFine/{train,val}/CITY`; 19 classes, the other labels ignored.
+    - Any: `images/{train,val}`, `masks/{train,val}` with the same names ending in .png, and `classes.txt` with one name
+      a line; 255 ignored.
+
+    Args:
+        root: the folder that holds them, or the folder above it.
+
+    Raises:
+        DataError: none of them, a missing file (with its path, and where the set is had), or an empty split.
+    """
+    if not root.is_dir():
+        raise DataError(f"There is no folder {root}. A set with masks is had from {VOC_SOURCE} or {ADE_SOURCE}.")
+    for voc in (root / "VOCdevkit" / "VOC2012", root / "VOC2012", root):
+        if (voc / "SegmentationClass").is_dir():
+            return _voc(voc, "train"), _voc(voc, "val")
+    for ade in (root / "ADEChallengeData2016", root):
+        if (ade / "annotations" / "training").is_dir():
+            return _ade(ade, "training"), _ade(ade, "validation")
+    if (root / "leftImg8bit").is_dir():
+        return _cityscapes(root, "train"), _cityscapes(root, "val")
+    if (root / "masks").is_dir():
+        return _plain(root, "train"), _plain(root, "val")
+    raise DataError(
+        f"{root} is laid out as none of: Pascal VOC (expected {root / 'VOCdevkit' / 'VOC2012' / 'SegmentationClass'}; "
+        f"from {VOC_SOURCE}), ADE20K (expected {root / 'ADEChallengeData2016' / 'annotations' / 'training'}; from "
+        f"{ADE_SOURCE}), Cityscapes (expected {root / 'leftImg8bit'}; from {CITYSCAPES_SOURCE}), or images, masks and "
+        "classes.txt."
+    )
+
+
+def _table(number: Callable[[int], int]) -> tuple[int, ...]:
+    return tuple(number(i) for i in range(256))
+
+
+def _voc(root: Path, split: str) -> Masks:
+    listing = root / "ImageSets" / "Segmentation" / f"{split}.txt"
+    names = read_expected(listing, VOC_SOURCE).decode().split()
+    table = _table(lambda i: i if i <= 20 or i == IGNORED else -1)
+    return _split(
+        listing,
+        [root / "JPEGImages" / f"{name}.jpg" for name in names],
+        [root / "SegmentationClass" / f"{name}.png" for name in names],
+        ("background", *VOC_CLASSES),
+        table,
+        VOC_SOURCE,
+    )
+
+
+def _ade(root: Path, split: str) -> Masks:
+    folder = root / "images" / split
+    images = _listed(folder, ADE_SOURCE)
+    masks = [root / "annotations" / split / f"{path.stem}.png" for path in images]
+    # The file objectInfo150.txt names the classes; the numbers are what is scored.
+    return _split(folder, images, masks, (), _table(lambda i: IGNORED if i == 0 else i - 1 if i <= 150 else -1),
+                  ADE_SOURCE, count=150)  # fmt: skip
+
+
+def _cityscapes(root: Path, split: str) -> Masks:
+    folder = root / "leftImg8bit" / split
+    ending = "_leftImg8bit.png"
+    images = [path for path in _listed(folder, CITYSCAPES_SOURCE, "*/*") if path.name.endswith(ending)]
+    masks = [
+        root / "gtFine" / split / path.parent.name / f"{path.name.removesuffix(ending)}_gtFine_labelIds.png"
+        for path in images
+    ]
+    scored = {number: place for place, number in enumerate(CITYSCAPES_CLASSES)}
+    return _split(folder, images, masks, tuple(CITYSCAPES_CLASSES.values()), _table(lambda i: scored.get(i, IGNORED)),
+                  CITYSCAPES_SOURCE)  # fmt: skip
+
+
+def _plain(root: Path, split: str) -> Masks:
+    names = tuple(line.strip() for line in read_expected(root / "classes.txt").decode().splitlines() if line.strip())
+    if not 2 <= len(names) <= IGNORED:
+        raise DataError(f"{root / 'classes.txt'} names {len(names)} classes; from 2 to {IGNORED} can be told apart.")
+    folder = root / "images" / split
+    images = _listed(folder, "")
+    masks = [root / "masks" / split / f"{path.stem}.png" for path in images]
+    return _split(folder, images, masks, names, _table(lambda i: i if i < len(names) or i == IGNORED else -1), "")
+
+
+def _listed(folder: Path, source: str, pattern: str = "*") -> list[Path]:
+    if not folder.is_dir():
+        where = f" It comes from {source}." if source else ""
+        raise DataError(f"The folder {folder} was expected and does not exist.{where}")
+    return sorted(path for path in folder.glob(pattern) if path.suffix.lower() in EXTENSIONS)
+
+
+def _split(
+    name: Path, images: list[Path], masks: list[Path], classes: tuple[str, ...], table: tuple[int, ...], source: str,
+    *, count: int | None = None,
+) -> Masks:  # fmt: skip
+    if not images:
+        raise DataError(f"{name} lists no images.")
+    for path in (*images, *masks):
+        if not path.is_file():
+            where = f" It comes from {source}." if source else ""
+            raise DataError(f"{path} was expected and does not exist.{where}")
+    return Masks(str(name), images, masks, classes, count or len(classes), table)

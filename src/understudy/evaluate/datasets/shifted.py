@@ -1,0 +1,178 @@
+"""Published test images whose classes are those of a training set: other photographs, drawings, corruptions.
+
+They are judged with what the main evaluation images teach (`--eval-data`), class by class name: wnids, or for
+ImageNet-v2, whose folders are numbers, the place among the sorted wnids. The facts of the target: "home", where the set
+is had; where it falls into parts, "part" (one number an image id), "parts" (their names, "gaussian_noise/3") and
+"normalize", whether errors are divided by AlexNet's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Int
+
+from understudy.errors import DataError
+from understudy.evaluate.datasets.dataset import Layout, Target, below, within
+from understudy.sources.arrays import ArrayImages
+from understudy.sources.images import JoinedImages
+from understudy.sources.source import Source, open_source
+
+IMAGENET = 1000
+WNID = re.compile(r"n\d{8}")
+
+CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+V2_HOME = "https://github.com/modestyachts/ImageNetV2"
+CIFAR_C_HOME = "https://zenodo.org/records/2535967 (CIFAR-10-C)"
+IMAGENET_C_HOME = "https://zenodo.org/records/2235448 (ImageNet-C)"
+
+
+def imagenet_wnids() -> list[str]:
+    """The wnids of ImageNet's 1,000 classes, in the order of their numbers; timm keeps the list."""
+    from timm.data import ImageNetInfo
+
+    names: list[str] = ImageNetInfo("imagenet-1k").label_names()
+    return names
+
+
+def numbered_as(source: Source, names: Sequence[str], title: str, *, published: bool = False) -> Int[np.ndarray, " M"]:
+    """The labels of test images alone, as class numbers of the main evaluation images.
+
+    Classes are matched by name. Where the main images call their 1,000 classes otherwise (parquet: "tench, Tinca
+    tinca"), wnids count ImageNet's. Folders that are all numbers, as ImageNet-v2's, count ImageNet's classes where the
+    main images' are wnids of it, all or some, and else the main images' own.
+
+    Args:
+        source: M test images.
+        names: of the main evaluation images' classes, by number.
+        title: of the set, for messages.
+        published: the classes are what they are: those that the main images lack are left out, unless fewer than two
+            are left. A user's own folders must all be named like the main images' classes.
+
+    Returns:
+        (M,) class numbers; -1 for an image that is left out.
+
+    Raises:
+        DataError: no labels, or a class is not among the main evaluation images' classes.
+    """
+    labels, own = source.labels, source.class_names
+    if labels is None or own is None:
+        raise DataError(f"{title} has no labels: its images must lie at CLASS/IMAGE.")
+    own = list(own)
+    known = {name: number for number, name in enumerate(names)}
+    used = [own[number] for number in np.unique(labels).tolist()]
+    if not all(name in known for name in used):
+        if all(name.isdecimal() for name in used):
+            own = [name.lstrip("0") or "0" for name in own]
+            wnids = imagenet_wnids() if all(WNID.fullmatch(name) for name in names) else []
+            if set(names) <= set(wnids):  # all of ImageNet's classes, or some
+                known = {str(number): known[wnid] for number, wnid in enumerate(wnids) if wnid in known}
+            else:
+                known, published = {str(number): number for number in range(len(names))}, False
+        elif len(names) == IMAGENET and not any(WNID.fullmatch(name) for name in names):
+            known = {wnid: number for number, wnid in enumerate(imagenet_wnids())}
+    table = np.array([known.get(name, -1) for name in own], dtype=np.int64)
+    found: np.ndarray = table[labels]
+    unknown = [own[number] for number in np.unique(labels[found < 0]).tolist()]
+    if unknown and not (published and len(used) - len(unknown) >= 2):
+        raise DataError(
+            f"{len(unknown)} of {len(used)} classes of {title} are not among the {len(names)} of the main evaluation "
+            f"images, e.g. '{unknown[0]}'; those are {', '.join(names[:5])}, ... Class folders must be named alike."
+        )
+    return found
+
+
+def class_folders(archive: str, home: str) -> Layout:
+    """Class folders, directly or one folder down.
+
+    Args:
+        archive: the folder that the archive unpacks into.
+        home: where it is had.
+    """
+
+    def open_set(name: str, path: str) -> Target:
+        root = within(path, archive, name)
+        if not root.is_dir():
+            raise DataError(f"{root} does not exist. Give the folder of class folders; the set is had at {home}.")
+        inside = [entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+        if len(inside) == 1:  # the archive's own folder, in one of the user's
+            root = inside[0]
+        test = open_source(root)
+        if test.labels is None:
+            raise DataError(f"{root} must hold class folders (CLASS/IMAGE), and nothing deeper; it is had at {home}.")
+        return Target(name, "shift", path, test=test, metadata={"home": home})
+
+    return Layout("shift", open_set)
+
+
+def open_imagenet_c(name: str, path: str) -> Target:
+    """`CORRUPTION/SEVERITY/WNID/IMAGE`, severities 1 to 5."""
+    root = within(path, "ImageNet-C", name)
+    if not root.is_dir():
+        raise DataError(f"{root} does not exist. Give the folder of corruptions; the set is had at {IMAGENET_C_HOME}.")
+    source = open_source(root)
+    names = source.names
+    depth = pc.count_substring(names, "/")
+    # The archives unpack into noise/, blur/, weather/, digital/: one folder more, or none.
+    levels = int(depth[0].as_py())
+    if levels not in (3, 4) or not pc.all(pc.equal(depth, levels)).as_py():
+        raise DataError(
+            f"{root} must hold CORRUPTION/SEVERITY/CLASS/IMAGE and nothing else; there is {names[0].as_py()}. The set "
+            f"is had at {IMAGENET_C_HOME}."
+        )
+    pieces = pc.split_pattern(names, "/")
+    corruption, severity, wnid = (pc.list_element(pieces, levels - back) for back in (3, 2, 1))
+    part = pc.binary_join_element_wise(corruption, severity, pa.scalar("/", corruption.type)).dictionary_encode()
+    wnids = wnid.dictionary_encode()
+    classes = [str(one) for one in wnids.dictionary.to_pylist()]
+    test = source.relabeled((_numbers(wnids), classes))
+    metadata = {
+        "part": _numbers(part),
+        "parts": part.dictionary.to_pylist(),
+        "normalize": True,
+        "home": IMAGENET_C_HOME,
+    }
+    return Target(name, "shift", path, test=test, metadata=metadata)
+
+
+def open_cifar10_c(name: str, path: str) -> Target:
+    """`labels.npy` (50,000,) and CORRUPTION.npy (50,000, 32, 32, 3): 10,000 images for each severity in turn."""
+    root = below(str(within(path, "CIFAR-10-C", name)), "labels.npy", had=CIFAR_C_HOME)
+    try:
+        labels = np.load(root / "labels.npy", allow_pickle=False).astype(np.int64)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{root / 'labels.npy'} is not a .npy file that can be read ({error}).") from None
+    files = sorted(file for file in root.glob("*.npy") if file.name != "labels.npy")
+    if not files:
+        raise DataError(f"{root} holds labels.npy and no corruption (gaussian_noise.npy, ...). Had at {CIFAR_C_HOME}.")
+    storages = [ArrayImages(file) for file in files]
+    for file, storage in zip(files, storages, strict=True):
+        if len(storage) != len(labels) or len(labels) % 5:
+            raise DataError(f"{file} holds {len(storage)} images, labels.npy {len(labels)}; both must be 5 severities.")
+    each = len(labels) // 5
+    part = np.repeat(np.arange(5 * len(files)), each)
+    parts = [f"{file.stem}/{severity}" for file in files for severity in range(1, 6)]
+    source = Source(path, JoinedImages(storages)).relabeled((np.tile(labels, len(files)), CIFAR10_CLASSES))
+    metadata = {"part": part, "parts": parts, "normalize": False, "home": CIFAR_C_HOME}
+    return Target(name, "shift", path, test=source, metadata=metadata)
+
+
+def _numbers(encoded: pa.DictionaryArray) -> np.ndarray:
+    return np.asarray(encoded.indices.to_numpy(zero_copy_only=False), dtype=np.int64)
+
+
+SHIFTED: dict[str, Layout] = {
+    "imagenet-v2": class_folders("imagenetv2-matched-frequency-format-val", V2_HOME),
+    "imagenet-v2-threshold": class_folders("imagenetv2-threshold0.7-format-val", V2_HOME),
+    "imagenet-v2-top": class_folders("imagenetv2-top-images-format-val", V2_HOME),
+    "imagenet-sketch": class_folders("sketch", "https://github.com/HaohanWang/ImageNet-Sketch"),
+    "imagenet-a": class_folders("imagenet-a", "https://github.com/hendrycks/natural-adv-examples"),
+    "imagenet-r": class_folders("imagenet-r", "https://github.com/hendrycks/imagenet-r"),
+    "imagenet-c": Layout("shift", open_imagenet_c),
+    "cifar10-c": Layout("shift", open_cifar10_c),
+}
+"""Published shifted test sets by name."""

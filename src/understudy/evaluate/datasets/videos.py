@@ -1,0 +1,83 @@
+"""Videos with a mask of numbered objects for each frame, in the layout of DAVIS-2017."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from understudy.artifacts import fingerprint
+from understudy.errors import DataError
+from understudy.evaluate.datasets.masks import read_index_mask
+from understudy.evaluate.datasets.objects import read_expected
+from understudy.sources.decode import to_rgb
+
+DAVIS_SOURCE = "https://davischallenge.org/davis2017/code.html (DAVIS-2017-trainval-480p.zip)"
+
+
+@dataclass(frozen=True)
+class Videos:
+    """The validation sequences.
+
+    Args:
+        root: the folder `DAVIS`.
+        names: of the sequences.
+    """
+
+    root: Path
+    names: Sequence[str]
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the list of sequences."""
+        return fingerprint(list(self.names))
+
+    def read(self, name: str) -> tuple[list[Image.Image], list[UInt8[np.ndarray, "H W"]]]:
+        """Frames and masks of one sequence, in order.
+
+        Raises:
+            DataError: a file is missing, or a mask has another size than its frame.
+            UnreadableImage: a frame cannot be decoded.
+        """
+        folder = self.root / "JPEGImages" / "480p" / name
+        paths = sorted(folder.glob("*.jpg"))
+        if len(paths) < 3:
+            raise DataError(
+                f"{folder} holds {len(paths)} frames; three at least are needed. It comes from {DAVIS_SOURCE}."
+            )
+        frames, masks = [], []
+        for path in paths:
+            frame = to_rgb(read_expected(path), str(path))
+            file = self.root / "Annotations" / "480p" / name / f"{path.stem}.png"
+            mask = read_index_mask(file, DAVIS_SOURCE)
+            if mask.shape != (frame.height, frame.width):
+                raise DataError(
+                    f"The mask {file} is {mask.shape[1]} x {mask.shape[0]} pixels, its frame {frame.width} x "
+                    f"{frame.height}. They must be of one size."
+                )
+            frames.append(frame)
+            masks.append(mask)
+        return frames, masks
+
+
+def open_videos(root: Path) -> Videos:
+    """The validation sequences of DAVIS-2017.
+
+    `JPEGImages/480p/SEQUENCE/00000.jpg ...`, `Annotations/480p/SEQUENCE/00000.png ...`, `ImageSets/2017/val.txt`.
+
+    Args:
+        root: the folder `DAVIS`, or the one above it.
+
+    Raises:
+        DataError: the list of sequences is missing or empty.
+    """
+    root = root / "DAVIS" if (root / "DAVIS").is_dir() else root
+    listing = root / "ImageSets" / "2017" / "val.txt"
+    names = read_expected(listing, DAVIS_SOURCE).decode().split()
+    if not names:
+        raise DataError(f"{listing} names no sequences. It comes from {DAVIS_SOURCE}.")
+    return Videos(root, names)

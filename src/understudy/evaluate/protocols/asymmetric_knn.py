@@ -1,0 +1,42 @@
+"""Asymmetric kNN: can the student ask a bank that the teacher has made?
+
+The bank are the teacher's embeddings of the labeled training images, the queries the student's embeddings of the test
+images: the student stands in for the teacher in front of an index that nobody embeds again. Otherwise the protocol of
+`knn`. The kNN accuracy of the teacher itself is the bound to read it against.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from understudy.errors import DataError, ShapeError
+from understudy.evaluate.encoded_set import EncodedSet, Figures
+from understudy.evaluate.protocols.knn import knn
+from understudy.evaluate.settings import EvaluationSettings
+
+
+def asymmetric_knn(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
+    """Score an encoded set's test rows by the vote of the nearest training rows of its reference.
+
+    Args:
+        encoded_set: its `test` rows, and a `reference` with `train` rows of labeled images.
+        settings: as `knn` reads them.
+
+    Returns:
+        The figures of `knn`; only a "note" where the subject is not meant to land in the reference's space.
+
+    Raises:
+        DataError: no reference, no labels, one class, or features that are not finite.
+        ShapeError: the two widths differ.
+    """
+    if encoded_set.reference is None:
+        raise DataError(f"Asymmetric kNN asks a teacher's bank, and {encoded_set.name} has no teacher.")
+    if not encoded_set.aligned:
+        return {"note": "this method's embeddings are not meant to lie in the teacher's space"}
+    bank = encoded_set.reference.train
+    if bank is not None and bank.shape[1] != encoded_set.test.shape[1]:
+        raise ShapeError(
+            f"{encoded_set.name} has width {encoded_set.test.shape[1]}, {encoded_set.reference.name} "
+            f"{bank.shape[1]}: one cannot be searched with the other."
+        )
+    return knn(dataclasses.replace(encoded_set, train=bank), settings)

@@ -1,0 +1,59 @@
+"""Freed memory kept for the next tensor, instead of being given back to the system and asked for anew."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
+"""What `mallopt` of the GNU C library calls its settings."""
+
+KEPT = {MMAP_MAX: 0, TRIM_THRESHOLD: 2**31 - 1, TOP_PAD: 256 * 2**20}
+USUAL = {MMAP_MAX: 65_536, TRIM_THRESHOLD: 64 * 2**20, TOP_PAD: 128 * 2**10}
+"""The library's own, and for the trim threshold the one that it arrives at by itself once large blocks were freed."""
+
+_inside = 0
+
+
+@contextlib.contextmanager
+def kept_malloc(device: str | torch.device) -> Iterator[None]:
+    """For as long as the block runs, let the C library keep the memory of freed tensors; at its end it is given back.
+
+    By default every tensor beyond 32 MiB is a mapping of its own: the kernel clears its pages at the first touch, every
+    time, which is a third of a forward pass through a MobileNet at 224 px. The peak of memory is the same. Without
+    effect on other devices, other systems, and under other allocators (jemalloc, tcmalloc), which keep memory anyway.
+
+    Args:
+        device: where the networks run.
+    """
+    global _inside
+    library = _glibc() if torch.device(device).type == "cpu" else None
+    if library is None:
+        yield
+        return
+    _inside += 1
+    _set(library, KEPT)
+    try:
+        yield
+    finally:
+        _inside -= 1
+        if _inside == 0:
+            _set(library, USUAL)
+            library.malloc_trim(0)
+
+
+def _glibc() -> Any:
+    if sys.platform != "linux":
+        return None
+    library = ctypes.CDLL(None)
+    return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None
+
+
+def _set(library: Any, settings: dict[int, int]) -> None:
+    for name, value in settings.items():
+        library.mallopt(name, value)

@@ -1,0 +1,167 @@
+"""What a vision transformer shows besides its embedding: its patch tokens, and where its class token looks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from understudy.errors import ModelError, ShapeError
+
+
+@dataclass(frozen=True)
+class EncoderOutput:
+    """One forward pass of a network, with what lies under its embedding if it is a vision transformer.
+
+    Args:
+        embedding: (B, D) what the network would have returned.
+        tokens: (B, N, F) patch tokens after the last block and the final norm, row by row of the image; class and
+            register tokens are left out. None of any other network.
+        attention: (B, H, 1 + N) how each head of the last block shares the class token's attention among itself and
+            the patches, before any dropout, at least float32; None unless asked for.
+    """
+
+    embedding: Float[Tensor, "B D"]
+    tokens: Float[Tensor, "B N F"] | None = None
+    attention: Float[Tensor, "B H T"] | None = None
+
+
+def refuse_blind(module: nn.Module, spec: str, *, attention: bool) -> None:
+    """Refuse a network that cannot show what a method compares.
+
+    Args:
+        module: a headless network.
+        spec: how the message calls it.
+        attention: whether the attention of the class token is wanted too.
+
+    Raises:
+        ModelError: not a vision transformer of timm; or its class token's attention is not one over itself and the
+            patches (no class token, register or distillation tokens), or not computed the usual way.
+    """
+    parts = ("patch_embed", "blocks", "num_prefix_tokens", "forward_features", "forward_head")
+    if not all(hasattr(module, part) for part in parts):
+        raise ModelError(
+            f"{spec} shows its embedding only (it is a {type(module).__name__}), and this method also compares patch "
+            "tokens or attention. It needs vision transformers of timm on both sides, e.g. timm:vit_small_patch16_224 "
+            "(or python: with a callable that returns one); convolutional networks, torchvision's transformers and "
+            "ONNX files cannot show them. Or choose a method that compares embeddings, e.g. coss."
+        )
+    if not attention:
+        return
+    prefix = int(module.num_prefix_tokens)  # type: ignore[arg-type]
+    if getattr(module, "cls_token", None) is None:
+        raise ModelError(
+            f"{spec} has no class token, whose attention this method compares. Use a transformer with one, e.g. "
+            "timm:vit_small_patch16_224."
+        )
+    if prefix != 1:
+        raise ModelError(
+            f"{spec} has {prefix - 1} register or distillation tokens, which take a share of the class token's "
+            "attention that the other network has no place for. Use a transformer without, e.g. "
+            "timm:vit_small_patch16_224 or timm:vit_small_patch14_dinov2."
+        )
+    from timm.layers import Attention  # The network came from it.
+
+    layer = getattr(module.blocks[-1], "attn", None)  # type: ignore[index]
+    if type(layer) is not Attention:
+        found = "no attention layer" if layer is None else f"an attention layer of the kind {type(layer).__name__}"
+        raise ModelError(
+            f"{spec} ends in {found}, whose attention cannot be read here. Use a plain vision transformer, e.g. "
+            "timm:vit_small_patch16_224."
+        )
+
+
+def patch_count(module: Any, size: int) -> int:
+    """N, how many patches a vision transformer cuts a square image into.
+
+    Args:
+        module: one that `refuse_blind` lets pass.
+        size: side of the image in pixels.
+    """
+    return prod(module.patch_embed.dynamic_feat_size((size, size)))
+
+
+def look(
+    module: Any,
+    x: Float[Tensor, "B 3 S S"],
+    *,
+    attention: bool = False,
+    masks: Bool[Tensor, "M N"] | None = None,
+    mask_token: Float[Tensor, " F"] | None = None,
+) -> EncoderOutput:
+    """One forward pass through a headless vision transformer of timm, and what it shows.
+
+    Differs from `module(x)` by what it returns, not by what it computes: the embedding is the same to the last bit.
+    The attention is recomputed from the queries and keys of the last block, one row of it, because fused kernels never
+    write it down.
+
+    Args:
+        module: one that `refuse_blind` lets pass.
+        x: (B, 3, S, S) prepared images.
+        attention: whether to return the class token's attention.
+        masks: (M, N) for the last M images: True where a patch is hidden.
+        mask_token: (F,) takes the place of the embeddings of hidden patches, before positions are added.
+
+    Raises:
+        ShapeError: the masks do not have one entry per patch.
+    """
+    with ExitStack() as hooks:
+        if masks is not None:
+            assert mask_token is not None, "hidden patches need something in their place"
+            hooks.enter_context(_hidden(module.patch_embed, masks, mask_token))
+        layer: Any = module.blocks[-1].attn if attention else None
+        caught = hooks.enter_context(_outputs(layer.qkv)) if attention else []
+        tokens = module.forward_features(x)
+        embedding = module.forward_head(tokens)
+    return EncoderOutput(
+        embedding,
+        tokens[:, module.num_prefix_tokens :],
+        _attention_of_first(layer, caught[0]) if attention else None,
+    )
+
+
+def _attention_of_first(layer: Any, qkv: Float[Tensor, "B T Z"]) -> Float[Tensor, "B H T"]:
+    """The attention of the first token, from the output of a block's joint projection."""
+    query, key = qkv.unflatten(2, (3, layer.num_heads, layer.head_dim)).permute(2, 0, 3, 1, 4)[:2]
+    query, key = layer.q_norm(query[:, :, :1]), layer.k_norm(key)
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    with torch.autocast(query.device.type, enabled=False):  # half precision would round small shares to nothing
+        scores = query.to(dtype) @ key.to(dtype).mT * layer.scale
+    shares: Tensor = scores.squeeze(2).softmax(2)
+    return shares
+
+
+@contextmanager
+def _outputs(module: nn.Module) -> Iterator[list[Tensor]]:
+    """The outputs of a part of a network while it runs."""
+    caught: list[Tensor] = []
+    handle = module.register_forward_hook(lambda _, __, output: caught.append(output))
+    try:
+        yield caught
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _hidden(patch_embed: nn.Module, masks: Tensor, mask_token: Tensor) -> Iterator[None]:
+    """Put the mask token in the place of hidden patches of the last images of a batch."""
+
+    def replace(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        patches = output.flatten(1, -2)  # networks for any input size keep rows and columns apart here
+        if patches.shape[1] != masks.shape[1]:
+            raise ShapeError(f"There are {patches.shape[1]} patches an image, and masks for {masks.shape[1]}.")
+        seen, covered = patches.split([len(patches) - len(masks), len(masks)])
+        covered = torch.where(masks[:, :, None], mask_token.to(covered.dtype), covered)
+        return torch.cat([seen, covered]).view_as(output)
+
+    handle = patch_embed.register_forward_hook(replace)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,37 @@
+"""Settings of the neighbor graph and of the batches drawn from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from understudy.errors import ConfigError
+from understudy.settings import setting
+
+
+@dataclass(frozen=True)
+class NeighborSettings:
+    """How many neighbors, from how wide a circle, found by which index.
+
+    The defaults are those of the CoSS authors' code: 15 neighbors per anchor, drawn from its nearest 31.
+
+    Raises:
+        ConfigError: more neighbors are to be drawn than the circle holds.
+    """
+
+    k: int | None = setting(
+        None, "neighbors drawn for each anchor; 15 unless given, 0 for plain random batches", minimum=0
+    )
+    n: int = setting(31, "they are drawn from this many nearest images; the graph stores as many", minimum=1)
+    index: str = setting(
+        "auto",
+        "how the graph is searched; auto is exact up to 200,000 images on the CPU (2,000,000 on a GPU) and ivf above",
+        choices=("auto", "exact", "ivf", "hnsw"),
+    )
+    memory_mb: int = setting(1024, "working memory of the search, in MiB", minimum=1)
+
+    def __post_init__(self) -> None:
+        if self.k is not None and self.k > self.n:
+            raise ConfigError(
+                f"neighbors.k = {self.k} neighbors cannot be drawn from the nearest n = {self.n}. "
+                f"Set neighbors.n to at least {self.k}, or neighbors.k to at most {self.n}."
+            )

@@ -1,0 +1,77 @@
+"""Class predictions from neighbors: the weighted vote of kNN scoring."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int64
+
+from understudy.errors import ConfigError, DataError, ShapeError
+
+
+def weighted_vote(
+    indices: np.ndarray,
+    similarities: np.ndarray,
+    labels: np.ndarray,
+    classes: int,
+    ks: Sequence[int],
+    *,
+    temperature: float = 0.07,
+    top: int = 5,
+    memory_mb: int = 1024,
+) -> dict[int, Int64[np.ndarray, "M top"]]:
+    """Each neighbor votes for its class with weight exp(similarity / temperature).
+
+    Args:
+        indices: (M, K) neighbors of each query, nearest first, as `search` returns them.
+        similarities: (M, K) their cosines.
+        labels: (N,) class of every database row, in [0, classes).
+        classes: C.
+        ks: how many of the nearest neighbors vote, each of them at most K.
+        temperature: larger means more even votes.
+        top: ranked classes returned per query (at most C).
+        memory_mb: MiB for the tables of votes; queries are taken in blocks, never all M x C at once.
+
+    Returns:
+        For every k of `ks`, (M, top) int64 classes, most votes first, equal votes to the lower class. A place that no
+        neighbor voted for is -1, so that a top-5 score never counts a class out of thin air.
+
+    Raises:
+        ConfigError: a k beyond the neighbors given, or a temperature that is not positive.
+        ShapeError: indices and similarities of different shapes.
+        DataError: a label outside [0, classes).
+
+    Source: Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018; the
+        temperature is theirs.
+    """
+    if indices.shape != similarities.shape or indices.ndim != 2:
+        raise ShapeError(f"indices {indices.shape} and similarities {similarities.shape} must be the same (M, K).")
+    if wrong := [k for k in ks if not 1 <= k <= indices.shape[1]]:
+        raise ConfigError(
+            f"k = {wrong[0]} of {indices.shape[1]} neighbors cannot vote. Use k in 1..{indices.shape[1]}."
+        )
+    if not temperature > 0:
+        raise ConfigError(f"The vote's temperature must be positive; got {temperature}.")
+    labels = np.asarray(labels)
+    if len(labels) and not (labels.min() >= 0 and labels.max() < classes):
+        raise DataError(
+            f"Labels run from {labels.min()} to {labels.max()}; with {classes} classes they lie in 0..{classes - 1}."
+        )
+    top = min(top, classes)
+    ranked = {k: np.empty((len(indices), top), dtype=np.int64) for k in ks}
+    step = max(1, (memory_mb << 20) // (32 * classes + 32 * indices.shape[1]))
+    for low in range(0, len(indices), step):
+        near = similarities[low : low + step].astype(np.float64)
+        # Weights relative to the nearest neighbor's: the same ranking, and no temperature overflows or ends at 0.
+        weights = np.maximum(np.exp((near - near[:, :1]) / temperature), np.finfo(np.float64).tiny)
+        slots = np.arange(len(near))[:, None] * classes + labels[indices[low : low + step]]
+        for k in ks:
+            votes = np.bincount(slots[:, :k].ravel(), weights[:, :k].ravel(), minlength=len(near) * classes)
+            votes = votes.reshape(len(near), classes)
+            for place in range(top):
+                best = votes.argmax(axis=1)
+                cast = votes[np.arange(len(near)), best]
+                ranked[k][low : low + step, place] = np.where(cast > 0, best, -1)
+                votes[np.arange(len(near)), best] = 0.0
+    return ranked

@@ -1,0 +1,124 @@
+"""Published data sets, as torchvision keeps them on disk."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from understudy.artifacts import fingerprint
+from understudy.errors import DataError, UnreadableImage
+from understudy.settings import nearest
+from understudy.sources.decode import to_rgb
+from understudy.sources.images import Labels, numbered
+
+
+class TorchvisionImages:
+    """A classification data set of torchvision, already on disk. It is opened anew in each process.
+
+    Args:
+        name: the class in `torchvision.datasets`, e.g. "CIFAR10".
+        root: the folder that torchvision keeps it in.
+        split: "train", "test", or another that the data set has (`val`, `trainval`, ...).
+        literal: the split is in the data set's own words; else "train" is all that it has beside the test images.
+
+    Raises:
+        DataError: unknown name or split, or the files are not there (nothing is downloaded).
+    """
+
+    def __init__(self, name: str, root: str, split: str = "train", *, literal: bool = False) -> None:
+        self.name, self.root, self.split, self.literal = name, os.path.abspath(root), split, literal
+        self._dataset: Any = None
+        self._length = len(self.dataset)
+        self.fingerprint = fingerprint("torchvision", name, split, self._length)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_dataset": None}
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def dataset(self) -> Any:
+        """The torchvision data set."""
+        if self._dataset is None:
+            from torchvision import datasets
+
+            known = [n for n in datasets.__all__ if isinstance(getattr(datasets, n), type)]
+            if self.name not in known:
+                raise DataError(f"torchvision has no data set '{self.name}'. {nearest(self.name, known)}")
+            kind = getattr(datasets, self.name)
+            parameters = inspect.signature(kind).parameters
+            if "root" not in parameters:
+                raise DataError(
+                    f"torchvision:{self.name} does not come from files on disk, so it cannot be a data source."
+                )
+            arguments = self._arguments(parameters)
+            try:
+                self._dataset = kind(self.root, **arguments)
+            except (RuntimeError, OSError) as error:
+                written = "".join(f", {key}={value!r}" for key, value in arguments.items())
+                raise DataError(
+                    f"torchvision:{self.name} is not complete below {self.root} ({error}). Set UNDERSTUDY_DATA to the "
+                    "folder it is in, or fetch it once with "
+                    f'torchvision.datasets.{self.name}("{self.root}"{written}, download=True).'
+                ) from None
+            except (ValueError, TypeError) as error:
+                raise DataError(f"torchvision:{self.name}:{self.split} cannot be opened: {error}.") from None
+        return self._dataset
+
+    def _arguments(self, parameters: Iterable[str]) -> dict[str, Any]:
+        """The split in the data set's own words: `train=True`, `split="train"`, or `split="trainval"`."""
+        parameters = set(parameters)
+        if "split" in parameters:
+            no_train_half = {"OxfordIIITPet", "FGVCAircraft"}
+            split = (
+                "trainval" if self.split == "train" and self.name in no_train_half and not self.literal else self.split
+            )
+            return {"split": split}
+        if "train" in parameters:
+            if self.split not in ("train", "test"):
+                raise DataError(f"torchvision:{self.name} has the splits train and test; got '{self.split}'.")
+            return {"train": self.split == "train"}
+        if self.split != "train":
+            raise DataError(f"torchvision:{self.name} has no splits; got '{self.split}'.")
+        return {}
+
+    def read(self, row: int) -> Image.Image:
+        """See `Images`."""
+        title = f"torchvision:{self.name}:{self.split}:{row}"
+        try:
+            image = self.dataset[row][0]
+        except Exception as error:  # each data set opens its files its own way
+            raise UnreadableImage(f"{title} cannot be read ({type(error).__name__}: {error}).") from None
+        return to_rgb(image, title)
+
+    def names(self, rows: np.ndarray) -> pa.Array:
+        """See `Images`: NAME:SPLIT:ROW."""
+        return numbered([f"{self.name}:{self.split}"], np.zeros(len(rows), np.int64), np.asarray(rows))
+
+    def labels(self) -> Labels | None:
+        """See `Images`: whichever list of class numbers the data set keeps."""
+        kept = (getattr(self.dataset, name, None) for name in ("targets", "_labels", "labels", "y"))
+        found = next((np.asarray(values) for values in kept if values is not None), None)
+        pairs = getattr(self.dataset, "_samples", None)  # (path, class number), as StanfordCars keeps them
+        if found is None and pairs:
+            found = np.asarray([number for _, number in pairs])
+        if (
+            found is None
+            or found.ndim != 1
+            or len(found) != len(self)
+            or found.dtype.kind not in "iu"
+            or found.min() < 0
+        ):
+            return None
+        names = getattr(self.dataset, "classes", None)
+        count = int(found.max()) + 1
+        if names is None or len(names) < count:
+            names = range(count)
+        return found.astype(np.int64), [str(name) for name in names]

@@ -1,0 +1,549 @@
+"""The loader: the same batches whoever reads them, nothing lost without a word."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from understudy.errors import ConfigError
+from understudy.sources import loader as loader_module
+from understudy.sources.pixels import PixelMap, decoded
+from understudy.sources.source import Source, open_source
+from understudy.views.augmentation import RECIPES, SIGMA, center, draw, geometry, photometry
+from understudy.views.batches import NeighborBatches
+from understudy.views.loader import (
+    ImageBatch,
+    ImageLoader,
+    Loader,
+    SharedMemoryFull,
+    TeacherInput,
+    advice,
+    choose_workers,
+    enough_ahead,
+    enough_workers,
+    fitting,
+    held_up,
+    in_shared_memory,
+)
+
+MOCO = RECIPES["moco-v2"]
+
+
+def noise(count: int, height: int = 32, width: int = 32) -> np.ndarray:
+    return np.random.default_rng(count).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Source:
+    """Twenty photographs of many sizes."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for i in range(20):
+        Image.fromarray(noise(1, *rng.integers(20, 90, 2))[0]).save(tmp_path / "images" / f"{i:02d}.png")
+    return open_source(tmp_path / "images")
+
+
+def ring(images: int, width: int = 5) -> np.ndarray:
+    return ((np.arange(images)[:, None] + 1 + np.arange(width)) % images).astype(np.int32)
+
+
+def loader_of(source: Source, **options: object) -> Loader:
+    batches = NeighborBatches(len(source), 8, k=3, n=5, seed=1, graph=ring(len(source)), steps=7)
+    defaults = {"size": 24, "recipe": MOCO, "seed": 3, "workers": 0}
+    return Loader(source, batches, **{**defaults, **options})
+
+
+def equal(one: ImageBatch, other: ImageBatch) -> bool:
+    names = ("index", "anchor", "view", "pixels", "rows")
+    return (
+        one.step == other.step
+        and one.skipped == other.skipped
+        and all(torch.equal(getattr(one, name), getattr(other, name)) for name in names)
+        and (one.teacher is None) == (other.teacher is None)
+        and all(
+            torch.equal(getattr(one.teacher, name), getattr(other.teacher, name))
+            for name in ("place", "pixels", "rows")
+            if one.teacher is not None
+        )
+    )
+
+
+def all_equal(first: Iterator[ImageBatch] | Loader, second: Iterator[ImageBatch] | Loader) -> bool:
+    return all(equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_a_batch_is_what_its_numbers_say(folder: Source):
+    part = folder.subset(np.arange(19, 3, -1))
+    batches = list(loader_of(part, views_per_image=2))
+    assert [batch.step for batch in batches] == list(range(7))
+    for batch in batches:
+        assert batch.pixels.shape == (2, 8, 3, 24, 24)
+        assert batch.pixels.dtype == torch.uint8
+        assert batch.rows.shape == (2, 8, 31)
+        assert batch.anchor.tolist() == [0] * 4 + [1] * 4
+        for j, (index, view) in enumerate(zip(batch.index.tolist(), batch.view[0].tolist(), strict=True)):
+            for v in range(2):
+                # The image's id, not its place in this subset, decides its views.
+                assert batch.view[v, j] == view + v and view % 2 == 0
+                row = draw(3, np.array([19 - index]), np.array([view + v]), MOCO)[0]
+                assert (batch.rows[v, j].numpy() == row).all()
+                assert (batch.pixels[v, j].numpy() == geometry(part.read(index), row, 24)).all()
+
+
+def test_an_image_seen_again_is_another_view(folder: Source):
+    views = {}
+    for batch in loader_of(folder):
+        for j, (index, view) in enumerate(zip(batch.index.tolist(), batch.view[0].tolist(), strict=True)):
+            assert (index, view) not in views
+            views[index, view] = batch.pixels[0, j]
+    assert max(view for _, view in views) > 0
+
+
+def test_a_pool_shows_its_views_in_turn(folder: Source):
+    endless, pooled = list(loader_of(folder, views_per_image=2)), list(loader_of(folder, views_per_image=2, pool=3))
+    for one, other in zip(endless, pooled, strict=True):
+        assert torch.equal(other.view, one.view % 3)
+    assert max(int(batch.view.max()) for batch in endless) > 2
+    with pytest.raises(ConfigError, match="sees 2 views of an image in a batch, and the pool has 1"):
+        loader_of(folder, views_per_image=2, pool=1)
+
+
+def teacher_views(source: Source, batch: ImageBatch, views: tuple[int, ...], size: int) -> list[tuple]:
+    """What the teacher should be shown of a batch, one view after another: pixels, and row but for the blur."""
+    found = []
+    for i in views:
+        for index, view in zip(batch.index.tolist(), batch.view[i].tolist(), strict=True):
+            row = draw(3, source.ids[[index]], np.array([view]), MOCO)[0]
+            found.append((geometry(source.read(index), row, size), row))
+    return found
+
+
+@pytest.mark.parametrize(("kind", "size", "teacher_size"), [("folder", 24, 40), ("array", 32, 48), ("array", 40, 24)])
+def test_the_teacher_is_shown_the_same_crops_at_its_own_size(folder: Source, kind: str, size: int, teacher_size: int):
+    source = folder if kind == "folder" else open_source(noise(20))
+    alone = list(loader_of(source, size=size, views_per_image=2))
+    given = {"size": size, "views_per_image": 2, "teacher": TeacherInput(teacher_size, (1, 0))}
+    batches = list(loader_of(source, **given))
+    largest = max(size, teacher_size)
+    blurred = 0
+    for batch, other in zip(batches, alone, strict=True):
+        assert torch.equal(batch.pixels, other.pixels)
+        expected = teacher_views(source, batch, (1, 0), teacher_size)
+        assert batch.teacher.place.tolist() == list(range(16))
+        assert all(
+            (found.numpy() == wanted[0]).all() for found, wanted in zip(batch.teacher.pixels, expected, strict=True)
+        )
+        # The recipe speaks of the larger view; on the smaller one the same blur is fewer pixels wide.
+        rows = np.stack([row for _, row in expected])
+        rows[:, SIGMA] *= teacher_size / largest
+        np.testing.assert_array_equal(batch.teacher.rows.numpy(), rows)
+        np.testing.assert_array_equal(batch.rows[..., SIGMA], other.rows[..., SIGMA] * (size / largest))
+        blurred += int((rows[:, SIGMA] > 0).sum())
+    assert blurred > 0
+    loader = loader_of(source, **given, workers=1)
+    assert all_equal(loader, iter(batches))
+    loader.close()
+
+
+def test_views_that_are_recorded_are_not_cut_for_the_teacher(folder: Source):
+    def recorded(index: np.ndarray, view: np.ndarray) -> np.ndarray:
+        return (index + view) % 3 > 0
+
+    everything = loader_of(folder, teacher=TeacherInput(40, (0,)))
+    left = 0
+    for whole, batch in zip(everything, loader_of(folder, teacher=TeacherInput(40, (0,), recorded)), strict=True):
+        place = np.flatnonzero((batch.index + batch.view[0]).numpy() % 3 == 0)
+        assert torch.equal(batch.pixels, whole.pixels) and batch.teacher.place.tolist() == place.tolist()
+        assert torch.equal(batch.teacher.pixels, whole.teacher.pixels[place])
+        assert torch.equal(batch.teacher.rows, whole.teacher.rows[place])
+        left += len(place)
+    assert left > 0
+    none = TeacherInput(40, (0,), lambda index, view: np.ones(len(index), bool))
+    batch = next(iter(loader_of(folder, teacher=none)))
+    assert batch.teacher.pixels.shape == (0, 3, 40, 40)
+    assert photometry(batch.teacher.pixels, batch.teacher.rows, MOCO).shape == (0, 3, 40, 40)
+
+
+def test_places_of_the_teachers_views_count_readable_images_only(folder: Source, tmp_path: Path):
+    wanted = list(loader_of(folder, views_per_image=2, teacher=TeacherInput(40, (0, 1))))
+    (tmp_path / "images" / "05.png").write_bytes(b"no image")
+    source = open_source(tmp_path / "images")
+    lost = 0
+    for whole, batch in zip(
+        wanted, loader_of(source, views_per_image=2, teacher=TeacherInput(40, (0, 1))), strict=True
+    ):
+        kept = np.flatnonzero(whole.index.numpy() != 5)
+        lost += 8 - len(kept)
+        assert batch.index.tolist() == whole.index[kept].tolist() and torch.equal(batch.pixels, whole.pixels[:, kept])
+        assert batch.teacher.place.tolist() == list(range(2 * len(kept)))
+        assert torch.equal(batch.teacher.pixels, whole.teacher.pixels[[*kept, *(8 + kept)]])
+        assert torch.equal(batch.teacher.rows, whole.teacher.rows[[*kept, *(8 + kept)]])
+    assert lost > 0
+
+
+@pytest.mark.parametrize("kind", ["folder", "array"])
+def test_any_number_of_workers_makes_the_same_batches(folder: Source, kind: str):
+    source = folder if kind == "folder" else open_source(noise(20))
+    state = torch.get_rng_state()
+    here = list(loader_of(source, size=32))
+    for workers in (1, 2):
+        loader = loader_of(source, size=32, workers=workers)
+        assert all_equal(loader, iter(here))
+        loader.close()
+    assert torch.equal(torch.get_rng_state(), state)  # reading draws nothing that training would miss
+
+
+def test_resuming(folder: Source):
+    wanted = list(loader_of(folder))
+    assert all_equal(loader_of(folder, start_step=4), iter(wanted[4:]))
+    assert all_equal(loader_of(folder, start_step=2, steps=5), iter(wanted[2:5]))
+    assert list(loader_of(folder, start_step=7)) == []
+
+
+def test_processes_share_a_batch_by_whole_bags(folder: Source):
+    for whole, *parts in zip(*(loader_of(folder, rank=r, world=w) for r, w in ((0, 1), (0, 2), (1, 2))), strict=True):
+        for name in ("index", "anchor"):
+            assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts]))
+        assert torch.equal(whole.view, torch.cat([part.view for part in parts], dim=1))
+        assert torch.equal(whole.pixels, torch.cat([part.pixels for part in parts], dim=1))
+        assert parts[1].anchor.tolist() == [1] * 4
+    with pytest.raises(ConfigError, match=r"2 bags of 4 images .* 3 processes.*multiple of 12"):
+        loader_of(folder, rank=0, world=3)
+
+
+def test_decoded_pixels_give_the_same_batches(tmp_path: Path):
+    """The fast path, a whole batch at a time, against PIL, image by image."""
+    (tmp_path / "images").mkdir()
+    for i, image in enumerate(noise(20)):
+        Image.fromarray(image).save(tmp_path / "images" / f"{i:02d}.png")
+    slow = open_source(tmp_path / "images")
+    fast = decoded(slow, tmp_path / "store")
+    assert isinstance(fast.images, PixelMap)
+    for options in (
+        {"size": 32},
+        {"size": 48, "views_per_image": 2},
+        {"size": 16},
+        {"size": 32, "interpolation": "bicubic"},
+    ):
+        assert all_equal(loader_of(fast, **options), loader_of(slow, **options))
+    for name in ("weak", "none"):
+        assert all_equal(loader_of(fast, recipe=RECIPES[name]), loader_of(slow, recipe=RECIPES[name]))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("small", [False, True])
+def test_unreadable_images_are_skipped_and_reported(folder: Source, tmp_path: Path, workers: int, small: bool):
+    root = Path(folder.spec)
+    if small:
+        for i, image in enumerate(noise(20)):
+            Image.fromarray(image).save(root / f"{i:02d}.png")
+    clean = list(loader_of(open_source(root), size=32))
+    (root / "05.png").write_text("a text")
+    (root / "11.png").write_bytes(b"")
+    source = open_source(root)
+    if small:
+        source = decoded(source, tmp_path / "store")
+        assert isinstance(source.images, PixelMap)
+    loader, seen = loader_of(source, size=32, workers=workers), set()
+    for batch, whole in zip(loader, clean, strict=True):
+        kept = [j for j, index in enumerate(whole.index.tolist()) if index not in (5, 11)]
+        for name in ("index", "anchor"):
+            assert torch.equal(getattr(batch, name), getattr(whole, name)[kept])
+        assert torch.equal(batch.view, whole.view[:, kept])
+        assert torch.equal(batch.pixels, whole.pixels[:, kept])
+        assert torch.equal(batch.rows, whole.rows[:, kept])
+        assert len(batch.skipped) == 8 - len(kept)
+        seen |= {(name, reason.rsplit("/", 1)[-1]) for name, reason in batch.skipped}
+    assert seen == {("05.png", "05.png is not an image in a known format."), ("11.png", "11.png is empty (0 bytes).")}
+
+
+def test_a_batch_without_a_readable_image_is_empty(tmp_path: Path):
+    for i in range(8):
+        (tmp_path / f"{i}.jpg").write_bytes(b"")
+    source = open_source(tmp_path)
+    batch = next(iter(Loader(source, NeighborBatches(8, 8), size=16, recipe=MOCO, seed=0, workers=0)))
+    assert batch.pixels.shape == (1, 0, 3, 16, 16)
+    assert len(batch.index) == 0
+    assert len(batch.skipped) == 8
+    (indices, pixels, skipped), *more = ImageLoader(
+        source, size=16, crop=1.0, interpolation="bilinear", batch_size=8, workers=0
+    )
+    assert (len(indices), tuple(pixels.shape), len(skipped), more) == (0, (0, 3, 16, 16), 8, [])
+
+
+def test_training_never_reads_labels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    for i, image in enumerate(noise(20)):
+        path = tmp_path / "images" / ("cat", "dog")[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    source = open_source(tmp_path / "images")
+    assert source.labels is not None
+    monkeypatch.setattr("understudy.sources.folders.FolderImages.labels", lambda _: pytest.fail("labels were read"))
+    source = open_source(tmp_path / "images", limit=16)
+    fast = decoded(source, tmp_path / "store")
+    assert len(list(loader_of(fast, size=32))) == 7
+    with pytest.raises(pytest.fail.Exception, match="labels were read"):
+        _ = fast.labels
+
+
+def test_reading_goes_on_when_the_workers_are_stopped(folder: Source):
+    """A scheduler may send SIGTERM to every process of a job; the loop still has to reach its checkpoint."""
+    wanted = list(loader_of(folder))
+    loader = loader_of(folder, workers=1)
+    stream = iter(loader)
+    found = [next(stream)]
+    for worker in multiprocessing.active_children():
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGTERM)
+    with pytest.warns(UserWarning, match="worker processes were lost.*Reading goes on in this one"):
+        found.extend(stream)
+    assert all_equal(iter(found), iter(wanted))
+
+
+def test_closing_ends_the_workers(folder: Source):
+    loader = loader_of(folder, workers=2)
+    next(iter(loader))
+    assert len(multiprocessing.active_children()) == 2
+    loader.close()
+    for worker in multiprocessing.active_children():
+        worker.join(10)
+    assert multiprocessing.active_children() == []
+
+
+def test_workers_are_chosen_by_source_and_cores(folder: Source, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert choose_workers(open_source(noise(4))) == 0
+    assert choose_workers(open_source(noise(4, 80, 80))) == 7
+    assert choose_workers(folder) == 7
+    assert choose_workers(folder, world=4) == 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # 4 processes on two machines
+    assert choose_workers(folder, world=4) == 3
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    assert choose_workers(folder) == 0
+
+
+def test_as_many_workers_as_keep_a_step_fed():
+    assert enough_workers(0.001, 0.1, 7) == 0
+    assert enough_workers(0.01, 0.1, 7) == 1
+    assert enough_workers(0.1, 0.1, 7) == 2
+    assert enough_workers(0.4, 0.1, 7) == 5
+    assert enough_workers(9.0, 0.1, 7) == 7
+
+
+@pytest.mark.parametrize("slow", ["step", "read"])
+def test_workers_are_measured_and_change_no_batch(folder: Source, monkeypatch: pytest.MonkeyPatch, slow: str):
+    wanted = list(loader_of(folder))
+    clock, cost = [0.0], {"read": 0.5, "step": 2.0} if slow == "read" else {"read": 0.01, "step": 2.0}
+    monkeypatch.setattr(loader_module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(loader_module, "choose_workers", lambda *_: 3)
+    parent, read = os.getpid(), loader_module._ViewReader.__getitem__
+
+    def reading(self, job):
+        if os.getpid() == parent:
+            clock[0] += cost["read"]
+        return read(self, job)
+
+    monkeypatch.setattr(loader_module._ViewReader, "__getitem__", reading)
+    told: list[str] = []
+    loader = loader_of(folder, workers=None, notify=told.append)
+    found, children = [], []
+    for batch in loader:
+        found.append(batch)
+        children.append(len(multiprocessing.active_children()))
+        clock[0] += cost["step"]
+    assert all_equal(iter(found), iter(wanted)) and len(found) > loader_module.TRIAL + 1
+    number = 1 if slow == "read" else 0
+    ahead = ", 2 batches ahead each" if number else ""
+    assert told == [
+        f"Reading a batch takes {cost['read']:g} s of a core, a step 2 s: {number} of at most 3 workers{ahead}."
+    ]
+    assert loader.workers == number
+    assert children[: loader_module.TRIAL] == [0] * loader_module.TRIAL and children[loader_module.TRIAL] == number
+
+
+def test_so_far_ahead_that_a_slow_batch_holds_nobody_up():
+    assert enough_ahead(0.01, 0.1, 1) == 2
+    assert enough_ahead(0.08, 0.1, 1) == 3  # one taking 0.16 s outlasts a step, and not two
+    assert enough_ahead(0.4, 0.1, 5) == 3
+    assert enough_ahead(1.5, 0.1, 5) == 7
+    assert enough_ahead(9.0, 0.1, 1) == enough_ahead(1.0, 0.0, 1) == loader_module.MOST_AHEAD
+
+
+def test_no_more_batches_ahead_than_shared_memory_holds():
+    mib = 2**20
+    assert fitting(7, 4, 38 * mib, 12 * 1024 * mib) == (7, 4)
+    assert fitting(7, 4, 38 * mib, 760 * mib) == (7, 2)  # 20 batches, one of them with the training
+    assert fitting(7, 4, 38 * mib, 380 * mib) == (4, 2)
+    assert fitting(7, 4, 38 * mib, 38 * 3 * mib) == (1, 2)
+    assert fitting(7, 4, 38 * mib, 38 * 2 * mib) == (1, 1)
+    assert fitting(7, 4, 38 * mib, 32 * mib) == (0, 1)
+    assert fitting(0, 4, 38 * mib, 0) == (0, 4)
+    for workers in range(1, 9):
+        for ahead in range(1, 9):
+            for batches in range(60):
+                fewer, less = fitting(workers, ahead, 1, batches)
+                assert fewer * less <= max(batches - 1, 0) and fewer <= workers and 1 <= less <= ahead
+
+
+def test_a_batch_is_as_large_as_it_is_reckoned(folder: Source):
+    for teacher in (None, TeacherInput(32, (1,))):
+        loader = loader_of(folder, views_per_image=2, teacher=teacher)
+        batch = next(iter(loader))
+        assert loader._reader.nbytes == batch.pixels.nbytes + (batch.teacher.pixels.nbytes if batch.teacher else 0)
+
+
+def test_without_shared_memory_this_process_reads(folder: Source, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loader_module, "choose_workers", lambda *_: 2)
+    monkeypatch.setattr(loader_module, "enough_workers", lambda *_: 2)
+    wanted = list(loader_of(folder))
+    batch = 8 * 3 * 24**2
+    for batches, workers in [(100, 2), (3, 1), (1, 0)]:
+        free = SimpleNamespace(free=2 * batches * batch)
+        monkeypatch.setattr(loader_module.shutil, "disk_usage", lambda _, free=free: free)
+        told: list[str] = []
+        loader = loader_of(folder, workers=None, notify=told.append)
+        assert all_equal(loader, iter(wanted))
+        assert loader.workers == workers
+        assert ("Shared memory has no room for more" in told[0]) == (batches < 100)
+    # Who gave a number of workers keeps it.
+    loader = loader_of(folder, workers=2)
+    assert (loader.workers, loader.ahead) == (2, 1)
+    options = {"size": 24, "crop": 0.875, "interpolation": "bicubic", "batch_size": 8}
+    assert ImageLoader(folder, **options).workers == 0
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    free = SimpleNamespace(free=2 * 10 * batch)
+    monkeypatch.setattr(loader_module.shutil, "disk_usage", lambda _: free)
+    assert fitting(3, 4, batch, loader_module.room(2)) == (2, 2)  # half of the ten are the other process'
+
+
+def test_a_batch_that_finds_no_shared_memory_is_read_again_in_this_process(
+    folder: Source, monkeypatch: pytest.MonkeyPatch
+):
+    wanted = list(loader_of(folder))
+    parent, share = os.getpid(), torch.Tensor.share_memory_
+
+    def share_memory_(tensor):
+        if os.getpid() != parent and tensor.ndim == 5 and torch.equal(tensor, wanted[2].pixels):
+            raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+        return share(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", share_memory_)
+    with pytest.warns(UserWarning, match="no room in shared memory. Reading goes on in this process"):
+        assert all_equal(loader_of(folder, workers=2), iter(wanted))
+    for worker in multiprocessing.active_children():
+        worker.join(10)
+    assert multiprocessing.active_children() == []
+
+
+def test_what_a_worker_hands_over_is_in_shared_memory(folder: Source, monkeypatch: pytest.MonkeyPatch):
+    batch = next(iter(loader_of(folder, views_per_image=2, teacher=TeacherInput(32, (1,)))))
+    kept = [batch.pixels.clone(), batch.teacher.pixels.clone()]
+    handed = in_shared_memory([batch, {"boxes": torch.ones(2, 4)}, (torch.ones(3), "name")])
+    tensors = [batch.index, batch.view, batch.pixels, batch.rows, batch.teacher.place, batch.teacher.pixels]
+    assert all(tensor.is_shared() for tensor in [*tensors, handed[1]["boxes"], handed[2][0]])
+    assert torch.equal(batch.pixels, kept[0]) and torch.equal(batch.teacher.pixels, kept[1])
+
+    def full(tensor):
+        raise RuntimeError("No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    with pytest.raises(SharedMemoryFull, match=r"no shared memory for 12.0 MiB \(No space left on device \(28\)\)"):
+        in_shared_memory(torch.zeros(3 * 2**20))
+
+
+@pytest.mark.parametrize("fast", ["page-locked", "other"])
+def test_pages_are_locked_where_that_pays(folder: Source, monkeypatch: pytest.MonkeyPatch, fast: str):
+    """With a clock of our own, as the copies are: a CPU locks no pages."""
+    clock, locked, synchronized = [0.0], [], []
+    monkeypatch.setattr(loader_module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronized.append)
+
+    def pin_memory(pixels):
+        clock[0] += 3.0
+        locked.append(pixels.clone())
+        return locked[-1]
+
+    def to(pixels, device, non_blocking):
+        assert non_blocking
+        clock[0] += 1.0 if any(pixels is one for one in locked) else {"page-locked": 5.0, "other": 0.5}[fast]
+        return pixels
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    device, other = torch.device("cuda"), {"page-locked": 5.0, "other": 0.5}[fast]
+    pixels = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    assert held_up(pixels, device, alone=False) == (1.0, other)
+    assert held_up(pixels, device, alone=True) == (4.0, other)  # locking is then its own work
+    assert synchronized == [device] * len(synchronized) and len(synchronized) == 4 * loader_module.TRIAL
+
+    told: list[str] = []
+    loader = loader_of(folder, workers=None, device=device, notify=told.append)
+    loader._choose([1.0], [1.0], pixels)
+    assert loader.pin == (fast == "page-locked")
+    assert told[0].endswith(f" from other: {fast}.")
+
+
+def test_who_waits_for_images_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert advice(0.1, 0, 224) is None
+    assert advice(0.25, 2, 224) == (
+        "25% of the time went into waiting for images, with 2 reading processes. Give it more: --workers 7."
+    )
+    assert "shorter side about 256 px" in str(advice(0.25, 7, 224))
+    assert "--workers 3." in str(advice(0.25, 2, 224, world=2)) and "no cores for more" in str(advice(0.25, 3, 224, 2))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_in_order_for_embedding(folder: Source, workers: int):
+    Path(folder.spec, "03.png").write_bytes(b"")
+    source = open_source(folder.spec)
+    options = {"size": 24, "crop": 0.875, "interpolation": "bicubic", "batch_size": 6, "workers": workers}
+    loader = ImageLoader(source, **options)
+    assert len(loader) == 4
+    parts = list(loader)
+    assert [indices.tolist() for indices, _, _ in parts] == [
+        [0, 1, 2, 4, 5],
+        list(range(6, 12)),
+        list(range(12, 18)),
+        [18, 19],
+    ]
+    assert [len(skipped) for _, _, skipped in parts] == [1, 0, 0, 0]
+    assert parts[0][2][0][0] == "03.png"
+    for indices, pixels, _ in parts:
+        assert pixels.is_contiguous()
+        for i, image in zip(indices.tolist(), pixels, strict=True):
+            wanted = np.asarray(center(source.read(i), 24, 0.875, "bicubic")).transpose(2, 0, 1)
+            assert (image.numpy() == wanted).all()
+    parts = [range(5, 13), range(18, 20)]
+    chosen = [indices.tolist() for indices, _, _ in ImageLoader(source, parts=parts, **options)]
+    assert chosen == [list(range(5, 11)), [11, 12], [18, 19]]
+
+
+def test_real_photographs(shared: Path):
+    source = open_source(shared / "data" / "imagenette" / "train", limit=32)
+    batches = NeighborBatches(32, 16, steps=2)
+    loader = Loader(source, batches, size=64, recipe=MOCO, seed=0, workers=1)
+    found = list(loader)
+    assert [tuple(batch.pixels.shape) for batch in found] == [(1, 16, 3, 64, 64)] * 2
+    assert not any(batch.skipped for batch in found)
+    assert sorted(torch.cat([batch.index for batch in found]).tolist()) == list(range(32))
+
+
+def test_an_error_of_the_reader_is_not_mistaken_for_a_lost_worker(folder: Source, monkeypatch: pytest.MonkeyPatch):
+    def broken(*_: object) -> None:
+        raise OSError("a broken disk")
+
+    monkeypatch.setattr("understudy.sources.folders.FolderImages.read", broken)
+    with pytest.raises(OSError, match="a broken disk"):
+        next(iter(loader_of(folder, workers=1)))
