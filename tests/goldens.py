@@ -72,7 +72,7 @@ def tiny(method: str, folder: Path, **more: Any) -> dict[str, Any]:
     import torch
     from safetensors.torch import save_file
 
-    import understudy
+    from understudy import pipeline
 
     settings: dict[str, Any] = {
         "data": "digits:train", "limit": 192, "eval_data": "digits", "evaluation.limit": 160, "image_size": 32,
@@ -98,7 +98,8 @@ def tiny(method: str, folder: Path, **more: Any) -> dict[str, Any]:
         for key in ("teacher", "neighbors.k", "neighbors.n"):
             del settings[key]
         settings["evaluation.protocols"] = "knn,linear"
-    run = understudy.distill(**{**settings, **more}, out=folder / "run", quiet=True)
+    settings |= {**more, "out": str(folder / "run")}
+    run = pipeline.run(pipeline.resolve_run(settings), quiet=True)
     return of_run(run) | of_stores(folder / "store")
 
 
