@@ -879,7 +879,3 @@ def _child() -> int:
     except Stopped:
         return 143
     return 0 if cell.done else 1
-
-
-if __name__ == "__main__":
-    sys.exit(_child())
