@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from test_data_sources import png, shades, table, write
 
+from test_sources_source import png, shades, table, write
 from understudy.errors import DataError, UnreadableImage
 from understudy.sources.source import open_evaluation, open_source
 

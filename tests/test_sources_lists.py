@@ -6,8 +6,8 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from test_data_sources import shades, table, tree, write
 
+from test_sources_source import shades, table, tree, write
 from understudy.errors import DataError, UnreadableImage
 from understudy.sources import folders
 from understudy.sources.folders import ListedImages

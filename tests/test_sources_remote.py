@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry, known_implementations
-from test_data_sources import shades, table
 
+from test_sources_source import shades, table
 from understudy.errors import ConfigError, DataError, MissingDependency
 from understudy.sources import addresses
 from understudy.sources.cache import Cache

@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
-from test_data_sources import png, shades
 
+from test_sources_source import png, shades
 from understudy.errors import DataError, UnreadableImage
 from understudy.sources import shards
 from understudy.sources.source import open_evaluation, open_source, read_listing, write_listing
