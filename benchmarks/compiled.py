@@ -30,7 +30,7 @@ from torch.fx.experimental.optimization import fuse
 
 from understudy.hardware import hardware
 from understudy.losses.coss import coss
-from understudy.models.backbones import build_backbone
+from understudy.models.encoder import build_encoder
 from understudy.models.precision import precision_on
 from understudy.models.student import build_student
 from understudy.models.teacher import Teacher
@@ -55,7 +55,7 @@ def sides(spec: str, role: str, size: int, batch: int, device: torch.device) -> 
     torch.manual_seed(0)
     images = pictures(batch, size, device)
     if role == "teacher":
-        backbone = build_backbone(spec, pretrained=False, image_size=size)
+        backbone = build_encoder(spec, pretrained=False, image_size=size)
         teacher = Teacher(backbone, precision_on("auto", device)).to(device)
         folded = copy.copy(teacher)
         folded._modules = {"module": fuse(teacher.module)}

@@ -107,8 +107,8 @@ def encoder() -> Any:
     """A teacher of 256 dimensions: 64 cosine patches of 8 x 8, both signs, rectified, averaged over quadrants."""
     import torch
 
-    from understudy.models.backbones import Backbone
     from understudy.models.contract import Contract
+    from understudy.models.encoder import Encoder
     from understudy.models.teacher import Teacher
 
     waves = np.arange(8)
@@ -126,7 +126,7 @@ def encoder() -> Any:
     convolution.weight.data = torch.from_numpy(np.stack(patches)).float()
     module = torch.nn.Sequential(convolution, torch.nn.ReLU(), torch.nn.AvgPool2d(2), torch.nn.Flatten())
     contract = Contract(size=32)
-    return Teacher(Backbone(module, 256, contract, "cosines", "cosines", "computed", True, "cosines"))
+    return Teacher(Encoder(module, 256, contract, "cosines", "cosines", "computed", "cosines"))
 
 
 def measure(stage: str, folder: Path) -> dict[str, Any]:

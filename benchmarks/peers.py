@@ -135,8 +135,8 @@ def ours(options: argparse.Namespace, folder: Path, side: str) -> Found:
 
     from understudy.artifacts import Run
     from understudy.embed.embedding import embed
-    from understudy.models.backbones import Backbone
     from understudy.models.contract import Contract
+    from understudy.models.encoder import Encoder
     from understudy.models.teacher import Teacher
     from understudy.pipeline import RunSettings, resolve_method
     from understudy.settings import resolve
@@ -150,7 +150,7 @@ def ours(options: argparse.Namespace, folder: Path, side: str) -> Found:
     with torch.no_grad():
         width = network.eval()(torch.zeros(1, 3, 224, 224)).shape[1]
     spec = f"timm:{options.teacher}"
-    backbone = Backbone(network, width, Contract(224), spec, spec, "random, for timing", True, spec)
+    backbone = Encoder(network, width, Contract(224), spec, spec, "random, for timing", spec)
     teacher = Teacher(backbone, "fp32" if device.type == "cpu" else "bf16").to(device)
     # Recording is not what is timed: a pool over fewer of the same photographs is full the sooner.
     few = options.steps * options.batch_size // 2 if way == "recorded" else None

@@ -12,6 +12,7 @@ from understudy import __version__, citation
 from understudy.citation import cite
 from understudy.errors import ConfigError, StoreError
 from understudy.losses import LOSSES
+from understudy.models.families import FAMILIES
 from understudy.settings import write_toml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,7 +58,8 @@ def test_every_method_names_its_paper(name: str):
 
 
 def test_the_table_parses_and_repeats_nothing():
-    entries = [parse(text) for text in [*citation.PAPERS.values(), citation.SOFTWARE]]
+    libraries = [family.paper for family in FAMILIES.values() if family.paper]
+    entries = [parse(text) for text in [*citation.PAPERS.values(), *libraries, citation.SOFTWARE]]
     assert all({"title", "author", "year"} <= set(entry) for entry in entries)
     assert len({entry["key"] for entry in entries}) == len(entries)
     assert citation.PAPERS["moco-v2"] == LOSSES["moco"].citation  # one work, one entry

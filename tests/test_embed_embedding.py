@@ -21,8 +21,8 @@ from understudy.embed import blocks
 from understudy.embed import embedding as module
 from understudy.embed.embedding import embed, extract, open_rows
 from understudy.errors import ConfigError, DataError, ModelError, StoreError
-from understudy.models.backbones import Backbone
 from understudy.models.contract import Contract
+from understudy.models.encoder import Encoder
 from understudy.models.teacher import Teacher, build_teacher
 from understudy.neighbors.graph import build_graph
 from understudy.neighbors.settings import NeighborSettings
@@ -31,7 +31,7 @@ from understudy.sources.source import open_source
 SIZE, WIDTH = 8, 6
 
 
-class Encoder(nn.Module):
+class Network(nn.Module):
     """A convolution and a pool, times `scale`; `before` may look at each batch first."""
 
     def __init__(self, scale: float = 1.0, before: Callable[[Tensor], None] | None = None) -> None:
@@ -50,8 +50,8 @@ class Encoder(nn.Module):
 
 def teacher_of(scale: float = 1.0, before: Callable[[Tensor], None] | None = None, fingerprint: str = "f1") -> Teacher:
     contract = Contract(SIZE, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
-    encoder = Encoder(scale, before)
-    return Teacher(Backbone(encoder, WIDTH, contract, "python:tests", "python:tests", "as built", True, fingerprint))
+    encoder = Network(scale, before)
+    return Teacher(Encoder(encoder, WIDTH, contract, "python:tests", "python:tests", "as built", fingerprint))
 
 
 def stop_after(batches: int, stop: Callable[[], None]) -> Callable[[Tensor], None]:
@@ -82,7 +82,7 @@ def pixels(count: int = 75) -> np.ndarray:
 
 def by_hand(images: np.ndarray) -> np.ndarray:
     """The encoder in float64 numpy: normalize, 3 x 3 valid convolution, relu, mean."""
-    encoder = Encoder()
+    encoder = Network()
     weight = encoder.convolution.weight.detach().double().numpy()
     bias = encoder.convolution.bias.detach().double().numpy()
     x = (images / 255 - [0.4, 0.5, 0.6]) / [0.2, 0.3, 0.25]
@@ -371,7 +371,7 @@ def test_nan_on_the_way_names_the_image(tmp_path: Path, folder: Path):
     """One bad image beyond the sample: white, and the encoder divides by its darkness."""
     Image.fromarray(np.full((SIZE, SIZE, 3), 255, np.uint8)).save(folder / "30.png")
 
-    class Fragile(Encoder):
+    class Fragile(Network):
         def forward(self, x: Tensor) -> Tensor:
             dark = (x.amax((1, 2, 3), keepdim=True) - x).amax((1, 2, 3))
             flat = x.flatten(2).std(2).amax(1) == 0

@@ -17,8 +17,8 @@ from understudy.evaluate.datasets.layouts import open_target
 from understudy.evaluate.encoded_set import EncodedSet, Figures, Progress
 from understudy.evaluate.protocols.davis import _size, boundary_measure, carry, jaccard, outline
 from understudy.evaluate.settings import EvaluationSettings
-from understudy.models.backbones import Backbone
 from understudy.models.contract import Contract
+from understudy.models.encoder import Encoder
 from understudy.models.teacher import Teacher
 
 
@@ -153,7 +153,7 @@ CONTRACT = Contract(32, mean=(0.3, 0.3, 0.3), std=(0.5, 0.5, 0.5), interpolation
 
 
 def davis(network: nn.Module, root: Path, progress: Progress | None = None) -> Figures:
-    teacher = Teacher(Backbone(network, 3, CONTRACT, "colors", "colors", "by hand", True, "1"))
+    teacher = Teacher(Encoder(network, 3, CONTRACT, "colors", "colors", "by hand", "1"))
     target = open_target(f"davis={root}")
     encoded_set = EncodedSet("teacher", np.empty((0, 0), np.float32), encoder=teacher, target=target, progress=progress)
     return module.davis(encoded_set, EvaluationSettings())

@@ -20,8 +20,8 @@ from understudy.evaluate.encoded_set import EncodedSet, Figures, Progress
 from understudy.evaluate.protocols.detection import average_precision, outline_mask
 from understudy.evaluate.settings import DetectionSettings, EvaluationSettings
 from understudy.models import pyramid
-from understudy.models.backbones import Backbone
 from understudy.models.contract import Contract
+from understudy.models.encoder import Encoder
 from understudy.models.resnet import small_resnet
 from understudy.models.teacher import Teacher
 
@@ -173,7 +173,7 @@ def test_reader_processes_hand_over_the_same_in_shared_memory(tmp_path: Path) ->
 def detection(
     network: nn.Module, root: Path, settings: DetectionSettings, folder: Path, progress: Progress | None = None
 ) -> Figures:
-    teacher = Teacher(Backbone(network, 16, Contract(32), "small", "small", "random", True, "1"))
+    teacher = Teacher(Encoder(network, 16, Contract(32), "small", "small", "random", "1"))
     nothing = np.empty((0, 0), np.float32)
     target = open_target(f"coco={root}")
     encoded_set = EncodedSet("teacher", nothing, encoder=teacher, target=target, folder=folder, progress=progress)

@@ -19,15 +19,15 @@ from understudy.evaluate.datasets.masks import IGNORED, open_masks
 from understudy.evaluate.encoded_set import EncodedSet, Figures
 from understudy.evaluate.protocols.segmentation import confusion_matrix, mean_iou, windows
 from understudy.evaluate.settings import EvaluationSettings, SegmentationSettings
-from understudy.models.backbones import Backbone
 from understudy.models.contract import Contract
 from understudy.models.dense import dense_features
+from understudy.models.encoder import Encoder
 from understudy.models.resnet import small_resnet
 from understudy.models.teacher import Teacher
 
 
 def segmentation(network: nn.Module, root: Path, settings: SegmentationSettings, seed: int = 0) -> Figures:
-    teacher = Teacher(Backbone(network, 64, Contract(32), "small", "small", "random", True, "1"))
+    teacher = Teacher(Encoder(network, 64, Contract(32), "small", "small", "random", "1"))
     encoded_set = EncodedSet(
         "teacher", np.empty((0, 0), np.float32), encoder=teacher, target=open_target(f"index-masks={root}")
     )

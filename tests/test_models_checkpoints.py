@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from understudy.errors import ModelError
-from understudy.models.backbones import build_backbone
 from understudy.models.checkpoints import fingerprint_weights, load_into, read_weights
+from understudy.models.encoder import build_encoder
 from understudy.models.resnet import small_resnet
 
 State = dict[str, Tensor]
@@ -275,9 +275,9 @@ def test_moco_v2_loads_into_timm_resnet50_key_by_key(tmp_path: Path) -> None:
     file = tmp_path / "moco_v2_200ep.pth.tar"
     torch.save(moco_checkpoint(source), file)
 
-    backbone = build_backbone(f"timm:resnet50@{file}", pretrained=True, image_size=64)
+    backbone = build_encoder(f"timm:resnet50@{file}", pretrained=True, image_size=64)
 
-    assert backbone.trained and backbone.width == 2048 and backbone.architecture == "timm:resnet50"
+    assert backbone.weights and backbone.width == 2048 and backbone.architecture == "timm:resnet50"
     assert (
         "MoCo v1/v2" in backbone.weights and "dropped: encoder_k (" in backbone.weights and "fc (4)" in backbone.weights
     )

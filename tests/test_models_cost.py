@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from understudy.models.backbones import build_backbone
 from understudy.models.cost import flops, parameters
+from understudy.models.encoder import build_encoder
 from understudy.models.student import build_student
 
 
@@ -26,12 +26,12 @@ def test_counts_by_hand() -> None:
     ],
 )
 def test_published_counts(spec: str, size: int, published: float) -> None:
-    module = build_backbone(spec, pretrained=False, image_size=size).module
+    module = build_encoder(spec, pretrained=False, image_size=size).module
     assert flops(module, size) == pytest.approx(published, rel=0.01)
 
 
 def test_attention_is_counted() -> None:
-    backbone = build_backbone("timm:test_vit", pretrained=False)
+    backbone = build_encoder("timm:test_vit", pretrained=False)
     size, width, heads_and_all = backbone.contract.size, backbone.width, 0
     tokens = (size // 16) ** 2 + 1
     for name, part in backbone.module.named_modules():

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from understudy.errors import ModelError
-from understudy.models.backbones import build_backbone
 from understudy.models.dense import dense_features
+from understudy.models.encoder import build_encoder
 from understudy.models.pyramid import Pyramid
 
 
 def built(spec: str) -> nn.Module:
     torch.manual_seed(0)
-    return build_backbone(spec, pretrained=False).module.eval()
+    return build_encoder(spec, pretrained=False).module.eval()
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_what_has_no_maps_is_a_sentence(tmp_path: Path, shared: Path) -> None:
         dense_features(flat, (8, 8))
     with pytest.raises(ModelError, match=r"timm:test_vit cannot .*90 x 90"):
         dense_features(built("timm:test_vit"), (90, 90), spec="timm:test_vit")
-    onnx = build_backbone(f"onnx:{shared / 'weights' / 'resnet56_cifar10.onnx'}", pretrained=True).module
+    onnx = build_encoder(f"onnx:{shared / 'weights' / 'resnet56_cifar10.onnx'}", pretrained=True).module
     with pytest.raises(ModelError, match="is an ONNX file: .* no feature maps and no gradients"):
         dense_features(onnx, (32, 32), spec="onnx:resnet56")
 

@@ -15,7 +15,7 @@ from understudy.models.malloc import _glibc
 SCRIPT = """
 import resource
 import torch
-from understudy.models.malloc import kept_heap
+from understudy.models.malloc import keep_freed_memory
 
 def faults(times=24, mib=64):  # of making a tensor and dropping it, over and over
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -26,11 +26,11 @@ def faults(times=24, mib=64):  # of making a tensor and dropping it, over and ov
 faults(1)
 outside = faults()
 assert outside > 1000, outside
-with kept_heap("meta"):
+with keep_freed_memory("meta"):
     other = faults()
-with kept_heap("cpu"):
+with keep_freed_memory("cpu"):
     faults(1)
-    with kept_heap(torch.device("cpu")):
+    with keep_freed_memory(torch.device("cpu")):
         faults(1)
     inside = faults()  # the inner block has not given it back
 first = faults(1)

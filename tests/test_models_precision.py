@@ -19,8 +19,8 @@ from understudy.artifacts import Run, Store, StoreKey
 from understudy.cli import main
 from understudy.errors import ConfigError, ModelError, StoreError
 from understudy.evaluate.runner import _teacher_of
-from understudy.models.backbones import Backbone
 from understudy.models.contract import Contract
+from understudy.models.encoder import Encoder
 from understudy.models.precision import arithmetic, precision_on
 from understudy.models.resnet import small_resnet
 from understudy.models.teacher import Teacher, build_teacher
@@ -31,7 +31,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 def teacher_of(module: nn.Module, precision: str, width: int = 16, size: int = 8) -> Teacher:
     contract = Contract(size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    return Teacher(Backbone(module.eval(), width, contract, "python:t", "python:t", "given", True, "f"), precision)
+    return Teacher(Encoder(module.eval(), width, contract, "python:t", "python:t", "given", "f"), precision)
 
 
 def switches() -> tuple[Any, ...]:
@@ -99,7 +99,7 @@ def test_tokens_and_attention_are_float32_too(defaults) -> None:
     module = timm.create_model("test_vit", num_classes=0, img_size=64, global_pool="token")
     images = torch.rand(2, 3, 64, 64)
     half, plain = (teacher_of(module, name, 64, 64) for name in ("bf16", "fp32"))
-    found, exact = half.look(images, attention=True), plain.look(images, attention=True)
+    found, exact = half.forward_outputs(images, attention=True), plain.forward_outputs(images, attention=True)
     assert torch.equal(found.embedding, half(images))
     for name in ("embedding", "tokens", "attention"):
         one, other = getattr(found, name), getattr(exact, name)

@@ -20,8 +20,8 @@ from test_train_runs import TEACHER
 from understudy.artifacts import ALONE, Writers
 from understudy.cli import main
 from understudy.errors import ConfigError, ModelError
-from understudy.models.backbones import Backbone
 from understudy.models.contract import Contract
+from understudy.models.encoder import Encoder
 from understudy.models.sharded import ShardedTeacher, groups, together
 from understudy.models.teacher import Teacher, build_teacher
 from understudy.pipeline import RunSettings, train_stage
@@ -194,7 +194,7 @@ class Flat(nn.Module):
 
 def flat() -> Teacher:
     contract = Contract(size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
-    return Teacher(Backbone(Flat(), 4, contract, "flat", "flat", "given", True, "0" * 16))
+    return Teacher(Encoder(Flat(), 4, contract, "flat", "flat", "given", "0" * 16))
 
 
 def test_what_cannot_be_sharded(tmp_path: Path):

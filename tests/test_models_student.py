@@ -14,7 +14,7 @@ from torch import nn
 
 from understudy.artifacts import Run
 from understudy.errors import ModelError, StoreError
-from understudy.models.backbones import build_backbone
+from understudy.models.encoder import build_encoder
 from understudy.models.student import Student, build_head, build_student, load_student, save_student
 from understudy.models.teacher import build_teacher
 from understudy.report.verdict import head_multiply_adds
@@ -162,7 +162,7 @@ def test_a_run_is_a_teacher_and_a_start(tmp_path: Path) -> None:
     start = build_student(f"run:{tmp_path / 'run'}", 24)
     assert torch.equal(start.backbone.conv1.weight, student.backbone.conv1.weight)
     assert start.training and start.backbone.training
-    own_weights = build_backbone(f"small:resnet8@{tmp_path / 'run' / 'student.safetensors'}", pretrained=True)
+    own_weights = build_encoder(f"small:resnet8@{tmp_path / 'run' / 'student.safetensors'}", pretrained=True)
     assert torch.equal(own_weights.module.conv1.weight, student.backbone.conv1.weight)
     assert own_weights.fingerprint == teacher.fingerprint
 

@@ -14,9 +14,9 @@ from onnx import TensorProto, helper, numpy_helper, save
 from torch import Tensor, nn
 
 from understudy.errors import ModelError
-from understudy.models.backbones import Backbone, build_backbone
 from understudy.models.contract import Contract
 from understudy.models.cost import flops
+from understudy.models.encoder import Encoder, build_encoder
 from understudy.models.onnx_encoder import OnnxEncoder
 from understudy.models.resnet import small_resnet
 from understudy.models.teacher import Teacher, build_teacher, check_embeddings, refuse_untrained
@@ -87,7 +87,7 @@ def norm_free(seed: int = 0) -> nn.Module:
 def test_random_networks_are_refused(spec: str, tmp_path: Path) -> None:
     """Also when the random weights come as a file, and when BatchNorm has seen data."""
     torch.manual_seed(0)
-    module = build_backbone(spec, pretrained=False, image_size=64).module
+    module = build_encoder(spec, pretrained=False, image_size=64).module
     with pytest.raises(ModelError, match="looks randomly initialized: all .* normalization layers"):
         refuse_untrained(module, spec)
     module.train()(torch.rand(8, 3, 64, 64))
@@ -281,7 +281,7 @@ def test_garbage_and_gray_onnx_files_are_sentences(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"one float32 input \(batch, 3, H, W\); it takes images"):
         build_teacher(f"onnx:{gray}")
     with pytest.raises(ModelError, match="frozen and cannot be trained"):
-        build_backbone(f"onnx:{onnx_file(tmp_path / 't.onnx', structured())}", pretrained=False)
+        build_encoder(f"onnx:{onnx_file(tmp_path / 't.onnx', structured())}", pretrained=False)
 
 
 def test_a_random_onnx_file_is_refused(tmp_path: Path) -> None:
@@ -346,9 +346,9 @@ def test_a_convolutional_teacher_is_laid_out_for_the_cpu_and_says_the_same():
     ).double()  # fmt: skip
     images = torch.rand(4, 3, 20, 20, dtype=torch.float64)
     expected = module(images).float()
-    teacher = Teacher(Backbone(module, 6, Contract(20), "test", "test", "made", True, "x"))
+    teacher = Teacher(Encoder(module, 6, Contract(20), "test", "test", "made", "x"))
     assert teacher.convolves
     torch.testing.assert_close(teacher.features(images), expected, rtol=1e-6, atol=1e-7)
     assert module[2].weight.is_contiguous(memory_format=torch.channels_last)
     lone = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 4, stride=4), torch.nn.Flatten())
-    assert not Teacher(Backbone(lone, 200, Contract(20), "test", "test", "made", True, "x")).convolves
+    assert not Teacher(Encoder(lone, 200, Contract(20), "test", "test", "made", "x")).convolves

@@ -81,7 +81,7 @@ def test_small_images_are_timed_as_a_run_reads_them(tmp_path, monkeypatch, capsy
     monkeypatch.setattr("understudy.plan.SAMPLE", 50)
     monkeypatch.setattr("understudy.plan.measure", lambda settings, source, *_: seen.append(source) or MEASURED)
     given = ["--data", str(tmp_path / "images"), "--holdout", "0", "--store", str(tmp_path / "store")]
-    teacher = ["--teacher", "python:understudy.models.toy_encoder:Thumbnail", "--student", "small:resnet8x0.25"]
+    teacher = ["--teacher", "python:understudy.models.toy_encoder:ToyEncoder", "--student", "small:resnet8x0.25"]
     assert main(["plan", *given, *teacher, "--batch-size", "32"]) == 0
     assert isinstance(seen[0].images, PixelMap) and len(seen[0]) == 50
     assert "70 images" in capsys.readouterr().out and not (tmp_path / "store").exists()
@@ -93,7 +93,7 @@ def test_a_real_plan(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     given = [
         "--data", "digits:train", "--limit", "200", "--eval-data", "digits", "--teacher",
-        "python:understudy.models.toy_encoder:Thumbnail", "--student", "small:resnet8x0.25", "--passes", "40",
+        "python:understudy.models.toy_encoder:ToyEncoder", "--student", "small:resnet8x0.25", "--passes", "40",
         "--batch-size", "64", "--device", "cpu", "--head-hidden", "16",
     ]  # fmt: skip
     assert main(["plan", *given, "--json"]) == 0

@@ -164,12 +164,12 @@ def test_a_path_that_cannot_be_used_is_a_sentence(tmp_path: Path, capsys: pytest
 
 
 def test_the_readme_lists_the_verbs_and_specs():
-    from understudy.models.backbones import SPECS
+    from understudy.models.families import FAMILIES
 
     text = (ROOT / "README.md").read_text()
     assert set(re.findall(r"^\| `understudy (\w+)` \|", text, flags=re.MULTILINE)) == set(VERBS)
     models = text.split("### Models")[1].split("### Images")[0]
-    assert set(re.findall(r"^\| `(\w+):", models, flags=re.MULTILINE)) == set(SPECS)
+    assert set(re.findall(r"^\| `(\w+):", models, flags=re.MULTILINE)) == set(FAMILIES)
 
 
 def test_the_readme_s_settings_resolve():

@@ -18,8 +18,8 @@ from torch import nn
 from test_train_runs import TEACHER
 from understudy.artifacts import Run
 from understudy.errors import TrainingError
-from understudy.models.backbones import Backbone
 from understudy.models.contract import Contract
+from understudy.models.encoder import Encoder
 from understudy.models.teacher import Teacher
 from understudy.pipeline import RunSettings
 from understudy.settings import resolve
@@ -38,7 +38,7 @@ def network() -> nn.Module:
 
 
 def networks() -> Networks:
-    taught = Backbone(network(), 4, Contract(8), "python:t", "python:t", "given", trained=True, fingerprint="f")
+    taught = Encoder(network(), 4, Contract(8), "python:t", "python:t", "given", fingerprint="f")
     return Networks(network(), network().eval(), Teacher(taught))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from understudy import __version__
 from understudy.artifacts import Run
 from understudy.errors import ConfigError, StoreError
+from understudy.models.families import parse_spec
 from understudy.settings import nearest, read_toml
 
 SOFTWARE = f"""@software{{understudy,
@@ -31,17 +32,6 @@ PAPERS = {
                and Killeen, Trevor and Lin, Zeming and Gimelshein, Natalia and Antiga, Luca and others},
   booktitle = {Advances in Neural Information Processing Systems (NeurIPS)},
   year      = {2019}
-}""",
-    "timm": """@misc{wightman2019timm,
-  title  = {{PyTorch} Image Models},
-  author = {Wightman, Ross},
-  year   = {2019},
-  doi    = {10.5281/zenodo.4414861}
-}""",
-    "torchvision": """@software{torchvision2016,
-  title  = {{TorchVision}: {PyTorch}'s Computer Vision library},
-  author = {{TorchVision maintainers and contributors}},
-  year   = {2016}
 }""",
     "resnet": """@inproceedings{he2016resnet,
   title     = {Deep Residual Learning for Image Recognition},
@@ -296,19 +286,15 @@ def _run(run: Run, seen: set[Path]) -> list[tuple[str, str]]:
 
 
 def _model(use: str, spec: str) -> list[tuple[str, str]]:
-    prefix, _, rest = spec.partition(":")
-    if prefix in ("onnx", "run"):  # a path, which may itself contain "@"
-        name, file = rest, "" if prefix == "run" else rest
-    else:
-        name, _, file = rest.partition("@")
-    entries = []
-    if prefix in ("timm", "torchvision"):
-        entries.append((f"{use} {prefix}:{name}", PAPERS[prefix]))
-    if prefix in ("timm", "torchvision", "small"):
+    if not spec:
+        return []
+    family, name, file = parse_spec(spec)
+    entries = [(f"{use} {family.name}:{name}", family.paper)] if family.paper else []
+    if family.names_architecture:
         papers = [PAPERS[key] for pattern, key in ARCHITECTURES.items() if re.search(pattern, name.lower())]
         unknown = "% (cite its architecture as its library's documentation says)"
-        entries += [(f"{use} {prefix}:{name}", text) for text in papers or [unknown]]
-    if prefix == "python" or file:
+        entries += [(f"{use} {family.name}:{name}", text) for text in papers or [unknown]]
+    if file or not family.names_authors:
         entries.append((f"{use} {spec}", "% (cite whoever trained it: a file does not say)"))
     return entries
 

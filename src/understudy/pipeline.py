@@ -120,7 +120,7 @@ def train_stage(settings: RunSettings, *, quiet: bool = False) -> Run | None:
     """
     from understudy.embed.transform import transform_of
     from understudy.losses import LOSSES
-    from understudy.models.outputs import refuse_blind
+    from understudy.models.outputs import require_outputs
     from understudy.models.sharded import ShardedTeacher, refuse_alone, together
     from understudy.sources.remote import RemoteImages
     from understudy.train.distributed import join
@@ -149,7 +149,7 @@ def train_stage(settings: RunSettings, *, quiet: bool = False) -> Run | None:
     if method.needs_teacher and settings.teacher is not None:
         teacher = teacher_of(settings, processes.device)
         if method.needs_tokens or method.needs_attention:  # said again by the loop, but here before any work
-            refuse_blind(teacher.module, teacher.spec, attention=method.needs_attention)
+            require_outputs(teacher.module, teacher.spec, attention=method.needs_attention)
         if settings.teacher_sharding == "fsdp":
             teacher = ShardedTeacher(teacher, processes, processes.device)
         else:
@@ -347,7 +347,7 @@ def probe_of(
     import numpy as np
     import torch
 
-    from understudy.models.backbones import build_backbone
+    from understudy.models.encoder import build_encoder
     from understudy.sources.source import limited, open_evaluation
     from understudy.train.signals import Probe
     from understudy.views.loader import ImageLoader
@@ -361,7 +361,7 @@ def probe_of(
     else:
         bank_source = None
     assert held_out is not None
-    contract = build_backbone(settings.student, pretrained=False, image_size=settings.image_size).contract
+    contract = build_encoder(settings.student, pretrained=False, image_size=settings.image_size).contract
     size = max(contract.size, teacher.contract.size if teacher is not None else 0)
 
     def slice_of(source: Source, count: int) -> tuple[torch.Tensor, np.ndarray | None, np.ndarray | None]:

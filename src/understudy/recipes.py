@@ -27,7 +27,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 """tiny: two steps on a few embedded images, and a teacher without weights in the place of the run's own: the same code,
 less data and less of it at a time. Nothing else is touched."""
 
-TINY_TEACHER = "python:understudy.models.toy_encoder:Thumbnail"
+TINY_TEACHER = "python:understudy.models.toy_encoder:ToyEncoder"
 
 
 def merge_layers(*layers: Mapping[str, Any], method: str, otherwise: str | None = None) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from understudy import __version__
 from understudy.artifacts import ALONE, Store, StoreKey, Writers, blocks_of, lock, room_on_disk, sweep
 from understudy.embed.blocks import Block, merge, take_back
 from understudy.errors import ConfigError, DataError, ModelError, StoreError
-from understudy.models.malloc import kept_malloc
+from understudy.models.malloc import keep_freed_memory
 from understudy.models.sharded import together
 from understudy.sources.source import Source, read_listing, write_listing
 from understudy.views.loader import ImageLoader, Skipped
@@ -89,7 +89,7 @@ def extract(
     skipped: Skipped = []
     rows = done = 0
     begun = time.monotonic()
-    with kept_malloc(device):
+    with keep_freed_memory(device):
         for positions, pixels, unreadable in _loader(source, contract, batch_size, workers):
             skipped += unreadable
             if len(positions):
@@ -170,7 +170,7 @@ def embed(
         writers.barrier()
         if writers.agree(store.complete):
             return store
-        with lock(folder, shared=True), kept_malloc(device), together(teacher):
+        with lock(folder, shared=True), keep_freed_memory(device), together(teacher):
             blocks = [
                 Block(store, number, images, teacher.width, np.dtype(dtype))
                 for number, images in enumerate(blocks_of(len(source), smallest=BLOCK, most=BLOCKS))

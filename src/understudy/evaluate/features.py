@@ -171,7 +171,9 @@ class Bench:
                 rows[name] = np.asarray(store.embeddings())
                 if name == "student":
                     assert self.student is not None
-                    rows["student_embed"] = rows[name] if self.student.plain else self._through_head(store, rows[name])
+                    rows["student_embed"] = (
+                        rows[name] if self.student.headless else self._through_head(store, rows[name])
+                    )
         return Encoded(images, rows, len(source) - len(images))
 
     @torch.no_grad()
@@ -180,13 +182,13 @@ class Bench:
         path = store.folder / "head.npy"
         if not path.is_file():
             assert self.student is not None
-            land, width = self.student.land, self.student.embed_dim
+            to_teacher_space, width = self.student.to_teacher_space, self.student.embed_dim
             with atomic(path) as temporary, open(temporary, "wb") as file:
                 header = {"descr": "<f4", "fortran_order": False, "shape": (len(features), width)}
                 np.lib.format.write_array_header_1_0(file, header)
                 for start in range(0, len(features), 4096):
                     part = torch.from_numpy(np.array(features[start : start + 4096])).to(self.device)
-                    file.write(land(part).float().cpu().numpy().astype("<f4").tobytes())
+                    file.write(to_teacher_space(part).float().cpu().numpy().astype("<f4").tobytes())
         return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
 
     def note(self, what: str) -> Progress | None:
@@ -232,7 +234,7 @@ class Bench:
             encoders["teacher"] = self.teacher
         if self.student is not None:
             encoders |= {"student": self.student, "student_embed": Embedding(self.student)}
-        headless = self.student is not None and self.student.plain
+        headless = self.student is not None and self.student.headless
         places = {name: root for name, (_, root, _) in self.roots.items()}
         found: dict[str, EncodedSet] = {}
         for name, encoder in encoders.items():

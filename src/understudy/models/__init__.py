@@ -1,7 +1,6 @@
 """Models: what a spec string such as `timm:resnet18@FILE` or `onnx:FILE` stands for, as teacher and as student.
 
-contract.py (the input a network was trained on), backbones.py (spec -> module, width, contract), checkpoints.py
-(published weight files), resnet.py (ResNets for 32 x 32), onnx_encoder.py (a frozen ONNX file), student.py, teacher.py,
-tokens.py (patch tokens and attention of vision transformers), dense.py (feature maps of any network), pyramid.py (a
-detector's levels out of them), cost.py.
+families (one class a prefix) build networks; encoder.py makes them an `Encoder` with its contract, width and
+fingerprint; teacher.py, student.py, sharded.py are what is trained from and trained; outputs.py says what a network
+shows besides its embedding, dense.py and pyramid.py its feature maps; checkpoints.py reads published weight files.
 """

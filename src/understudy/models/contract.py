@@ -21,6 +21,9 @@ from understudy.settings import nearest
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+SMALL = 64
+"""At this size or below an untrained network sees the whole image in evaluation; above it, the usual 0.875 of it."""
+
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -65,6 +68,11 @@ class Contract:
             raise ModelError(f"A crop share lies in (0, 1]; got {self.crop}.")
         if self.interpolation not in RESAMPLING:
             raise ModelError(f"Unknown interpolation '{self.interpolation}'. {nearest(self.interpolation, RESAMPLING)}")
+
+    @classmethod
+    def untrained(cls, size: int, interpolation: str = "bilinear") -> Contract:
+        """The contract of a network that has none yet: ImageNet's statistics, as in the CoSS paper's scripts."""
+        return cls(size, IMAGENET_MEAN, IMAGENET_STD, interpolation, crop=1.0 if size <= SMALL else 0.875)
 
     def table(self) -> dict[str, Any]:
         """The contract as plain JSON, the inverse of `from_table`."""

@@ -21,7 +21,7 @@ _inside = 0
 
 
 @contextlib.contextmanager
-def kept_malloc(device: str | torch.device) -> Iterator[None]:
+def keep_freed_memory(device: str | torch.device) -> Iterator[None]:
     """For as long as the block runs, let the C library keep the memory of freed tensors; at its end it is given back.
 
     By default every tensor beyond 32 MiB is a mapping of its own: the kernel clears its pages at the first touch, every

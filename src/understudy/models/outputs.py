@@ -32,13 +32,13 @@ class EncoderOutput:
     attention: Float[Tensor, "B H T"] | None = None
 
 
-def refuse_blind(module: nn.Module, spec: str, *, attention: bool) -> None:
+def require_outputs(module: nn.Module, spec: str, *, attention: bool) -> None:
     """Refuse a network that cannot show what a method compares.
 
     Args:
         module: a headless network.
         spec: how the message calls it.
-        attention: whether the attention of the class token is wanted too.
+        attention: whether the method compares the attention of the class token too.
 
     Raises:
         ModelError: not a vision transformer of timm; or its class token's attention is not one over itself and the
@@ -81,13 +81,13 @@ def patch_count(module: Any, size: int) -> int:
     """N, how many patches a vision transformer cuts a square image into.
 
     Args:
-        module: one that `refuse_blind` lets pass.
+        module: one that `require_outputs` lets pass.
         size: side of the image in pixels.
     """
     return prod(module.patch_embed.dynamic_feat_size((size, size)))
 
 
-def look(
+def forward_outputs(
     module: Any,
     x: Float[Tensor, "B 3 S S"],
     *,
@@ -102,7 +102,7 @@ def look(
     write it down.
 
     Args:
-        module: one that `refuse_blind` lets pass.
+        module: one that `require_outputs` lets pass.
         x: (B, 3, S, S) prepared images.
         attention: whether to return the class token's attention.
         masks: (M, N) for the last M images: True where a patch is hidden.

@@ -85,7 +85,7 @@ class ShardedTeacher(Teacher):
         self.writers.agree(True)  # somebody has images: the others join in
         return self._pass(x)
 
-    def look(self, images: Tensor, *, attention: bool = False) -> EncoderOutput:  # noqa: ARG002
+    def forward_outputs(self, images: Tensor, *, attention: bool = False) -> EncoderOutput:  # noqa: ARG002
         """Not to be had: tokens are read from parts of the network, out of turn."""
         raise ConfigError(f"{self.spec} is sharded, and shows its embedding only: leave out --teacher-sharding.")
 

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from understudy import __version__
 from understudy.artifacts import FORMAT, Run, atomic, write_json
 from understudy.errors import ModelError, StoreError
-from understudy.models.backbones import Backbone, build_backbone
 from understudy.models.checkpoints import fingerprint_weights
 from understudy.models.contract import Contract
 from understudy.models.cost import parameters
-from understudy.models.outputs import EncoderOutput, look
+from understudy.models.encoder import Encoder, build_encoder
+from understudy.models.outputs import EncoderOutput, forward_outputs
 from understudy.settings import nearest
 
 HEADS = ("auto", "mlp", "deep", "linear", "norm", "gelu", "none")
@@ -103,21 +103,21 @@ class Student(nn.Module):
     """A small encoder that can stand in for its teacher.
 
     Args:
-        backbone: from `build_backbone`.
+        encoder: from `build_encoder`.
         head: from `build_head`.
         head_table: from `build_head`.
     """
 
-    def __init__(self, backbone: Backbone, head: nn.Module, head_table: Mapping[str, Any]) -> None:
+    def __init__(self, encoder: Encoder, head: nn.Module, head_table: Mapping[str, Any]) -> None:
         super().__init__()
-        self.backbone = backbone.module
+        self.backbone = encoder.module
         self.head = head
         self.head_table = dict(head_table)
-        self.contract = backbone.contract
-        self.spec = backbone.spec
-        self.architecture = backbone.architecture
-        self.weights = backbone.weights
-        self.width = backbone.width
+        self.contract = encoder.contract
+        self.spec = encoder.spec
+        self.architecture = encoder.architecture
+        self.weights = encoder.weights
+        self.width = encoder.width
         self.embed_dim = int(head_table["out"])
         self.inverse_transform = InverseTransform(self.embed_dim) if head_table.get("transform") else nn.Identity()
 
@@ -128,35 +128,35 @@ class Student(nn.Module):
 
     def embed(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         """(B, 3, S, S) prepared -> (B, D): in the teacher's space."""
-        return self.land(self.features(x))
+        return self.to_teacher_space(self.features(x))
 
     @property
-    def plain(self) -> bool:
+    def headless(self) -> bool:
         """Whether there is nothing behind the backbone: its features are the embedding."""
         return isinstance(self.head, nn.Identity) and isinstance(self.inverse_transform, nn.Identity)
 
-    def land(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B D"]:
+    def to_teacher_space(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B D"]:
         """(B, F) backbone features -> (B, D) in the teacher's space: the second half of `embed`."""
         embedding: Tensor = self.inverse_transform(self.head(features))
         return embedding
 
-    def look(self, x: Float[Tensor, "B 3 H W"], **wanted: Any) -> EncoderOutput:
+    def forward_outputs(self, x: Float[Tensor, "B 3 H W"], **requested: Any) -> EncoderOutput:
         """(B, 3, S, S) prepared -> embeddings in the teacher's space, and what lies under them.
 
         Args:
             x: as for `embed`.
-            **wanted: see `tokens.look`; of networks that `tokens.refuse_blind` lets pass.
+            **requested: see `outputs.forward_outputs`; of networks that `outputs.require_outputs` lets pass.
         """
-        sight = look(self.backbone, x, **wanted)
-        return EncoderOutput(self.head(sight.embedding), sight.tokens, sight.attention)
+        output = forward_outputs(self.backbone, x, **requested)
+        return EncoderOutput(self.head(output.embedding), output.tokens, output.attention)
 
-    def forward(self, x: Float[Tensor, "B 3 H W"], **wanted: Any) -> Float[Tensor, "B D"] | EncoderOutput:
-        """What is trained: `embed` but for the way back from a transformed space; `look` where more is wanted.
+    def forward(self, x: Float[Tensor, "B 3 H W"], **requested: Any) -> Float[Tensor, "B D"] | EncoderOutput:
+        """What is trained: `embed` without the inverse transform, or `forward_outputs` where more is requested.
 
         DDP sees one call either way.
         """
-        if wanted:
-            return self.look(x, **wanted)
+        if requested:
+            return self.forward_outputs(x, **requested)
         embedding: Tensor = self.head(self.features(x))
         return embedding
 
@@ -180,7 +180,7 @@ def build_student(
     """A student to be trained, random unless its spec brings weights (`@FILE`, `run:`).
 
     Args:
-        spec: see `build_backbone`.
+        spec: see `build_encoder`.
         embed_dim: D, the teacher's width.
         head: see `build_head`.
         hidden: see `build_head`.
@@ -193,11 +193,11 @@ def build_student(
     Raises:
         ModelError: the spec or the head cannot be built.
     """
-    backbone = build_backbone(spec, pretrained=False, image_size=image_size, mean=mean, std=std)
+    encoder = build_encoder(spec, pretrained=False, image_size=image_size, mean=mean, std=std)
     if transform != "none" and head == "auto":
         head = "mlp"
-    built, table = build_head(backbone.width, embed_dim, head, hidden)
-    return Student(backbone, built, table if transform == "none" else {**table, "transform": transform})
+    built, table = build_head(encoder.width, embed_dim, head, hidden)
+    return Student(encoder, built, table if transform == "none" else {**table, "transform": transform})
 
 
 def save_student(student: Student, run: Run, metadata: Mapping[str, Any]) -> None:
@@ -255,11 +255,11 @@ def load_student(path: str | os.PathLike[str]) -> Student:
         raise StoreError(f"{run.student_path} has format {table.get('format')!r}, this version reads {FORMAT}.")
     contract, head = table["contract"], table["head"]
     with torch.random.fork_rng(devices=[]):  # The initialization that the weights replace shall cost no random numbers.
-        backbone = build_backbone(table["architecture"], pretrained=False, image_size=int(contract["size"]))
+        encoder = build_encoder(table["architecture"], pretrained=False, image_size=int(contract["size"]))
         built_head = build_head(head["width"], head["out"], head["kind"], head["hidden"] or 0)
-    backbone.contract = Contract.from_table(contract)
-    backbone.spec = table["spec"]
-    student = Student(backbone, built_head[0], head)
+    encoder.contract = Contract.from_table(contract)
+    encoder.spec = table["spec"]
+    student = Student(encoder, built_head[0], head)
     try:
         student.load_state_dict(load_file(run.weights_path))
     except (SafetensorError, OSError, RuntimeError) as error:

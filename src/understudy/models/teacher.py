@@ -13,10 +13,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from understudy.errors import ModelError
-from understudy.models.backbones import Backbone, build_backbone
 from understudy.models.cost import parameters
+from understudy.models.encoder import Encoder, build_encoder
 from understudy.models.onnx_encoder import OnnxEncoder
-from understudy.models.outputs import EncoderOutput, look
+from understudy.models.outputs import EncoderOutput, forward_outputs
 from understudy.models.precision import HALVES, arithmetic, precision_on
 
 EDGE = 8.0
@@ -32,32 +32,32 @@ class Teacher(nn.Module):
     It differs from a Student in taking raw pixels: its input contract is its own, so `forward` resizes and normalizes.
 
     Args:
-        backbone: from `build_backbone(..., pretrained=True)`.
+        encoder: from `build_encoder(..., pretrained=True)`.
         precision: what it computes in, "fp32", "tf32", "bf16" or "fp16"; embeddings are float32 all the same.
 
     Raises:
         ModelError: half precision of an ONNX file, which has its own.
     """
 
-    def __init__(self, backbone: Backbone, precision: str = "fp32") -> None:
+    def __init__(self, encoder: Encoder, precision: str = "fp32") -> None:
         super().__init__()
-        for part in backbone.module.modules():
+        for part in encoder.module.modules():
             if isinstance(part, OnnxEncoder):
                 if precision in HALVES:
                     raise ModelError(
-                        f"{backbone.spec} is computed in the numbers that its file has, and --teacher-precision is "
+                        f"{encoder.spec} is computed in the numbers that its file has, and --teacher-precision is "
                         f"{precision}. Leave it out, or convert the file."
                     )
                 part.tf32 = precision == "tf32"
         self.precision = precision
-        self.module = backbone.module.requires_grad_(False)
-        self.contract = backbone.contract
-        self.spec = backbone.spec
-        self.width = backbone.width
-        self.weights = backbone.weights
-        self.fingerprint = backbone.fingerprint
-        self.parameters_count = parameters(backbone.module)
-        self.convolves = sum(isinstance(part, nn.Conv2d) for part in backbone.module.modules()) > 1
+        self.module = encoder.module.requires_grad_(False)
+        self.contract = encoder.contract
+        self.spec = encoder.spec
+        self.width = encoder.width
+        self.weights = encoder.weights
+        self.fingerprint = encoder.fingerprint
+        self.parameters_count = parameters(encoder.module)
+        self.convolves = sum(isinstance(part, nn.Conv2d) for part in encoder.module.modules()) > 1
         self.eval()
 
     def train(self, mode: bool = True) -> Teacher:  # noqa: ARG002
@@ -89,18 +89,18 @@ class Teacher(nn.Module):
         return features.float()
 
     @torch.no_grad()
-    def look(self, images: Tensor, *, attention: bool = False) -> EncoderOutput:
+    def forward_outputs(self, images: Tensor, *, attention: bool = False) -> EncoderOutput:
         """Raw pixels -> embeddings, patch tokens and, if asked for, the attention of the class token.
 
         Args:
             images: as for `forward`.
-            attention: see `tokens.look`; of networks that `tokens.refuse_blind` lets pass.
+            attention: see `outputs.forward_outputs`; of networks that `outputs.require_outputs` lets pass.
         """
         x = self.contract.prepare(images)
         with arithmetic(self.precision, x.device):
-            sight = look(self.module, x, attention=attention)
-        tokens = None if sight.tokens is None else sight.tokens.float()
-        return replace(sight, embedding=sight.embedding.float(), tokens=tokens)
+            output = forward_outputs(self.module, x, attention=attention)
+        tokens = None if output.tokens is None else output.tokens.float()
+        return replace(output, embedding=output.embedding.float(), tokens=tokens)
 
 
 def build_teacher(
@@ -115,7 +115,7 @@ def build_teacher(
     """A teacher with weights, on the CPU.
 
     Args:
-        spec: see `build_backbone`.
+        spec: see `build_encoder`.
         mean: three numbers on [0, 1]; default the network's own.
         std: three numbers on [0, 1]; default the network's own.
         image_size: input side in pixels; default the network's own.
@@ -127,9 +127,9 @@ def build_teacher(
         ConfigError: a precision that the device does not have.
     """
     precision = precision_on(precision, device or torch.device("cpu"))
-    backbone = build_backbone(spec, pretrained=True, image_size=image_size, mean=mean, std=std)
-    refuse_untrained(backbone.module, spec)
-    return Teacher(backbone, precision)
+    encoder = build_encoder(spec, pretrained=True, image_size=image_size, mean=mean, std=std)
+    refuse_untrained(encoder.module, spec)
+    return Teacher(encoder, precision)
 
 
 def refuse_untrained(module: nn.Module, spec: str = "This teacher") -> None:

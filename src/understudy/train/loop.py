@@ -30,8 +30,8 @@ from understudy.hardware import hardware
 from understudy.losses import Loss, Terms, build, typed
 from understudy.losses.terms import next_in_bag
 from understudy.models.cost import flops
-from understudy.models.malloc import kept_malloc
-from understudy.models.outputs import EncoderOutput, patch_count, refuse_blind
+from understudy.models.malloc import keep_freed_memory
+from understudy.models.outputs import EncoderOutput, patch_count, require_outputs
 from understudy.models.sharded import ShardedTeacher, together
 from understudy.models.student import InverseTransform, Student, build_student, save_student
 from understudy.models.teacher import Teacher
@@ -117,11 +117,11 @@ def train(
         image_size=settings.image_size,
     ).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     # Methods that compare what lies under the embedding: the networks must be able to show it.
-    looks = {"attention": loss.needs_attention} if loss.needs_tokens or loss.needs_attention else {}
-    if looks:
-        refuse_blind(student.backbone, student.spec, **looks)
+    requested = {"attention": loss.needs_attention} if loss.needs_tokens or loss.needs_attention else {}
+    if requested:
+        require_outputs(student.backbone, student.spec, **requested)
         if teacher is not None:
-            refuse_blind(teacher.module, teacher.spec, **looks)
+            require_outputs(teacher.module, teacher.spec, **requested)
         if settings.views.teacher == "recorded":
             raise ConfigError(
                 f"Method '{settings.method['name']}' compares tokens or attention, and recorded views hold embeddings "
@@ -197,7 +197,7 @@ def train(
         sizes = f"{size}" if teacher_size == size else f"{size} (teacher {teacher_size})"
         notify(f"  {batches.describe(settings.passes)}; {recipe.name} views of {sizes} px; {precision} on {device}")
         pool = settings.views.different
-        if recorded is None and loss.needs_teacher and not looks and 0 < pool < settings.passes * loss.views:
+        if recorded is None and loss.needs_teacher and not requested and 0 < pool < settings.passes * loss.views:
             notify(
                 f"  An image has {pool:,} different views, and the live teacher runs on each of them again and again: "
                 "with --views.teacher recorded it runs once on each."
@@ -212,7 +212,7 @@ def train(
         before = Compiled(**checkpoint.get("compiled", {"student": False, "teacher": False, "device": device.type}))
     live = teacher if loss.needs_teacher and recorded is None else None
     called, compiled = choose(
-        "false" if looks else settings.compile, Networks(student, key_student, live),
+        "false" if requested else settings.compile, Networks(student, key_student, live),
         student_images=(at_once, student.contract.size), teacher_images=(shown, teacher_size),
         key_images=(math.ceil(share * len(loss.key_views) / settings.chunks), student.contract.size),
         half=half, steps=steps - first, processes=processes, before=before,
@@ -258,7 +258,7 @@ def train(
         contextlib.closing(loader),
         kept(recorded),
         closed_on_failure(log),
-        kept_malloc(device),
+        keep_freed_memory(device),
     ):
         stream = iter(loader)
         while step < steps:
@@ -290,8 +290,8 @@ def train(
                 else:
                     looked_at = photometry(apart.pixels.to(device, non_blocking=True), apart.rows, recipe)
                 with meter.in_teacher(), together(teacher), stance():
-                    if looks:
-                        sight = teacher.look(looked_at, **looks)
+                    if requested:
+                        sight = teacher.forward_outputs(looked_at, **requested)
                     elif recorded is None:
                         sight = EncoderOutput(in_fixed_batches(called.teacher or teacher, looked_at, shown))
                     else:
@@ -340,8 +340,8 @@ def train(
                     hiding = {"masks": inputs["masks"][inside], "mask_token": loss.mask_token}
                 with half, stance():
                     prepared = student.contract.prepare(pixels).contiguous(memory_format=torch.channels_last)
-                    made = network(prepared, **looks, **hiding)
-                sight = made if looks else EncoderOutput(made)
+                    made = network(prepared, **requested, **hiding)
+                sight = made if requested else EncoderOutput(made)
                 seen = named("student", sight, loss, loss.student_views, clean)
                 if loss.needs_mixture:
                     seen["mixed"] = sight.embedding[clean:count]

@@ -14,8 +14,10 @@ import torch
 from torch import nn
 
 from understudy.errors import ModelError
-from understudy.models.backbones import SPECS, _published_by_timm, build_backbone
 from understudy.models.contract import IMAGENET_MEAN, IMAGENET_STD, Contract
+from understudy.models.encoder import build_encoder
+from understudy.models.families import FAMILIES
+from understudy.models.families.timm import published
 
 
 @pytest.mark.parametrize(
@@ -33,49 +35,47 @@ from understudy.models.contract import IMAGENET_MEAN, IMAGENET_STD, Contract
     ],
 )
 def test_students_end_in_pooled_features(spec: str, size: int, width: int) -> None:
-    backbone = build_backbone(spec, pretrained=False, image_size=size)
-    assert (backbone.width, backbone.contract.size) == (width, size)
-    assert backbone.contract.crop == 1.0
-    assert (backbone.trained, backbone.fingerprint, backbone.weights) == (False, "", "")
-    assert backbone.module.training
+    encoder = build_encoder(spec, pretrained=False, image_size=size)
+    assert (encoder.width, encoder.contract.size) == (width, size)
+    assert encoder.contract.crop == 1.0
+    assert (encoder.fingerprint, encoder.weights) == ("", "")
+    assert encoder.module.training
     with torch.no_grad():
-        assert backbone.module.eval()(torch.rand(2, 3, size, size)).shape == (2, width)
+        assert encoder.module.eval()(torch.rand(2, 3, size, size)).shape == (2, width)
 
 
 def test_the_contract_is_the_networks_own_and_flags_override_it() -> None:
     import timm
 
-    published = timm.get_pretrained_cfg("test_vit")
-    own = build_backbone("timm:test_vit", pretrained=False).contract
-    assert own == Contract(
-        published.input_size[1], published.mean, published.std, published.interpolation, published.crop_pct
-    )
-    flagged = build_backbone(
+    config = timm.get_pretrained_cfg("test_vit")
+    own = build_encoder("timm:test_vit", pretrained=False).contract
+    assert own == Contract(config.input_size[1], config.mean, config.std, config.interpolation, config.crop_pct)
+    flagged = build_encoder(
         "timm:test_vit", pretrained=False, image_size=96, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)
     ).contract
     assert (flagged.size, flagged.mean, flagged.std) == (96, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    assert build_backbone("small:resnet8", pretrained=False).contract == Contract(
+    assert build_encoder("small:resnet8", pretrained=False).contract == Contract(
         32, IMAGENET_MEAN, IMAGENET_STD, "bicubic", 1.0
     )
-    assert build_backbone("torchvision:resnet18", pretrained=False).contract.crop == 0.875
+    assert build_encoder("torchvision:resnet18", pretrained=False).contract.crop == 0.875
 
 
 def test_a_vit_with_local_weights_is_resampled_to_another_size(tmp_path: Path) -> None:
     """Weights are loaded at the size they were trained at; only then are position embeddings resampled."""
-    source = build_backbone("timm:test_vit", pretrained=False).module
+    source = build_encoder("timm:test_vit", pretrained=False).module
     torch.save(source.state_dict(), tmp_path / "vit.pth")
-    teacher = build_backbone(f"timm:test_vit@{tmp_path / 'vit.pth'}", pretrained=True, image_size=96)
-    assert teacher.trained and "missing: none" in teacher.weights
+    teacher = build_encoder(f"timm:test_vit@{tmp_path / 'vit.pth'}", pretrained=True, image_size=96)
+    assert teacher.fingerprint and "missing: none" in teacher.weights
     assert teacher.module.pos_embed.shape[1] < source.pos_embed.shape[1]
     assert torch.equal(teacher.module.blocks[0].attn.qkv.weight, source.blocks[0].attn.qkv.weight)
 
 
 def test_torchvision_weights_load_into_timm_and_back(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    theirs = build_backbone("torchvision:resnet18", pretrained=False, image_size=64)
+    theirs = build_encoder("torchvision:resnet18", pretrained=False, image_size=64)
     torch.save(theirs.module.state_dict(), tmp_path / "weights.pth")
-    ours = build_backbone(f"timm:resnet18@{tmp_path / 'weights.pth'}", pretrained=False, image_size=64)
-    back = build_backbone(f"torchvision:resnet18@{tmp_path / 'weights.pth'}", pretrained=True, image_size=64)
+    ours = build_encoder(f"timm:resnet18@{tmp_path / 'weights.pth'}", pretrained=False, image_size=64)
+    back = build_encoder(f"torchvision:resnet18@{tmp_path / 'weights.pth'}", pretrained=True, image_size=64)
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         expected = theirs.module.eval()(images)
@@ -86,14 +86,14 @@ def test_torchvision_weights_load_into_timm_and_back(tmp_path: Path) -> None:
 
 
 def test_the_fingerprint_follows_the_weights_and_not_their_file_name(tmp_path: Path) -> None:
-    state = build_backbone("small:resnet8", pretrained=False).module.state_dict()
+    state = build_encoder("small:resnet8", pretrained=False).module.state_dict()
     for name in ("a.pth", "b.pth"):
         torch.save(state, tmp_path / name)
-    first, same = (build_backbone(f"small:resnet8@{tmp_path / name}", pretrained=True) for name in ("a.pth", "b.pth"))
+    first, same = (build_encoder(f"small:resnet8@{tmp_path / name}", pretrained=True) for name in ("a.pth", "b.pth"))
     state["conv1.weight"][0] += 1e-3
     torch.save(state, tmp_path / "b.pth")
     assert first.fingerprint == same.fingerprint
-    assert first.fingerprint != build_backbone(f"small:resnet8@{tmp_path / 'b.pth'}", pretrained=True).fingerprint
+    assert first.fingerprint != build_encoder(f"small:resnet8@{tmp_path / 'b.pth'}", pretrained=True).fingerprint
 
 
 @pytest.mark.parametrize(
@@ -118,18 +118,18 @@ def test_the_fingerprint_follows_the_weights_and_not_their_file_name(tmp_path: P
 )
 def test_unknown_specs_are_sentences(spec: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        build_backbone(spec, pretrained=False)
+        build_encoder(spec, pretrained=False)
 
 
 def test_every_documented_prefix_is_an_entry() -> None:
-    assert set(SPECS) == {"timm", "torchvision", "onnx", "run", "small", "python"}
+    assert set(FAMILIES) == {"timm", "torchvision", "onnx", "run", "small", "python"}
 
 
 def test_sizes_a_network_cannot_take_show_both_numbers() -> None:
     with pytest.raises(ModelError, match="65 x 65"):
-        build_backbone("timm:test_vit", pretrained=False, image_size=65)
+        build_encoder("timm:test_vit", pretrained=False, image_size=65)
     with pytest.raises(ModelError, match="224 x 224 images, not 96 x 96"):
-        build_backbone("timm:levit_128s", pretrained=False, image_size=96)
+        build_encoder("timm:levit_128s", pretrained=False, image_size=96)
 
 
 @pytest.mark.parametrize("spec", ["small:resnet8", "timm:test_vit_nothing_published"])
@@ -140,7 +140,7 @@ def test_a_teacher_without_weights_is_refused(spec: str, monkeypatch: pytest.Mon
         spec = "timm:test_vit"
         monkeypatch.setattr(timm.models, "is_model_pretrained", lambda name: False)
     with pytest.raises(ModelError, match=f"{spec}@FILE"):
-        build_backbone(spec, pretrained=True)
+        build_encoder(spec, pretrained=True)
 
 
 def test_without_a_network_the_sentence_names_the_way_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_without_a_network_the_sentence_names_the_way_out(monkeypatch: pytest.Mo
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ModelError, match="could not be downloaded.*timm:test_vit@FILE"):
-        build_backbone("timm:test_vit", pretrained=True)
+        build_encoder("timm:test_vit", pretrained=True)
 
     def unreachable(*_: object, **__: object) -> None:
         raise OSError("Name or service not known")
@@ -158,7 +158,7 @@ def test_without_a_network_the_sentence_names_the_way_out(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(ModelError, match="Name or service not known.*torchvision:resnet18@FILE"):
-        build_backbone("torchvision:resnet18", pretrained=True)
+        build_encoder("torchvision:resnet18", pretrained=True)
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
@@ -189,21 +189,21 @@ def test_a_hub_out_of_reach_is_a_sentence_in_seconds_and_a_slow_one_is_asked_aga
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{address}/{{repo_id}}/{{filename}}")
     answering = threading.Thread(target=server.serve_forever)
     answering.start()
-    _published_by_timm("test_vit")
+    published("test_vit")
     assert built == ["test_vit"] and len(Hub.asked) == 1 and "timm/test_vit" in Hub.asked[0]
     server.shutdown()
     answering.join()
     server.server_close()  # now nobody listens there
     begun = time.monotonic()
     with pytest.raises(ModelError, match=r"timm:test_vit could not be downloaded \(.*timm:test_vit@FILE"):
-        build_backbone("timm:test_vit", pretrained=True)
+        build_encoder("timm:test_vit", pretrained=True)
     assert time.monotonic() - begun < 20 and built == ["test_vit"]  # the client alone takes 46 seconds
     # A copy that it left is taken without asking.
     snapshot = tmp_path / "models--timm--test_vit.r160_in1k" / "snapshots" / "0"
     snapshot.mkdir(parents=True)
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text("0")
-    _published_by_timm("test_vit")
+    published("test_vit")
     assert built == ["test_vit"] * 2
 
 
@@ -233,26 +233,26 @@ def test_a_module_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "users_encoder.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
     before = list(sys.path)
-    backbone = build_backbone("python:users_encoder:with_contract", pretrained=True)
-    assert (backbone.width, backbone.contract) == (5, Contract(20, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)))
-    plain = build_backbone("python:users_encoder:Net", pretrained=True)
+    encoder = build_encoder("python:users_encoder:with_contract", pretrained=True)
+    assert (encoder.width, encoder.contract) == (5, Contract(20, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)))
+    plain = build_encoder("python:users_encoder:Net", pretrained=True)
     assert plain.contract.size == 224 and "ImageNet's mean and std at 224 pixels assumed" in plain.weights
-    torch.save(backbone.module.state_dict(), "own.pth")
-    filled = build_backbone("python:users_encoder:Net@own.pth", pretrained=True)
-    assert torch.equal(filled.module.layer.weight, backbone.module.layer.weight)
+    torch.save(encoder.module.state_dict(), "own.pth")
+    filled = build_encoder("python:users_encoder:Net@own.pth", pretrained=True)
+    assert torch.equal(filled.module.layer.weight, encoder.module.layer.weight)
     with pytest.raises(ModelError, match=r"pooled features \(1, F\); it gives \(1, 3, 224, 224\)"):
-        build_backbone("python:users_encoder:Map", pretrained=False)
+        build_encoder("python:users_encoder:Map", pretrained=False)
     assert sys.path == before
 
 
 def test_probing_the_width_leaves_no_trace() -> None:
-    backbone = build_backbone("small:resnet8", pretrained=False)
-    norms = [module for module in backbone.module.modules() if isinstance(module, nn.BatchNorm2d)]
+    encoder = build_encoder("small:resnet8", pretrained=False)
+    norms = [module for module in encoder.module.modules() if isinstance(module, nn.BatchNorm2d)]
     assert all(norm.num_batches_tracked == 0 for norm in norms)
     state = torch.get_rng_state()
     torch.manual_seed(1)
-    first = build_backbone("small:resnet8", pretrained=False).module.conv1.weight
+    first = build_encoder("small:resnet8", pretrained=False).module.conv1.weight
     torch.manual_seed(1)
-    second = build_backbone("small:resnet8", pretrained=False).module.conv1.weight
+    second = build_encoder("small:resnet8", pretrained=False).module.conv1.weight
     torch.set_rng_state(state)
     assert torch.equal(first, second)

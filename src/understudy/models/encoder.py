@@ -1,0 +1,107 @@
+"""From a spec string to an encoder: a headless network with its feature width, input contract and weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from understudy.artifacts import fingerprint
+from understudy.errors import ModelError
+from understudy.models.checkpoints import fingerprint_weights
+from understudy.models.contract import Contract
+from understudy.models.families import Request, parse_spec
+
+
+@dataclass
+class Encoder:
+    """A headless network, which ends in its pooled feature, and all that is known about it.
+
+    Args:
+        module: (B, 3, S, S) prepared -> (B, F) pooled features.
+        width: F.
+        contract: what its input must look like.
+        spec: as the user wrote it.
+        architecture: the spec that builds the same module with no weights: no `@FILE`, no `run:`.
+        weights: one line: what was loaded, dropped, missing; "" for a random initialization.
+        fingerprint: changes with the weights or the architecture; "" for a random initialization.
+    """
+
+    module: nn.Module
+    width: int
+    contract: Contract
+    spec: str
+    architecture: str
+    weights: str
+    fingerprint: str
+
+
+def build_encoder(
+    spec: str,
+    *,
+    pretrained: bool,
+    image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Encoder:
+    """Build what a spec stands for.
+
+    Args:
+        spec: `PREFIX:NAME` or `PREFIX:NAME@FILE`, with a local weight file; `families.FAMILIES` has the prefixes.
+        pretrained: True for a teacher: its weights are loaded or downloaded, and it is refused without. False for a
+            student: random unless the spec brings weights (`@FILE`, `run:`).
+        image_size: input side in pixels; default the network's own.
+        mean: three numbers on [0, 1]; default the network's own.
+        std: three numbers on [0, 1]; default the network's own.
+
+    Returns:
+        The encoder, on the CPU, in training mode.
+
+    Raises:
+        ModelError: an unknown spec, unusable weights, a teacher without any, or a size the network cannot take.
+    """
+    family, name, file = parse_spec(spec)
+    if image_size is not None and image_size < 1:
+        raise ModelError(f"An image size is at least 1 pixel; got {image_size}.")
+    network = family.build(Request(spec, name, file, pretrained, image_size, mean, std))
+    if not pretrained and not family.trainable:
+        raise ModelError(f"{spec} is frozen and cannot be trained: it can only be a teacher.")
+    architecture = network.architecture or f"{family.name}:{name}"
+    if pretrained and not network.weights:
+        raise ModelError(
+            f"{architecture} has no weights, and a random teacher would only distill noise. Add {architecture}@FILE, "
+            "or train a teacher without labels first (understudy pretrain) and use run:FOLDER."
+        )
+    written: dict[str, Any] = {"size": image_size, "mean": mean, "std": std}
+    overrides = {name: value for name, value in written.items() if value is not None}
+    contract = dataclasses.replace(network.contract, **overrides)
+    digest = ""
+    if network.weights:
+        digest = network.fingerprint or fingerprint(architecture, fingerprint_weights(network.module))
+    width = _probe_width(network.module, contract, spec)
+    return Encoder(network.module, width, contract, spec, architecture, network.weights, digest)
+
+
+def _probe_width(module: nn.Module, contract: Contract, spec: str) -> int:
+    """F, measured: one blank image through the network says it for every architecture alike."""
+    was_training = module.training
+    module.eval()
+    size = contract.size
+    try:
+        with torch.no_grad():
+            features = module(torch.zeros(1, 3, size, size))
+    except ModelError:
+        raise
+    except Exception as error:  # Whatever a foreign forward raises is about its input here.
+        reason = str(error).strip().split("\n")[0]
+        raise ModelError(f"{spec} cannot take {size} x {size} images: {reason or type(error).__name__}.") from error
+    finally:
+        module.train(was_training)
+    if not isinstance(features, torch.Tensor) or features.ndim != 2 or len(features) != 1:
+        output = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
+        raise ModelError(f"{spec} must map (1, 3, {size}, {size}) to pooled features (1, F); it gives {output}.")
+    return features.shape[1]

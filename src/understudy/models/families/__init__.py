@@ -1,0 +1,147 @@
+"""Model families: what the prefix of a spec such as `timm:resnet18@FILE` stands for, one family a file.
+
+A family is declared without torch, so that it can be listed at once; `build` imports what it needs.
+"""
+
+from __future__ import annotations
+
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from understudy.errors import ModelError
+from understudy.registry import Registry
+from understudy.settings import nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from understudy.models.contract import Contract
+
+
+@dataclass(frozen=True)
+class Request:
+    """A spec, taken apart, and what is asked of the network.
+
+    Args:
+        spec: as written.
+        name: between the prefix and `@`.
+        file: the local weight file after `@`, or None.
+        pretrained: whether weights are required: they are downloaded where the family publishes them.
+        image_size: the side the user asked for, in pixels, or None.
+        mean: the normalization the user gave, or None.
+        std: as `mean`.
+    """
+
+    spec: str
+    name: str
+    file: str | None
+    pretrained: bool
+    image_size: int | None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+
+    @property
+    def download(self) -> bool:
+        """Whether published weights are wanted."""
+        return self.pretrained and self.file is None
+
+    def downloaded(self, build: Callable[[], nn.Module]) -> nn.Module:
+        """What `build` returns, which downloads weights.
+
+        Raises:
+            ModelError: the download failed.
+        """
+        try:
+            return build()
+        except Exception as error:  # Hub, proxy, certificate, disk: each library below has exceptions of its own.
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            raise ModelError(
+                f"The weights of {self.spec} could not be downloaded ({reason}). With no network, pass a local file: "
+                f"{self.spec}@FILE."
+            ) from error
+
+
+@dataclass
+class BuiltNetwork:
+    """What a family builds; `Encoder` is this with the user's overrides and all that follows from it.
+
+    Args:
+        module: (B, 3, S, S) prepared -> (B, F) pooled features, on the CPU.
+        contract: the network's own.
+        weights: one line: what was loaded, dropped, missing; "" for a random initialization.
+        architecture: the spec that builds the module without weights, if it is not the request's own.
+        fingerprint: of a network whose parameters cannot be read.
+    """
+
+    module: nn.Module
+    contract: Contract
+    weights: str = ""
+    architecture: str | None = None
+    fingerprint: str | None = None
+
+
+class Family(ABC):
+    """The networks behind one prefix.
+
+    Attributes:
+        name: the prefix.
+        form: a spec as documentation shows it.
+        summary: one line: what it stands for.
+        paper: BibTeX of the library that has the networks; "" where there is none.
+        takes_file: whether `@FILE` may follow. Otherwise what follows the prefix is a path and may itself contain "@".
+        publishes_weights: whether a teacher without `@FILE` gets weights that the library publishes.
+        trainable: whether it can be a student.
+        names_architecture: whether the name tells the architecture, whose paper is then cited.
+        names_authors: whether the spec tells who trained the weights, if there is no `@FILE`.
+    """
+
+    name: ClassVar[str]
+    form: ClassVar[str]
+    summary: ClassVar[str]
+    paper: ClassVar[str] = ""
+    takes_file: ClassVar[bool] = True
+    publishes_weights: ClassVar[bool] = False
+    trainable: ClassVar[bool] = True
+    names_architecture: ClassVar[bool] = False
+    names_authors: ClassVar[bool] = True
+
+    @staticmethod
+    @abstractmethod
+    def build(request: Request) -> BuiltNetwork:
+        """The network of a spec.
+
+        Raises:
+            ModelError: there is none of that name, or its weights cannot be used.
+        """
+
+
+FAMILIES: Registry[Family] = Registry(
+    __name__, "Family", "model family", one_per_file=True, first=("timm", "torchvision")
+)
+
+
+def parse_spec(spec: str) -> tuple[type[Family], str, str | None]:
+    """The family, the name and the weight file (or None) of `PREFIX:NAME` or `PREFIX:NAME@FILE`.
+
+    Raises:
+        ModelError: an unknown prefix, or no name.
+    """
+    prefix, _, name = spec.partition(":")
+    if prefix not in FAMILIES or not name:
+        raise ModelError(
+            f"'{spec}' is not a model spec PREFIX:NAME. {nearest(prefix, FAMILIES)} Example: timm:resnet18."
+        )
+    family = FAMILIES[prefix]
+    if not family.takes_file:
+        return family, name, None
+    name, _, file = name.partition("@")
+    return family, name, file or None
+
+
+def closest(name: str, known: Sequence[str]) -> str:
+    """The sentence that names the nearest of very many networks."""
+    close = difflib.get_close_matches(name, known, n=5, cutoff=0.4)
+    return f"Nearest: {', '.join(close)}." if close else f"It has {len(known)} others."

@@ -1,0 +1,45 @@
+"""`onnx:FILE`: a frozen encoder in an ONNX file."""
+
+from __future__ import annotations
+
+from understudy.artifacts import file_fingerprint, fingerprint
+from understudy.errors import ModelError
+from understudy.models.families import BuiltNetwork, Family, Request
+
+
+class Onnx(Family):
+    """An ONNX file, run by onnxruntime; the contract is in its metadata or given by the user."""
+
+    name = "onnx"
+    form = "onnx:FILE"
+    summary = "a frozen encoder as an ONNX file, a teacher only; metadata `understudy.input` is its contract"
+    takes_file = False
+    trainable = False
+    names_authors = False
+
+    @staticmethod
+    def build(request: Request) -> BuiltNetwork:
+        """See `Family.build`."""
+        from understudy.models.contract import Contract
+        from understudy.models.onnx_encoder import METADATA, OnnxEncoder
+
+        module = OnnxEncoder(request.name)
+        table = module.metadata
+        if table is None and request.mean is not None and request.std is not None:
+            size = request.image_size or module.fixed_size[0] or 224
+            table = {"size": size, "mean": request.mean, "std": request.std}
+        if table is None:
+            raise ModelError(
+                f"{request.name} does not say what input it was trained on. Give --teacher-mean and --teacher-std, or "
+                f"write it into the file's metadata, key '{METADATA}', as JSON: "
+                '{"size": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], '
+                '"interpolation": "bicubic"}.'
+            )
+        contract = Contract.from_table(table)
+        size = request.image_size or contract.size
+        for axis, fixed in zip(("high", "wide"), module.fixed_size, strict=True):
+            if fixed is not None and fixed != size:
+                asked = f"{size} was asked for" if request.image_size else f"its own metadata says {size}"
+                raise ModelError(f"{request.name} takes images exactly {fixed} pixels {axis}; {asked}.")
+        digest = fingerprint("onnx", file_fingerprint(request.name))
+        return BuiltNetwork(module, contract, f"ONNX file {module.file.name}, frozen as it is", fingerprint=digest)

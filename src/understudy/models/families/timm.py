@@ -1,0 +1,111 @@
+"""`timm:NAME`: the networks of timm."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import TYPE_CHECKING, Any
+
+from understudy.errors import MissingDependency, ModelError
+from understudy.models.families import BuiltNetwork, Family, Request, closest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+TRIALS = 3
+"""Times that a hub is asked, a second apart, before it counts as out of reach."""
+
+
+class Timm(Family):
+    """Any encoder of timm, its classifier removed."""
+
+    name = "timm"
+    form = "timm:NAME"
+    summary = (
+        "any [timm](https://github.com/huggingface/pytorch-image-models) encoder; as a teacher with its published "
+        "weights"
+    )
+    paper = """@misc{wightman2019timm,
+  title  = {{PyTorch} Image Models},
+  author = {Wightman, Ross},
+  year   = {2019},
+  doi    = {10.5281/zenodo.4414861}
+}"""
+    publishes_weights = True
+    names_architecture = True
+
+    @staticmethod
+    def build(request: Request) -> BuiltNetwork:
+        """See `Family.build`; position embeddings are resampled to the size that is asked for."""
+        try:
+            import timm
+        except ImportError:
+            raise MissingDependency("timm: specs need timm: pip install timm.") from None
+        from understudy.models.checkpoints import load_into
+        from understudy.models.contract import RESAMPLING, SMALL, Contract
+
+        name, size = request.name, request.image_size
+        architecture, _, tag = name.partition(".")
+        if not timm.is_model(architecture) or (tag and name not in timm.list_pretrained(f"{architecture}.*")):
+            raise ModelError(
+                f"timm has no model '{name}'. {closest(name, timm.list_models() + timm.list_pretrained())}"
+            )
+        if request.download and not timm.models.is_model_pretrained(name):
+            raise ModelError(f"timm publishes no weights for '{name}'. Pass a local file: {request.spec}@FILE.")
+        module: Any
+        if request.download:
+            module = request.downloaded(lambda: published(name))
+            weights = f"timm's published weights ({module.pretrained_cfg.get('hf_hub_id') or name}), classifier dropped"
+        else:
+            module = timm.create_model(name, pretrained=False, num_classes=0)
+            weights = load_into(module, request.file) if request.file else ""
+        config = timm.data.resolve_model_data_config(module)
+        native = int(config["input_size"][-1])
+        interpolation = config["interpolation"] if config["interpolation"] in RESAMPLING else "bicubic"
+        contract = Contract(native, config["mean"], config["std"], interpolation, float(config["crop_pct"]))
+        if size and size != native and module.pretrained_cfg.get("fixed_input_size"):
+            # After the weights: position embeddings are resampled from the size they were trained at.
+            if not hasattr(module, "set_input_size"):
+                raise ModelError(f"timm:{name} takes exactly {native} x {native} images, not {size} x {size}.")
+            try:
+                module.set_input_size(img_size=size)
+            except (AssertionError, ValueError, RuntimeError) as error:
+                raise ModelError(
+                    f"timm:{name} is made for {native} x {native} images, not {size} x {size}: {error}"
+                ) from None
+        if not weights and (size or native) <= SMALL:
+            contract = dataclasses.replace(contract, crop=1.0)
+        return BuiltNetwork(module, contract, weights)
+
+
+def published(name: str) -> nn.Module:
+    """A timm model with its weights; from the cache, or at once an error, where the hub that has them is out of reach.
+
+    The hub's own client takes 23 seconds for each of two file names to give up on a name that cannot be resolved, which
+    none of its settings shortens. So it is asked here first, unless it has left a copy: a few refusals within seconds
+    are no network, while whatever answers, or is slow to, is left to the client and its patience.
+    """
+    import timm
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    config = timm.models.get_pretrained_cfg(name)
+    if config is not None and config.hf_hub_id:
+        repository = config.hf_hub_id.split("@")[0]
+        try:
+            snapshot_download(repository, local_files_only=True)
+        except LocalEntryNotFoundError:
+            for trial in range(TRIALS):
+                try:
+                    get_hf_file_metadata(hf_hub_url(repository, "config.json"))
+                    break
+                except (HfHubHTTPError, OfflineModeIsEnabled):
+                    break  # an answer, or one that the client gives at once
+                except Exception as error:  # of the library beneath the client, which has changed more than once
+                    if "Timeout" in type(error).__name__:
+                        break
+                    if trial == TRIALS - 1:
+                        raise
+                    time.sleep(1)
+    model: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
+    return model
