@@ -135,7 +135,7 @@ def test_the_file_and_what_it_says(measured: Any, digits: Path) -> None:
     assert (about["train_images"], about["test_images"], about["skipped"], about["classes"]) == (149, 59, 2, 10)
     assert set(about["seconds"]) == {"teacher", "student", "knn", "fidelity", "sample"}
     assert about["versions"]["torch"] == torch.__version__
-    assert about["protocols"] == ["knn", "fidelity"]
+    assert list(about["protocols"]) == ["knn", "fidelity"]
     assert about["eval_data"] == str(digits)
     assert about["hardware"]["device"] == "cpu"
 
@@ -173,7 +173,7 @@ def test_fresh_figures_are_kept_and_only_missing_ones_computed(
     assert more["student"]["knn"]["top1@10"] == 12.5
     assert set(more["student_embed"]) == {"knn", "fidelity"}
     assert more["teacher"] == written["teacher"]
-    assert more["about"]["protocols"] == ["knn", "fidelity"]
+    assert list(more["about"]["protocols"]) == ["knn", "fidelity"]
     assert {"knn", "fidelity"} <= set(more["about"]["seconds"])
 
     again = evaluate_run(run, settings(digits, seed=1, protocols=("knn",)), store_root=tmp_path, workers=0)

@@ -545,6 +545,9 @@ class Comparison:
         from understudy.report.comparison_page import write_page
 
         variants = [self._row(v, trials.get(v.label, []), cells[v.label]) for v in self.variants]
+        displays: dict[str, Any] = {}
+        for row in variants:
+            displays |= row.pop("protocols")
         teacher: dict[str, Any] = next((row.pop("teacher") for row in variants if row["teacher"]), {})
         for row in variants:
             row.pop("teacher", None)
@@ -569,6 +572,7 @@ class Comparison:
                 "teacher_views": self.settings.views.teacher,
                 "teacherless": self.teacherless,
                 "understudy": __version__,
+                "protocols": displays,
             },
             "teacher": teacher,
             "variants": variants,
@@ -594,7 +598,7 @@ class Comparison:
         row: dict[str, Any] = {
             "label": variant.label, "changes": dict(variant.changes), "method": settings.method["name"],
             "passes": self._passes(variant), "lr": rate, "edge": edge, "trials": tried, "failure": failure,
-            "lands": True, "teacher": {}, "cells": [],
+            "lands": True, "teacher": {}, "cells": [], "protocols": {},
         }  # fmt: skip
         for cell in cells:
             entry: dict[str, Any] = {
@@ -609,6 +613,7 @@ class Comparison:
                 evaluation = run.evaluation
                 row["lands"] = bool(run.student["lands"])
                 row["teacher"] = evaluation.get("teacher", {})
+                row["protocols"] |= evaluation["about"]["protocols"]
                 for part in ("student", "student_embed"):
                     for key, value in flatten(evaluation[part]).items():
                         if isinstance(value, int | float):

@@ -30,7 +30,7 @@ from understudy.evaluate.datasets.dataset import Target
 from understudy.evaluate.datasets.layouts import kind_of, open_target, split_target
 from understudy.evaluate.encoded_set import EncodedSet, Figures, Progress
 from understudy.evaluate.features import Bench
-from understudy.evaluate.protocols import REQUIREMENTS, Requirements
+from understudy.evaluate.protocols import REQUIREMENTS, Requirements, display_tables
 from understudy.evaluate.sample import write_sample
 from understudy.evaluate.settings import HOW, EvaluationSettings
 from understudy.hardware import hardware
@@ -41,7 +41,7 @@ from understudy.models.teacher import Teacher, build_teacher
 from understudy.settings import as_table
 from understudy.sources.source import Source, limited, open_evaluation, open_source
 
-FORMAT = 2
+FORMAT = 3
 UNLABELED = 2000
 """Training images looked at when there are neither evaluation images nor held-out ones."""
 
@@ -436,7 +436,7 @@ class Results:
         tasks |= {task.name: {"settings": task.settings, "images": task.images} for task in plan.missing}
         evaluation["about"] = {
             **describe(bench, plan, tasks),
-            "protocols": list(tasks),
+            "protocols": display_tables(evaluation),
             "jobs": tasks,
             "seconds": {**self.about.get("seconds", {}), **bench.seconds},
             **{name: value for name, value in self.about.items() if name.startswith("sample")},

@@ -332,7 +332,8 @@ def _rates(comparison: Mapping[str, Any]) -> list[Child]:
 
 def _done(comparison: Mapping[str, Any]) -> list[Child]:
     about = comparison["about"]
-    pairs = [(key.replace("_", " "), value) for key, value in about.items() if value not in (None, [], "")]
+    pairs = [(key.replace("_", " "), value) for key, value in about.items()
+             if value not in (None, [], "") and key != "protocols"]  # fmt: skip
     metadata = [join(tag("dt", key), tag("dd", ", ".join(value) if isinstance(value, list) else str(value)))
              for key, value in pairs]  # fmt: skip
     body = []

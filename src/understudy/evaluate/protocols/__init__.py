@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from understudy.evaluate.encoded_set import EncodedSet, Figures
+from understudy.evaluate.protocol import Protocol
 from understudy.evaluate.protocols.asymmetric_knn import asymmetric_knn
 from understudy.evaluate.protocols.cost import cost
 from understudy.evaluate.protocols.davis import davis
@@ -20,6 +22,29 @@ from understudy.evaluate.protocols.segmentation import segmentation
 from understudy.evaluate.protocols.semi import semi
 from understudy.evaluate.protocols.transfer import transfer
 from understudy.evaluate.settings import EvaluationSettings
+from understudy.registry import Registry
+
+PROTOCOLS: Registry[Protocol] = Registry(
+    "understudy.evaluate.protocols",
+    "Protocol",
+    "protocol",
+    first=("knn", "linear", "linear_sgd", "asymmetric_knn", "semi", "transfer", "retrieval", "robustness", "fidelity"),
+)
+"""The protocols by name, in the order of the report: a file of this package that declares one is an entry."""
+
+
+def display_tables(evaluation: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """How the protocols of an evaluation are shown, by name, as plain JSON.
+
+    Args:
+        evaluation: what evaluation.json holds: figures by model and "PROTOCOL" or "PROTOCOL@SET".
+    """
+    names: dict[str, dict[str, None]] = {}
+    for model, figures in evaluation.items():
+        for key, found in figures.items() if model != "about" else ():
+            names.setdefault(key.partition("@")[0], {}).update(dict.fromkeys(found))
+    return {name: PROTOCOLS[name].display_table(names[name]) for name in PROTOCOLS if name in names}
+
 
 EVALUATIONS: dict[str, Callable[[EncodedSet, EvaluationSettings], Figures]] = {
     "knn": knn,

@@ -11,7 +11,8 @@ import dataclasses
 
 from understudy.errors import DataError, ShapeError
 from understudy.evaluate.encoded_set import EncodedSet, Figures
-from understudy.evaluate.protocols.knn import knn
+from understudy.evaluate.protocol import Display, Protocol, Requirements
+from understudy.evaluate.protocols.knn import VOTE_TITLES, WU, knn
 from understudy.evaluate.settings import EvaluationSettings
 
 
@@ -40,3 +41,24 @@ def asymmetric_knn(encoded_set: EncodedSet, settings: EvaluationSettings) -> Fig
             f"{bank.shape[1]}: one cannot be searched with the other."
         )
     return knn(dataclasses.replace(encoded_set, train=bank), settings)
+
+
+class AsymmetricKnn(Protocol):
+    """Vote of the teacher's nearest training images for the student's test images."""
+
+    name = "asymmetric_knn"
+    summary = "kNN vote of the teacher's training images, asked with the student's embeddings"
+    paper = (WU,)
+    requirements = Requirements(kinds=frozenset({"labeled"}), reference=True, space=True)
+    display = Display(
+        title="Asymmetric k nearest neighbors",
+        short="kNN, asymmetric",
+        sentence="The same vote, where a bank of the teacher's training images is asked with the student's embeddings: "
+        "the teacher's own vote is the bound.",
+        source="the vote of Wu et al., CVPR 2018 (arXiv 1805.01978), across two encoders",
+        compared=(r"top1@10",),
+        quoted=(r"top1@\d+",),
+        figures=VOTE_TITLES,
+        labels={r"top\d@(\d+).*": r"\1-NN, asymmetric"},
+    )
+    evaluate = staticmethod(asymmetric_knn)

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from understudy.errors import DataError
 from understudy.evaluate.encoded_set import Embedding, EncodedSet, Figures
+from understudy.evaluate.protocol import Display, Protocol, Requirements
 from understudy.evaluate.settings import EvaluationSettings
 from understudy.models.cost import flops, parameters
 from understudy.models.onnx_encoder import OnnxEncoder
@@ -182,3 +183,36 @@ class _LiveBytes(TorchDispatchMode):
             if reference.cdata not in self.others:
                 self.alive[reference.cdata] = (reference, storage.nbytes())
         self.peak = max(self.peak, sum(size for _, size in self.alive.values()))
+
+
+DEVICE_TITLES = {
+    pattern.format(device): title.format(device.upper())
+    for device in ("cpu", "cuda")
+    for pattern, title in (
+        ("latency_ms {}", "Latency of one image, {}, ms"),
+        (r"images_per_s@(\d+) {}", r"Images a second, {}, batch of \1"),
+        (r"peak_memory_mb@(\d+) {}", r"Peak memory, {}, batch of \1, MB"),
+    )
+}
+
+
+class Cost(Protocol):
+    """Size, work, speed and memory of the network."""
+
+    name = "cost"
+    summary = "parameters, multiply-accumulates, latency, throughput, memory, file size"
+    paper = ()
+    shared_settings = ("batch_size",)
+    requirements = Requirements(images=False, labels=False)
+    display = Display(
+        title="Cost",
+        short="Cost",
+        sentence="Size, work for one image, and speed and memory of the network alone on the machine named under What "
+        "was done.",
+        source="multiply-accumulates as papers' tables count them",
+        quoted=(r".+",),
+        percent=False,
+        figures={"parameters": "Parameters", "flops": "Multiply-adds", "file_mb": "File, MB"} | DEVICE_TITLES,
+        less=(r"(?!images_per_s).+",),
+    )
+    evaluate = staticmethod(cost)

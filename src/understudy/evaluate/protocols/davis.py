@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from understudy.errors import DataError
 from understudy.evaluate.datasets.masks import IGNORED
 from understudy.evaluate.encoded_set import EncodedSet, Figures
+from understudy.evaluate.protocol import Display, Protocol, Requirements
 from understudy.evaluate.settings import EvaluationSettings
 from understudy.models.dense import DenseFeatures, dense_features, patch_size
 
@@ -266,3 +267,41 @@ def _widened(edge: Bool[np.ndarray, "H W"], reach: int) -> Bool[np.ndarray, "H W
     disk = (axis[:, None] ** 2 + axis**2 <= reach**2).float()
     near = F.conv2d(torch.from_numpy(edge).float()[None, None], disk[None, None], padding=reach)[0, 0] > 0.5
     return near.numpy()
+
+
+WALK = """@inproceedings{jabri2020walk,
+  title     = {Space-Time Correspondence as a Contrastive Random Walk},
+  author    = {Jabri, Allan and Owens, Andrew and Efros, Alexei A.},
+  booktitle = {Advances in Neural Information Processing Systems (NeurIPS)},
+  year      = {2020}
+}"""
+
+DINO = """@inproceedings{caron2021dino,
+  title     = {Emerging Properties in Self-Supervised Vision Transformers},
+  author    = {Caron, Mathilde and Touvron, Hugo and Misra, Ishan and J{\\'e}gou, Herv{\\'e} and Mairal, Julien
+               and Bojanowski, Piotr and Joulin, Armand},
+  booktitle = {International Conference on Computer Vision (ICCV)},
+  year      = {2021}
+}"""
+
+
+class Davis(Protocol):
+    """Masks of a video's first frame, propagated by similarity of features."""
+
+    name = "davis"
+    summary = "masks propagated through videos by similarity of feature maps: J and F"
+    paper = (WALK, DINO)
+    requirements = Requirements(main=False, kinds=frozenset({"videos"}), labels=False, head=False)
+    display = Display(
+        title="Video object segmentation",
+        short="Video",
+        sentence="Masks of a video's first frame carried on by similarity of frozen feature maps; nothing is trained.",
+        source="Jabri et al., NeurIPS 2020 (arXiv 2006.14613); Caron et al., ICCV 2021 (arXiv 2104.14294)",
+        compared=(r"j_and_f",),
+        quoted=(r"j", r"f"),
+        figures={
+            "j_and_f": "J and F", "j": "J (region)", "f": "F (contour)", "j_recall": "J recall",
+            "f_recall": "F recall",
+        },
+    )  # fmt: skip
+    evaluate = staticmethod(davis)

@@ -38,6 +38,8 @@ from understudy.artifacts import atomic, fingerprint, lock
 from understudy.errors import DataError, MissingDependency, StoreError
 from understudy.evaluate.datasets.objects import Objects
 from understudy.evaluate.encoded_set import EncodedSet, Figures
+from understudy.evaluate.protocol import Display, Protocol, Requirements
+from understudy.evaluate.protocols.linear_sgd import HE
 from understudy.evaluate.settings import DetectionSettings, EvaluationSettings
 from understudy.models.checkpoints import fingerprint_weights
 from understudy.models.pyramid import Pyramid
@@ -379,3 +381,27 @@ def average_precision(
         scorer.summarize()
     # -1 stands for "no such objects".
     return {name: 100.0 * float(value) for name, value in zip(MEASURES, scorer.stats, strict=False) if value >= 0}
+
+
+class Detection(Protocol):
+    """The backbone fine-tuned under a detector."""
+
+    name = "detection"
+    summary = "the backbone fine-tuned under Mask R-CNN or Faster R-CNN: AP of boxes and masks"
+    paper = (HE,)
+    Settings = DetectionSettings
+    requirements = Requirements(main=False, kinds=frozenset({"objects"}), labels=False, head=False)
+    display = Display(
+        title="Detection and instance segmentation",
+        short="Detection",
+        sentence="The whole network fine-tuned under Mask R-CNN or Faster R-CNN with a feature pyramid; average "
+        "precision over IoU 0.50 to 0.95.",
+        source="He et al., CVPR 2020 (arXiv 1911.05722), section 4.2",
+        compared=(r"box_ap", r"mask_ap"),
+        quoted=(r"(box|mask)_ap(50|75)",),
+        figures={
+            "box_ap": "Box AP", r"box_ap(\d+)": r"Box AP\1", r"box_ap_(\w+)": r"Box AP, \1",
+            "mask_ap": "Mask AP", r"mask_ap(\d+)": r"Mask AP\1", r"mask_ap_(\w+)": r"Mask AP, \1",
+        },
+    )  # fmt: skip
+    evaluate = staticmethod(detection)

@@ -39,7 +39,8 @@ from jaxtyping import Float
 from understudy.errors import DataError, MissingDependency, ShapeError
 from understudy.evaluate import geometry
 from understudy.evaluate.encoded_set import EncodedSet, Figures, check_finite
-from understudy.evaluate.settings import EvaluationSettings
+from understudy.evaluate.protocol import Display, Protocol, Requirements
+from understudy.evaluate.settings import EvaluationSettings, FidelitySettings
 from understudy.evaluate.topology import IMAGES as TOPOLOGY_IMAGES
 from understudy.evaluate.topology import topology_distance
 from understudy.losses.similarity import column_cosine, row_cosine
@@ -331,3 +332,83 @@ def trustworthiness(
         np.put_along_axis(ranks, order, np.arange(1, count, dtype=np.int32)[None], axis=1)
         penalty += int(np.maximum(np.take_along_axis(ranks, neighbors[rows], axis=1) - k, 0).sum(dtype=np.int64))
     return 1.0 - penalty * 2.0 / (count * k * (2 * count - 3 * k - 1))
+
+
+CKA = """@inproceedings{kornblith2019cka,
+  title     = {Similarity of Neural Network Representations Revisited},
+  author    = {Kornblith, Simon and Norouzi, Mohammad and Lee, Honglak and Hinton, Geoffrey},
+  booktitle = {International Conference on Machine Learning (ICML)},
+  year      = {2019}
+}"""
+
+TRUSTWORTHINESS = """@inproceedings{venna2001neighborhood,
+  title     = {Neighborhood Preservation in Nonlinear Projection Methods: An Experimental Study},
+  author    = {Venna, Jarkko and Kaski, Samuel},
+  booktitle = {International Conference on Artificial Neural Networks (ICANN)},
+  year      = {2001}
+}"""
+
+DISTANCE_CORRELATION = """@article{szekely2007measuring,
+  title   = {Measuring and Testing Dependence by Correlation of Distances},
+  author  = {Sz{\\'e}kely, G{\\'a}bor J. and Rizzo, Maria L. and Bakirov, Nail K.},
+  journal = {The Annals of Statistics},
+  year    = {2007}
+}"""
+
+TWO_NN = """@article{facco2017estimating,
+  title   = {Estimating the Intrinsic Dimension of Datasets by a Minimal Neighborhood Information},
+  author  = {Facco, Elena and d'Errico, Maria and Rodriguez, Alex and Laio, Alessandro},
+  journal = {Scientific Reports},
+  year    = {2017}
+}"""
+
+EFFECTIVE_RANK = """@inproceedings{roy2007effective,
+  title     = {The Effective Rank: A Measure of Effective Dimensionality},
+  author    = {Roy, Olivier and Vetterli, Martin},
+  booktitle = {European Signal Processing Conference (EUSIPCO)},
+  year      = {2007}
+}"""
+
+GUDHI = """@inproceedings{maria2014gudhi,
+  title     = {The {Gudhi} Library: Simplicial Complexes and Persistent Homology},
+  author    = {Maria, Cl{\\'e}ment and Boissonnat, Jean-Daniel and Glisse, Marc and Yvinec, Mariette},
+  booktitle = {International Congress on Mathematical Software (ICMS)},
+  year      = {2014}
+}"""
+
+FIDELITY_TITLES = {
+    r"overlap@(\d+)": r"\1-NN shared", "row_cosine": "Row cosine", "column_cosine": "Column cosine", "cka": "CKA",
+    "cka_debiased": "CKA, debiased", "trustworthiness": "Trustworthiness", "continuity": "Continuity",
+    "distance_correlation": "Distance correlation", "intrinsic_dimension": "Intrinsic dimension (TwoNN)",
+    "effective_rank": "Effective rank", "dead_dimensions": "Dead dimensions",
+    "topology_h0": "Topology distance, components", "topology_h1": "Topology distance, loops",
+}  # fmt: skip
+
+
+class Fidelity(Protocol):
+    """The student's neighborhoods and space compared with the teacher's."""
+
+    name = "fidelity"
+    summary = "how far the student's neighborhoods and space are the teacher's"
+    paper = (CKA, TRUSTWORTHINESS, DISTANCE_CORRELATION, TWO_NN, EFFECTIVE_RANK, GUDHI)
+    Settings = FidelitySettings
+    requirements = Requirements(labels=False, reference=True)
+    display = Display(
+        title="Fidelity",
+        short="Fidelity",
+        sentence="How far the student's neighborhoods and the shape of its space are the teacher's, on the same images "
+        "and without labels. Intervals hold 95 % of resamples of the images.",
+        source="Kornblith et al., ICML 2019 (arXiv 1905.00414), for CKA; Venna and Kaski, ICANN 2001, for "
+        "trustworthiness; Facco et al., 2017 (arXiv 1803.06992), for TwoNN",
+        compared=(r"overlap@11",),
+        quoted=(
+            "row_cosine", "column_cosine", "cka", "cka_debiased", "trustworthiness", "continuity",
+            "distance_correlation", "intrinsic_dimension", "effective_rank", "dead_dimensions", r"topology_h[01]",
+        ),
+        figures=FIDELITY_TITLES,
+        labels=FIDELITY_TITLES,
+        plain=(r"(?!overlap@).+",),
+        less=(r"topology_h[01]|dead_dimensions",),
+        whole=(r"dead_dimensions(_teacher)?",),
+    )  # fmt: skip
+    evaluate = staticmethod(fidelity)

@@ -11,6 +11,7 @@ and a class that got no vote never counts as a top-5 hit (there, ties among zero
 from __future__ import annotations
 
 from understudy.evaluate.encoded_set import EncodedSet, Figures
+from understudy.evaluate.protocol import Display, Protocol, Requirements
 from understudy.evaluate.settings import EvaluationSettings
 from understudy.neighbors.search import search
 from understudy.neighbors.vote import weighted_vote
@@ -66,3 +67,34 @@ def knn(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
     if left_out := [str(k) for k in KS if k not in ks]:
         figures["note"] = f"k = {', '.join(left_out)} left out: there are only {len(data.train)} training images."
     return figures
+
+
+WU = """@inproceedings{wu2018instance,
+  title     = {Unsupervised Feature Learning via Non-Parametric Instance Discrimination},
+  author    = {Wu, Zhirong and Xiong, Yuanjun and Yu, Stella X. and Lin, Dahua},
+  booktitle = {Conference on Computer Vision and Pattern Recognition (CVPR)},
+  year      = {2018}
+}"""
+
+VOTE_TITLES = {r"top(\d)@(\d+)": r"\2-NN top-\1", r"top(\d)@(\d+),T=1": r"\2-NN top-\1, T = 1"}
+
+
+class Knn(Protocol):
+    """Vote of the k nearest training images."""
+
+    name = "knn"
+    summary = "weighted k-nearest-neighbor vote on frozen features"
+    paper = (WU,)
+    requirements = Requirements(kinds=frozenset({"labeled"}))
+    display = Display(
+        title="k nearest neighbors",
+        short="kNN",
+        sentence="Each of the k training images nearest by cosine votes for its class with weight exp(cosine / 0.07); "
+        "nothing is trained.",
+        source="Wu et al., CVPR 2018 (arXiv 1805.01978)",
+        compared=(r"top1@10",),
+        quoted=(r"top1@\d+", r"top5@10"),
+        figures=VOTE_TITLES,
+        labels={r"top\d@(\d+).*": r"\1-NN"},
+    )
+    evaluate = staticmethod(knn)

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from understudy.errors import ConfigError, DataError
 from understudy.evaluate.encoded_set import EncodedSet, Figures, Progress
+from understudy.evaluate.protocol import Display, Protocol
 from understudy.evaluate.settings import EvaluationSettings
 
 L2_VALUES = tuple(float(value) for value in np.logspace(5, -6, 45))
@@ -487,3 +488,29 @@ def accuracies(
     if not classifier.converged:
         figures["note"] = "The last fit stopped at its iteration limit before meeting its tolerance."
     return figures
+
+
+KORNBLITH = """@inproceedings{kornblith2019transfer,
+  title     = {Do Better {ImageNet} Models Transfer Better?},
+  author    = {Kornblith, Simon and Shlens, Jonathon and Le, Quoc V.},
+  booktitle = {Conference on Computer Vision and Pattern Recognition (CVPR)},
+  year      = {2019}
+}"""
+
+
+class Linear(Protocol):
+    """Multinomial logistic regression on frozen features."""
+
+    name = "linear"
+    summary = "multinomial logistic regression on frozen features, l2 chosen on a validation split"
+    paper = (KORNBLITH,)
+    display = Display(
+        title="Linear probe",
+        short="Linear probe",
+        sentence="Logistic regression on frozen features to its optimum, l2 chosen on a fifth of the training images.",
+        source="Kornblith et al., CVPR 2019 (arXiv 1805.08974), section A.2",
+        compared=(r"top1",),
+        quoted=(r"top5", r"mean_class"),
+        plain=(r"l2",),
+    )
+    evaluate = staticmethod(linear)

@@ -21,6 +21,7 @@ from torch import nn
 
 from understudy.errors import DataError
 from understudy.evaluate.encoded_set import EncodedSet, Figures
+from understudy.evaluate.protocol import Display, Protocol
 from understudy.evaluate.settings import EvaluationSettings
 from understudy.sources.source import Source
 from understudy.views.augmentation import RECIPES, photometry
@@ -143,3 +144,37 @@ def augmented(
         device=encoded_set.device,
     )
     return batches, loader
+
+
+HE = """@inproceedings{he2020moco,
+  title     = {Momentum Contrast for Unsupervised Visual Representation Learning},
+  author    = {He, Kaiming and Fan, Haoqi and Wu, Yuxin and Xie, Saining and Girshick, Ross},
+  booktitle = {Conference on Computer Vision and Pattern Recognition (CVPR)},
+  year      = {2020}
+}"""
+
+
+class LinearSgd(Protocol):
+    """The papers' linear classifier, trained by SGD on augmented images."""
+
+    name = "linear_sgd"
+    summary = "the paper's linear classifier by SGD with augmentation; one forward pass per epoch"
+    paper = (HE,)
+    shared_settings = ("sgd_epochs", "sgd_lr")
+    display = Display(
+        title="Linear classifier by SGD",
+        short="Linear, SGD",
+        sentence="A linear layer trained by SGD on augmented images before the frozen network; the best epoch counts.",
+        source="He et al., CVPR 2020 (arXiv 1911.05722), section 4.1",
+        compared=(r"top1",),
+        quoted=(r"top5", r"top1_last"),
+        figures={"best_epoch": "Best epoch", r"top(\d)_last": r"Top-\1, last epoch"},
+        plain=(r"best_epoch",),
+        whole=(r"best_epoch",),
+    )
+    evaluate = staticmethod(linear_sgd)
+
+    @staticmethod
+    def image_passes(settings: EvaluationSettings, train: int, test: int) -> float:
+        """One forward pass of each training image an epoch."""
+        return settings.sgd_epochs * train

@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 
 from understudy.errors import DataError, ShapeError
 from understudy.evaluate.encoded_set import EncodedSet, Figures, check_finite
+from understudy.evaluate.protocol import Display, Protocol, Requirements, prefixed
 from understudy.evaluate.settings import EvaluationSettings
 
 PRECISIONS = (1, 5, 10)
@@ -221,3 +222,45 @@ def precision_at(places: Int[np.ndarray, " n"], k: int) -> float:
     """
     looked = min(int(places[-1]) + 1, k)
     return float((places < looked).sum() / looked)
+
+
+RADENOVIC = """@inproceedings{radenovic2018revisiting,
+  title     = {Revisiting {Oxford} and {Paris}: Large-Scale Image Retrieval Benchmarking},
+  author    = {Radenovi{\\'c}, Filip and Iscen, Ahmet and Tolias, Giorgos and Avrithis, Yannis and Chum, Ond{\\v{r}}ej},
+  booktitle = {Conference on Computer Vision and Pattern Recognition (CVPR)},
+  year      = {2018}
+}"""
+
+OH_SONG = """@inproceedings{ohsong2016lifted,
+  title     = {Deep Metric Learning via Lifted Structured Feature Embedding},
+  author    = {Oh Song, Hyun and Xiang, Yu and Jegelka, Stefanie and Savarese, Silvio},
+  booktitle = {Conference on Computer Vision and Pattern Recognition (CVPR)},
+  year      = {2016}
+}"""
+
+RANKING_TITLES = {
+    "map": "mAP", r"map_(\w+)": r"mAP, \1", r"mp@(\d+)": r"mP@\1", r"mp@(\d+)_(\w+)": r"mP@\1, \2",
+    r"recall@(\d+)": r"Recall@\1",
+}  # fmt: skip
+
+
+class Retrieval(Protocol):
+    """A database ranked by cosine with each query."""
+
+    name = "retrieval"
+    summary = "ranking by cosine, of landmarks or of classes; also the student against the teacher's database"
+    paper = (RADENOVIC, OH_SONG)
+    requirements = Requirements(kinds=frozenset({"labeled", "landmarks"}))
+    display = Display(
+        title="Retrieval",
+        short="Retrieval",
+        sentence="The database ranked by cosine with each query: landmarks, or the other test images of the query's "
+        "class. Asymmetric: the student's queries against the teacher's database.",
+        source="Radenovic et al., CVPR 2018 (arXiv 1803.11285), for landmarks; Oh Song et al., CVPR 2016 (arXiv "
+        "1511.06452), for Recall@k",
+        compared=(r"map_medium|map", r"map_hard", r"asymmetric_(map_medium|map)", r"asymmetric_map_hard"),
+        quoted=(r"map_easy", r"recall@1", r"mp@10(_\w+)?", r"asymmetric_map_easy", r"asymmetric_recall@1"),
+        figures=RANKING_TITLES | prefixed("asymmetric_", "asymmetric", RANKING_TITLES),
+        shares=(r"(asymmetric_)?recall@\d+",),
+    )
+    evaluate = staticmethod(retrieval)

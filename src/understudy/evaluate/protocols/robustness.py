@@ -26,9 +26,10 @@ from understudy.errors import ConfigError, DataError
 from understudy.evaluate.datasets.corruptions import CORRUPTIONS, CorruptedImages, frost_photographs
 from understudy.evaluate.datasets.dataset import Target
 from understudy.evaluate.encoded_set import EncodedSet, Figures, check_finite
+from understudy.evaluate.protocol import ACCURACIES, SHARES, Display, Protocol, Requirements
 from understudy.evaluate.protocols.knn import TEMPERATURE
 from understudy.evaluate.protocols.linear import Classifier, main_classifier
-from understudy.evaluate.settings import EvaluationSettings
+from understudy.evaluate.settings import EvaluationSettings, RobustnessSettings
 from understudy.neighbors.search import search
 from understudy.neighbors.vote import weighted_vote
 from understudy.sources.images import JoinedImages
@@ -220,3 +221,43 @@ def _vote(encoded_set: EncodedSet, settings: EvaluationSettings, present: Bool[n
         *near, labels, data.classes, [k], temperature=TEMPERATURE, top=1, memory_mb=settings.memory_mb
     )
     return 100.0 * float((ranking[k][:, 0] == data.test_labels).mean())
+
+
+HENDRYCKS = """@inproceedings{hendrycks2019benchmarking,
+  title     = {Benchmarking Neural Network Robustness to Common Corruptions and Perturbations},
+  author    = {Hendrycks, Dan and Dietterich, Thomas},
+  booktitle = {International Conference on Learning Representations (ICLR)},
+  year      = {2019}
+}"""
+
+
+class Robustness(Protocol):
+    """What the main training images teach, tested on shifted and corrupted images."""
+
+    name = "robustness"
+    summary = "shifted test sets, and corruptions, those of published sets or made on the fly"
+    paper = (HENDRYCKS,)
+    Settings = RobustnessSettings
+    requirements = Requirements(kinds=frozenset({"shift"}), head=False)
+    display = Display(
+        title="Robustness and shift",
+        short="Robustness",
+        sentence="What the main training images teach, asked about other photographs, drawings or corrupted images.",
+        source="Hendrycks and Dietterich, ICLR 2019 (arXiv 1903.12261), and the papers of the sets",
+        compared=(r"mean_error|top1",),
+        quoted=(r"clean", r"mce", r"knn"),
+        figures={
+            "mean_error": "Mean error, corrupted", "mce": "Mean corruption error (AlexNet = 100)",
+            "clean": "Not corrupted", "knn": "10-NN", r"severity_(\d)": r"Severity \1",
+        },
+        less=(r"mean_error|mce",),
+        shares=(*SHARES, "clean", "knn"),
+        accuracies=(*ACCURACIES, "clean", "knn"),
+    )  # fmt: skip
+    evaluate = staticmethod(robustness)
+
+    @staticmethod
+    def image_passes(settings: EvaluationSettings, train: int, test: int) -> float:
+        """One for each corruption and severity."""
+        own = settings.robustness
+        return (15 if own.frost else 14) * len(own.severities) * min(test, own.images)

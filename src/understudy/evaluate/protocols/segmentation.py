@@ -30,7 +30,8 @@ from torch.utils.data import DataLoader, Dataset
 from understudy.errors import DataError
 from understudy.evaluate.datasets.masks import IGNORED, Masks
 from understudy.evaluate.encoded_set import EncodedSet, Figures
-from understudy.evaluate.settings import EvaluationSettings
+from understudy.evaluate.protocol import Display, Protocol, Requirements
+from understudy.evaluate.settings import EvaluationSettings, SegmentationSettings
 from understudy.models.dense import DenseFeatures, dense_features, patch_size
 from understudy.philox import ANCHORS, VIEWS, permutation, random_words, uniforms
 
@@ -252,3 +253,33 @@ def mean_iou(confusion: Int[np.ndarray, "C C"]) -> Figures:
         "accuracy": 100.0 * float(right.sum() / confusion.sum()),
         "classes": int((union > 0).sum()),
     }
+
+
+DINOV2 = """@article{oquab2024dinov2,
+  title   = {{DINOv2}: Learning Robust Visual Features without Supervision},
+  author  = {Oquab, Maxime and Darcet, Timoth{\\'e}e and Moutakanni, Th{\\'e}o and others},
+  journal = {Transactions on Machine Learning Research},
+  year    = {2024}
+}"""
+
+
+class Segmentation(Protocol):
+    """A linear layer on frozen feature maps."""
+
+    name = "segmentation"
+    summary = "a linear layer on frozen feature maps: mIoU"
+    paper = (DINOV2,)
+    Settings = SegmentationSettings
+    requirements = Requirements(main=False, kinds=frozenset({"masks"}), labels=False, head=False)
+    display = Display(
+        title="Semantic segmentation",
+        short="Segmentation",
+        sentence="A linear layer on frozen feature maps; the mean over classes of intersection over union.",
+        source="Oquab et al., DINOv2 (arXiv 2304.07193), section 7.4",
+        compared=(r"miou",),
+        quoted=(r"mean_accuracy", r"accuracy"),
+        figures={
+            "miou": "Mean IoU", "mean_accuracy": "Pixel accuracy, mean of the classes", "accuracy": "Pixel accuracy",
+        },
+    )  # fmt: skip
+    evaluate = staticmethod(segmentation)

@@ -20,8 +20,9 @@ import numpy as np
 from understudy.errors import ConfigError, DataError
 from understudy.evaluate.encoded_set import EncodedSet, Figures, Labeled
 from understudy.evaluate.finetune import finetuned
+from understudy.evaluate.protocol import TRAINING, Display, Protocol, Requirements, prefixed
 from understudy.evaluate.protocols.linear import accuracies, fit_chosen, logistic_regression, validation_split
-from understudy.evaluate.settings import EvaluationSettings
+from understudy.evaluate.settings import EvaluationSettings, SemiSettings
 
 LISTS = {"1%": "1percent.txt", "10%": "10percent.txt"}
 """SimCLR's published file lists of ImageNet."""
@@ -149,3 +150,55 @@ def _listed(path: Path, encoded_set: EncodedSet) -> np.ndarray:
             f"images of {source.spec}. Is it the list of this set?"
         )
     return found
+
+
+SIMCLR = """@inproceedings{chen2020simclr,
+  title     = {A Simple Framework for Contrastive Learning of Visual Representations},
+  author    = {Chen, Ting and Kornblith, Simon and Norouzi, Mohammad and Hinton, Geoffrey},
+  booktitle = {International Conference on Machine Learning (ICML)},
+  year      = {2020}
+}"""
+
+SHARE_TITLES = {
+    r"top(\d) ([\d.]+)%": "Top-\\1, \\2\u00a0% of the labels",
+    r"top(\d) (\d+)": r"Top-\1, \2 labels a class",
+    r"mean_class ([\d.]+)%": "Mean of the classes, \\1\u00a0% of the labels",
+    r"mean_class (\d+)": r"Mean of the classes, \1 labels a class",
+}
+SHARE_LABELS = {
+    r"top\d ([\d.]+)%": "Few labels, \\1\u00a0%",
+    r"top\d (\d+)": r"Few labels, \1 labels a class",
+}
+
+
+class Semi(Protocol):
+    """Classification with labels for few training images."""
+
+    name = "semi"
+    summary = "1 % and 10 % of the labels, or a few a class: frozen probe, and full fine-tuning if asked"
+    paper = (SIMCLR,)
+    Settings = SemiSettings
+    shared_settings = ("finetune",)
+    requirements = Requirements(head=False)
+    display = Display(
+        title="Semi-supervised",
+        short="Few labels",
+        sentence="Labels for a share of the training images only, or for a few of each class: a frozen probe and, if "
+        "asked, the whole network fine-tuned. Means over several draws of the labeled images.",
+        source="Chen et al., SimCLR, ICML 2020 (arXiv 2002.05709), section 6",
+        compared=(r"top1 [^ ]+", r"finetuned_top1 [^ ]+"),
+        quoted=(r"top5 [^ ]+", r"finetuned_top5 [^ ]+"),
+        figures=SHARE_TITLES | prefixed("finetuned_", "fine-tuned", SHARE_TITLES),
+        labels=SHARE_LABELS | prefixed("finetuned_", "fine-tuned", SHARE_LABELS),
+    )
+    evaluate = staticmethod(semi)
+
+    @staticmethod
+    def image_passes(settings: EvaluationSettings, train: int, test: int) -> float:
+        """Those of fine-tuning, once a share and draw."""
+        own = settings.semi
+        if not settings.finetune.epochs:
+            return 0.0
+        shares = [float(share.strip("% ")) / 100 for share in own.shares if share.strip().endswith("%")]
+        trained = TRAINING * settings.finetune.epochs * sum(shares) * train
+        return own.draws * (trained + len(own.shares) * test)

@@ -18,7 +18,14 @@ import numpy as np
 from understudy.errors import DataError
 from understudy.evaluate.encoded_set import EncodedSet, Figures, check_finite
 from understudy.evaluate.finetune import finetuned
-from understudy.evaluate.protocols.linear import accuracies, average_precision_11, fit_chosen, validation_split
+from understudy.evaluate.protocol import TITLES, TRAINING, Display, Protocol, Requirements, prefixed
+from understudy.evaluate.protocols.linear import (
+    KORNBLITH,
+    accuracies,
+    average_precision_11,
+    fit_chosen,
+    validation_split,
+)
 from understudy.evaluate.settings import EvaluationSettings
 
 
@@ -105,3 +112,39 @@ def _several_labels(encoded_set: EncodedSet, settings: EvaluationSettings) -> Fi
             f"The mean is over {len(precision)} of {truth.shape[1]} classes: the others have no test image."
         )
     return figures
+
+
+ERICSSON = """@inproceedings{ericsson2021transfer,
+  title     = {How Well Do Self-Supervised Models Transfer?},
+  author    = {Ericsson, Linus and Gouk, Henry and Hospedales, Timothy M.},
+  booktitle = {Conference on Computer Vision and Pattern Recognition (CVPR)},
+  year      = {2021}
+}"""
+
+
+class Transfer(Protocol):
+    """Logistic regression on frozen features of other data sets."""
+
+    name = "transfer"
+    summary = "logistic regression on other sets in their official splits, and full fine-tuning if asked"
+    paper = (KORNBLITH, ERICSSON)
+    shared_settings = ("finetune",)
+    requirements = Requirements(main=False, kinds=frozenset({"labeled"}), head=False)
+    display = Display(
+        title="Transfer",
+        short="Transfer",
+        sentence="Logistic regression on frozen features of another set in its official split, scored by that set's "
+        "convention; if asked, the whole network fine-tuned too.",
+        source="Kornblith et al., CVPR 2019 (arXiv 1805.08974), section A.2; Ericsson et al., CVPR 2021 (arXiv "
+        "2011.13377)",
+        compared=(r"top1|mean_class|map11", r"finetuned_(top1|mean_class|map11)"),
+        quoted=(r"top5",),
+        figures=prefixed("finetuned_", "fine-tuned", TITLES),
+        plain=(r"l2",),
+    )
+    evaluate = staticmethod(transfer)
+
+    @staticmethod
+    def image_passes(settings: EvaluationSettings, train: int, test: int) -> float:
+        """Those of fine-tuning."""
+        return TRAINING * settings.finetune.epochs * train + test if settings.finetune.epochs else 0.0
