@@ -62,7 +62,7 @@ import torch
 from torch import nn
 
 
-class Thumbnail(nn.Module):
+class ToyEncoder(nn.Module):
     contract = {"size": 32, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
 
     def forward(self, x):
@@ -76,7 +76,7 @@ def student():
 PYTHON
 export PYTHONPATH="$folder${PYTHONPATH:+:$PYTHONPATH}"
 run="-m understudy train --data digits:train --limit 320 --holdout 0 --probes 0 --workers 0 --device $device --precision fp32
-    --teacher-precision fp32 --batch-size 64 --passes 2 --teacher python:thumbnail:Thumbnail --student python:thumbnail:student --head-hidden 64
+    --teacher-precision fp32 --batch-size 64 --passes 2 --teacher python:thumbnail:ToyEncoder --student python:thumbnail:student --head-hidden 64
     --image-size 32 --neighbors.k 3 --optimizer.name sgd --optimizer.lr 0.1 --store $folder/store"
 # shellcheck disable=SC2086
 "$python" $run --out "$folder/one"

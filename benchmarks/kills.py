@@ -40,7 +40,7 @@ from understudy.train import loop
 TEACHER = """
 import torch
 
-class Thumbnail(torch.nn.Module):
+class ToyEncoder(torch.nn.Module):
     contract = {"size": 32, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
 
     def forward(self, x):
@@ -53,7 +53,7 @@ STAGES = ("embed", "graph", "record", "train")
 UNITS = {"embed": "batches", "graph": "blocks", "record": "views", "train": "steps"}
 TRAIN = {
     "data": "digits:train", "holdout": 0, "probes": 0, "workers": 0, "device": "cpu", "batch_size": 64, "passes": 4,
-    "teacher": "python:thumbnail:Thumbnail", "student": "small:resnet8x0.25", "head_hidden": 32,
+    "teacher": "python:thumbnail:ToyEncoder", "student": "small:resnet8x0.25", "head_hidden": 32,
     "neighbors": {"k": 3, "n": 9}, "views": {"teacher": "recorded", "pool": 2, "dtype": "float32"},
     "checkpoint_minutes": SAVED_EVERY / 60,
 }  # fmt: skip

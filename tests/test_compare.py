@@ -132,7 +132,7 @@ def test_the_best_trial_is_chosen_and_an_edge_is_told(monkeypatch):
 
 SHARED = [
     "--data", "digits:train", "--limit", "600", "--eval-data", "digits", "--student", "small:resnet8x0.25",
-    "--teacher", "python:thumbnail:Thumbnail", "--batch-size", "64", "--workers", "0", "--head-hidden", "32",
+    "--teacher", "python:thumbnail:ToyEncoder", "--batch-size", "64", "--workers", "0", "--head-hidden", "32",
     "--device", "cpu", "--evaluation.protocols", "knn,asymmetric_knn,fidelity", "--budget", "passes=0.3",
 ]  # fmt: skip
 METHODS = ["--methods", "coss,rkd", "--seeds", "2", "--trials", "2"]

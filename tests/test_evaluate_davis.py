@@ -12,9 +12,9 @@ from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 
 from understudy.errors import DataError
-from understudy.evaluate import davis as module
 from understudy.evaluate.datasets.layouts import open_target
 from understudy.evaluate.encoded_set import EncodedSet, Figures, Progress
+from understudy.evaluate.protocols import davis as module
 from understudy.evaluate.protocols.davis import _size, boundary_measure, carry, jaccard, outline
 from understudy.evaluate.settings import EvaluationSettings
 from understudy.models.contract import Contract

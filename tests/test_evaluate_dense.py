@@ -10,7 +10,7 @@ import pytest
 
 from test_evaluate_davis import official
 from test_evaluate_segmentation import colors
-from understudy.evaluate import davis
+from understudy.evaluate.protocols import davis
 from understudy.evaluate.runner import evaluate_model
 from understudy.evaluate.settings import EvaluationSettings, SegmentationSettings
 

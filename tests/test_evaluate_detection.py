@@ -13,10 +13,10 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from understudy.errors import DataError
-from understudy.evaluate import detection as module
 from understudy.evaluate.datasets.layouts import open_target
 from understudy.evaluate.datasets.objects import open_objects
 from understudy.evaluate.encoded_set import EncodedSet, Figures, Progress
+from understudy.evaluate.protocols import detection as module
 from understudy.evaluate.protocols.detection import average_precision, outline_mask
 from understudy.evaluate.settings import DetectionSettings, EvaluationSettings
 from understudy.models import pyramid

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from understudy.errors import DataError, ShapeError
-from understudy.evaluate import fidelity as module
 from understudy.evaluate import geometry
 from understudy.evaluate.encoded_set import EncodedSet
+from understudy.evaluate.protocols import fidelity as module
 from understudy.evaluate.protocols.fidelity import fidelity, linear_cka, trustworthiness
 from understudy.evaluate.settings import EvaluationSettings, FidelitySettings
 

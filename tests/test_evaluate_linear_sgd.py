@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from understudy.errors import DataError
-from understudy.evaluate import linear_sgd as module
 from understudy.evaluate.encoded_set import EncodedSet
+from understudy.evaluate.protocols import linear_sgd as module
 from understudy.evaluate.protocols.linear_sgd import linear_sgd
 from understudy.evaluate.settings import EvaluationSettings
 from understudy.models.contract import Contract

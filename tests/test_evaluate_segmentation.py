@@ -13,10 +13,10 @@ from sklearn.metrics import accuracy_score, jaccard_score, recall_score
 from torch import nn
 
 from understudy.errors import DataError
-from understudy.evaluate import segmentation as module
 from understudy.evaluate.datasets.layouts import open_target
 from understudy.evaluate.datasets.masks import IGNORED, open_masks
 from understudy.evaluate.encoded_set import EncodedSet, Figures
+from understudy.evaluate.protocols import segmentation as module
 from understudy.evaluate.protocols.segmentation import confusion_matrix, mean_iou, windows
 from understudy.evaluate.settings import EvaluationSettings, SegmentationSettings
 from understudy.models.contract import Contract

@@ -213,7 +213,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
             settings = resolve_run(
                 {
                     "data": "digits:train", "limit": 96, "holdout": 32, "probes": 0, "workers": 0, "device": "cpu",
-                    "batch_size": 32, "passes": 1, "teacher": "python:wavelets:Thumbnail", "head_hidden": 16,
+                    "batch_size": 32, "passes": 1, "teacher": "python:wavelets:ToyEncoder", "head_hidden": 16,
                     "student": "small:resnet8x0.25", "teacher_precision": precision, "out": precision,
                     "neighbors": {"k": 3, "n": 3}, "views": {"teacher": "recorded", "pool": 1, "dtype": "float32"},
                     "evaluation": {"protocols": ["fidelity"], "fidelity": {"draws": 0}},

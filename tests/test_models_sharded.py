@@ -91,7 +91,7 @@ except ModelError as error:
 
 CROSSED = """
 class Crossed(torch.nn.Module):
-    contract = Thumbnail.contract
+    contract = ToyEncoder.contract
 
     def __init__(self):
         super().__init__()

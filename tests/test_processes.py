@@ -30,7 +30,7 @@ from understudy.train.distributed import Processes
 
 TRAIN = {
     "data": "digits.npy", "holdout": 0, "probes": 0, "workers": 0, "device": "cpu", "batch_size": 16, "image_size": 32,
-    "passes": 3, "teacher": "python:thumbnail:Thumbnail", "student": "python:thumbnail:no_norm", "head_hidden": 32,
+    "passes": 3, "teacher": "python:thumbnail:ToyEncoder", "student": "python:thumbnail:no_norm", "head_hidden": 32,
     "neighbors": {"k": 3, "n": 9}, "optimizer": {"name": "sgd", "lr": 0.1}, "checkpoint_minutes": 0.0,
 }  # fmt: skip
 POOL = {"pool": 2, "seed": 1, "dtype": "float32"}

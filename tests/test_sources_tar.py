@@ -20,7 +20,7 @@ from PIL import Image
 
 from test_sources_source import png, shades
 from understudy.errors import DataError, UnreadableImage
-from understudy.sources import shards
+from understudy.sources import tar as shards
 from understudy.sources.source import open_evaluation, open_source, read_listing, write_listing
 
 

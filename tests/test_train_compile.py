@@ -23,7 +23,7 @@ from understudy.models.encoder import Encoder
 from understudy.models.teacher import Teacher
 from understudy.pipeline import RunSettings
 from understudy.settings import resolve
-from understudy.train import compiled as room
+from understudy.train import compile as room
 from understudy.train.compile import Compiled, Networks, choose, measure, twin
 from understudy.train.distributed import Processes
 
@@ -213,7 +213,7 @@ def main():
     def run(out, **more):
         table = {
             "data": "digits:train", "limit": 160, "holdout": 0, "probes": 0, "workers": 0, "device": "cpu",
-            "batch_size": 32, "passes": 2, "teacher": "python:thumbnail:Thumbnail", "student": "python:job:student",
+            "batch_size": 32, "passes": 2, "teacher": "python:thumbnail:ToyEncoder", "student": "python:job:student",
             "head_hidden": 16, "neighbors.k": 3, "compile": "true", "out": out, **more,
         }
         return train_stage(resolve_run(table), quiet=True)

@@ -39,7 +39,7 @@ TEACHER = """
 import math
 import torch
 
-class Thumbnail(torch.nn.Module):
+class ToyEncoder(torch.nn.Module):
     contract = {"size": 32, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
 
     def __init__(self):
@@ -64,7 +64,7 @@ def transformer(width=24, heads=3):
         img_size=32, patch_size=8, embed_dim=width, depth=2, num_heads=heads, mlp_ratio=2, num_classes=0
     )
     module.norm.weight.data += torch.linspace(-0.5, 0.5, width)  # as a teacher: it did leave its initial values
-    module.contract = Thumbnail.contract
+    module.contract = ToyEncoder.contract
     return module
 
 def smaller_transformer():
@@ -92,7 +92,7 @@ def command(workplace: Path, out: str, *more: str) -> list[str]:
     given = [
         *TINY,
         "--teacher",
-        "python:thumbnail:Thumbnail",
+        "python:thumbnail:ToyEncoder",
         "--store",
         "store",
         "--passes",
@@ -315,8 +315,8 @@ def test_a_method_that_compares_attention_needs_transformers(workplace, monkeypa
     monkeypatch.chdir(workplace)
     monkeypatch.syspath_prepend(str(workplace))
     given = {"data": "digits:train", "limit": 64, "holdout": 0, "method": "attndistill", "neighbors": {"k": 0}}
-    seeing, blind = "python:thumbnail:transformer", "python:thumbnail:Thumbnail"
-    with pytest.raises(ModelError, match="Thumbnail shows its embedding only .it is a Thumbnail"):
+    seeing, blind = "python:thumbnail:transformer", "python:thumbnail:ToyEncoder"
+    with pytest.raises(ModelError, match="ToyEncoder shows its embedding only .it is a ToyEncoder"):
         train_stage(resolve(RunSettings, {**given, "teacher": blind, "student": seeing}), quiet=True)
     with pytest.raises(ModelError, match="small:resnet8 shows its embedding only .it is a"):
         train_stage(resolve(RunSettings, {**given, "teacher": seeing, "student": "small:resnet8"}), quiet=True)
@@ -336,7 +336,7 @@ def test_the_api_trains_evaluates_and_reports(workplace, monkeypatch):
     monkeypatch.chdir(workplace)
     monkeypatch.syspath_prepend(str(workplace))
     run = understudy.distill(
-        data="digits:train", teacher="python:thumbnail:Thumbnail", student="small:resnet8x0.25", eval_data="digits",
+        data="digits:train", teacher="python:thumbnail:ToyEncoder", student="small:resnet8x0.25", eval_data="digits",
         out="api", limit=320, passes=2, batch_size=64, workers=0, device="cpu", head_hidden=32, quiet=True,
         method={"name": "coss", "weight": 0.5}, neighbors={"k": 3},
     )  # fmt: skip
@@ -349,7 +349,7 @@ def test_the_api_trains_evaluates_and_reports(workplace, monkeypatch):
     with pytest.raises(TrainingError, match="begun with other settings"):
         understudy.distill(
             data="digits:train",
-            teacher="python:thumbnail:Thumbnail",
+            teacher="python:thumbnail:ToyEncoder",
             student="small:resnet8x0.25",
             out="api",
             quiet=True,
@@ -362,7 +362,7 @@ def test_every_method_goes_through_the_one_loop(workplace, monkeypatch, name):
     monkeypatch.syspath_prepend(str(workplace))
     method = {"name": name, **({"queue": 64} if "queue" in settings_of(name) else {})}
     needs_teacher = LOSSES[name].needs_teacher
-    teacher, student = "python:thumbnail:Thumbnail", "small:resnet8x0.25"
+    teacher, student = "python:thumbnail:ToyEncoder", "small:resnet8x0.25"
     if LOSSES[name].needs_tokens or LOSSES[name].needs_attention:
         teacher, student = "python:thumbnail:transformer", "python:thumbnail:smaller_transformer"
     settings = resolve(
@@ -416,11 +416,11 @@ def test_two_views_a_batch_do_not_fit_into_a_pool_of_one(workplace):
 def test_a_student_of_a_transformed_space_lands_in_the_teachers_own(workplace, monkeypatch, transform):
     monkeypatch.syspath_prepend(str(workplace))
     source = open_source("digits:test").subset(np.arange(100))
-    teacher = build_teacher("python:thumbnail:Thumbnail")
+    teacher = build_teacher("python:thumbnail:ToyEncoder")
     rows = extract(teacher.features, teacher.contract, source)[0]
     fitted = fit(rows, transform)
     # A perfect student of the transformed space, but for the factor that cosines leave open.
-    student = build_student("python:thumbnail:Thumbnail", 24, head="linear", transform=transform)
+    student = build_student("python:thumbnail:ToyEncoder", 24, head="linear", transform=transform)
     with torch.no_grad():
         student.head.weight.copy_(torch.from_numpy(3 * fitted.matrix.T))
         student.head.bias.copy_(torch.from_numpy(-3 * fitted.mean @ fitted.matrix))
@@ -435,7 +435,7 @@ def test_a_transformed_run_from_settings_to_figures(workplace, monkeypatch):
     monkeypatch.chdir(workplace)
     monkeypatch.syspath_prepend(str(workplace))
     run = understudy.distill(
-        data="digits:train", teacher="python:thumbnail:Thumbnail", student="small:resnet8x0.25", eval_data="digits",
+        data="digits:train", teacher="python:thumbnail:ToyEncoder", student="small:resnet8x0.25", eval_data="digits",
         out="transformed", limit=320, passes=2, batch_size=64, workers=0, device="cpu", head_hidden=32, quiet=True,
         transform="phi-s", probes=1,
     )  # fmt: skip

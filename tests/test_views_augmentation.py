@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as TF
 from understudy.errors import ConfigError
 from understudy.philox import VIEWS, random_words, uniforms
 from understudy.settings import resolve
-from understudy.sources import views
+from understudy.views import augmentation as views
 from understudy.views.augmentation import (
     AREA,
     BRIGHTNESS,

@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from understudy.errors import ConfigError
-from understudy.sources import loader as loader_module
 from understudy.sources.pixels import PixelMap, decoded
 from understudy.sources.source import Source, open_source
+from understudy.views import loader as loader_module
 from understudy.views.augmentation import RECIPES, SIGMA, center, draw, geometry, photometry
 from understudy.views.batches import NeighborBatches
 from understudy.views.loader import (
