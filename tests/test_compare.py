@@ -97,7 +97,7 @@ def test_pairs_are_the_seeds_that_both_have():
 def row(label, values, in_teacher_space=True):
     keys = ("student.knn.top1@10", "student_embed.asymmetric_knn.top1@10")
     cells = [{"seed": seed, "figures": dict.fromkeys(keys, value)} for seed, value in values.items()]
-    return {"label": label, "lands": in_teacher_space, "cells": cells}
+    return {"label": label, "in_teacher_space": in_teacher_space, "cells": cells}
 
 
 def test_the_best_is_the_highest_mean_of_those_with_all_seeds():

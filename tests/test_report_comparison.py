@@ -37,7 +37,7 @@ def make_comparison(rows: Mapping[str, list[float]], kind: str = "compare", **ch
             {
                 "label": label, "changes": pairs, "method": "coss", "passes": 10.0, "lr": 0.002, "edge": "",
                 "trials": [{"lr": rate, "overlap@11": 40 + rate, "failure": None} for rate in (0.001, 0.002, 0.004)],
-                "failure": None, "lands": True, "cells": cells, **changes.get(label, {}),
+                "failure": None, "in_teacher_space": True, "cells": cells, **changes.get(label, {}),
             }
         )  # fmt: skip
     about = {
@@ -84,7 +84,7 @@ def test_somebody_s_label_is_text():
 def test_the_table_marks_what_must_be_known():
     changes = {
         "seed": {"edge": "high"},
-        "rkd": {"edge": "low", "lands": False},
+        "rkd": {"edge": "low", "in_teacher_space": False},
         "mse": {"failure": "No trial of a learning rate was finished.", "lr": None, "cells": []},
     }
     found = make_comparison({**METHODS, "mse": []}, **changes)

@@ -15,7 +15,7 @@ from understudy.report.gallery import chosen, shared_neighbors, sheet
 from understudy.report.numbers import apart, count, duration, interval, percent
 from understudy.report.provenance import read_accounts
 from understudy.report.spaces import aligned, flatten, groups
-from understudy.report.verdict import caveats, constant_answer, head_multiply_adds, mean_cosine, models, verdict
+from understudy.report.verdict import caveats, constant_answer, mean_cosine, models, verdict
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 10), (10, 10), (328, 360), (1, 2000), (5000, 10000)])
@@ -56,17 +56,6 @@ def test_apart_by_hand() -> None:
 )
 def test_numbers_as_written(written: str, expected: str) -> None:
     assert written.replace("\u00a0", " ") == expected
-
-
-def test_heads_cost_their_matrix_products() -> None:
-    table = {"width": 64, "hidden": 2048, "out": 16}
-    assert head_multiply_adds({"kind": "mlp", **table}) == 64 * 2048 + 2048 * 16
-    assert head_multiply_adds({"kind": "linear", **table}) == 64 * 16
-    assert head_multiply_adds({"kind": "none", **table}) == 0
-    assert head_multiply_adds({"kind": "norm", **table, "hidden": None}) == 64 * 16
-    gelu = 64 * 128 + 128 * 64 + 64 * 128 + 128 * 16
-    assert head_multiply_adds({"kind": "gelu", **table, "hidden": None}) == gelu
-    assert head_multiply_adds({"kind": "something else"}) is None
 
 
 def notify(*runs: Run) -> str:

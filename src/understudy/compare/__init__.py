@@ -598,7 +598,7 @@ class Comparison:
         row: dict[str, Any] = {
             "label": variant.label, "changes": dict(variant.changes), "method": settings.method["name"],
             "passes": self._passes(variant), "lr": rate, "edge": edge, "trials": tried, "failure": failure,
-            "lands": True, "teacher": {}, "cells": [], "protocols": {},
+            "in_teacher_space": True, "teacher": {}, "cells": [], "protocols": {},
         }  # fmt: skip
         for cell in cells:
             entry: dict[str, Any] = {
@@ -611,7 +611,7 @@ class Comparison:
                 names = ("seconds", "images", "student_forwards", "teacher_forwards", "key_forwards")
                 entry |= {name: end[name] for name in names}
                 evaluation = run.evaluation
-                row["lands"] = bool(run.student["lands"])
+                row["in_teacher_space"] = bool(run.student["in_teacher_space"])
                 row["teacher"] = evaluation.get("teacher", {})
                 row["protocols"] |= evaluation["about"]["protocols"]
                 for part in ("student", "student_embed"):

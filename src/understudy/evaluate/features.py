@@ -96,7 +96,7 @@ class Bench:
         student_root: where the student's are: they are of use to this run alone.
         workers: processes that read images.
         progress: called as progress(done, total, note).
-        lands: whether a perfect student would lie in the teacher's space; if not, their cosines say nothing.
+        in_teacher_space: whether a perfect student would lie in the teacher's space; if not, their cosines say nothing.
     """
 
     settings: EvaluationSettings

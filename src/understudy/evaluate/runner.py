@@ -102,7 +102,8 @@ def evaluate_run(
     teacher = _teacher_of(origin, torch.device(device), notify) if origin else control
     bench = Bench(
         settings, teacher.to(device) if teacher else None, student, device, store_root, run.path / "features",
-        workers=workers, progress=progress, in_teacher_space=bool(origin) and bool(metadata.get("lands", True)),
+        workers=workers, progress=progress,
+        in_teacher_space=bool(origin) and bool(metadata.get("in_teacher_space", True)),
     )  # fmt: skip
 
     def draw(encoded_sets: Mapping[str, EncodedSet], source: Source) -> None:

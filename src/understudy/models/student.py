@@ -1,10 +1,9 @@
-"""The student: a backbone, whose pooled feature is kept for use, and a head that lands in the teacher's space."""
+"""The student: a backbone, whose pooled feature is kept for use, and a head into the teacher's space."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,86 +16,14 @@ from torch import Tensor, nn
 
 from understudy import __version__
 from understudy.artifacts import FORMAT, Run, atomic, write_json
-from understudy.errors import ModelError, StoreError
+from understudy.errors import StoreError, first_line
 from understudy.models.checkpoints import fingerprint_weights
 from understudy.models.contract import Contract
 from understudy.models.cost import parameters
 from understudy.models.encoder import Encoder, build_encoder
+from understudy.models.heads import build_head
+from understudy.models.inverse_transform import InverseTransform
 from understudy.models.outputs import EncoderOutput, forward_outputs
-from understudy.settings import nearest
-
-HEADS = ("auto", "mlp", "deep", "linear", "norm", "gelu", "none")
-
-
-def build_head(width: int, out: int, kind: str = "auto", hidden: int = 2048) -> tuple[nn.Module, dict[str, Any]]:
-    """The map from backbone features to the teacher's space.
-
-    Args:
-        width: F.
-        out: D.
-        kind: "mlp" Linear - ReLU - Linear with biases; "deep" SimReg's, F - 2F - F - 2F - D by four linear layers with
-            biases, BatchNorm and ReLU after the first and the third; "gelu" AttnDistill's, of the same widths, with
-            GELU between them, then LayerNorm; "norm" Proteus', LayerNorm - Linear; "linear"; "none" (F must equal D);
-            "auto" is the paper's choice: none where the widths match, else mlp.
-        hidden: width of the mlp's middle layer; 0 for F, as in SEED and MoCo-v2.
-
-    Returns:
-        The head and the table {kind, width, hidden, out} that rebuilds it (`hidden` is None where there is none).
-
-    Raises:
-        ModelError: an unknown kind, or "none" between different widths.
-
-    Source: the released code of CoSS, github.com/paganpasta/coss-pytorch, wrapper.py (mlp, auto), of SimReg,
-    github.com/UCDvision/simreg, mlp_arch.py (deep), and of AttnDistill, github.com/wangkai930418/attndistill, whose
-    projector begins with the LayerNorm that a vision transformer's pooled feature has behind it already.
-    """
-    if kind not in HEADS:
-        raise ModelError(f"Unknown head '{kind}'. {nearest(kind, HEADS)}")
-    if kind == "auto":
-        kind = "none" if width == out else "mlp"
-    if kind == "none" and width != out:
-        raise ModelError(
-            f"A student {width} wide needs a head to reach a teacher {out} wide; use head 'mlp' or 'linear'."
-        )
-    hidden = {"mlp": hidden or width, "deep": 2 * width}.get(kind, 0)
-    table = {"kind": kind, "width": width, "hidden": hidden or None, "out": out}
-    if kind == "none":
-        return nn.Identity(), table
-    if kind == "linear":
-        return nn.Linear(width, out), table
-    if kind == "norm":
-        return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, out)), table
-    if kind == "gelu":
-        widths = [width, 2 * width, width, 2 * width]
-        layers = [layer for pair in pairwise(widths) for layer in (nn.Linear(*pair), nn.GELU())]
-        return nn.Sequential(*layers, nn.Linear(2 * width, out), nn.LayerNorm(out, eps=1e-6)), table
-    if kind == "deep":
-        projection = [nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, width)]
-        prediction = [nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, out)]
-        return nn.Sequential(*projection, *prediction), table
-    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, out)), table
-
-
-class InverseTransform(nn.Module):
-    """From the transformed space that a student was trained in to the teacher's own: x = scale * y @ matrix + mean.
-
-    Args:
-        width: D; the buffers are filled by `train` or by a state dict.
-    """
-
-    matrix: Tensor
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.register_buffer("matrix", torch.eye(width))
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("scale", torch.ones(()))
-
-    def forward(self, y: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        """(B, D) -> (B, D)."""
-        return self.scale * (y @ self.matrix) + self.mean
 
 
 class Student(nn.Module):
@@ -174,8 +101,6 @@ def build_student(
     hidden: int = 2048,
     transform: str = "none",
     image_size: int | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
 ) -> Student:
     """A student to be trained, random unless its spec brings weights (`@FILE`, `run:`).
 
@@ -187,13 +112,11 @@ def build_student(
         transform: of the teacher's space, see `embed.transform`; the features themselves, never negative after a ReLU,
             could not follow a centered one, so "auto" then has a head whatever the widths.
         image_size: input side in pixels; default the network's own.
-        mean: three numbers on [0, 1]; default the network's own.
-        std: three numbers on [0, 1]; default the network's own.
 
     Raises:
         ModelError: the spec or the head cannot be built.
     """
-    encoder = build_encoder(spec, pretrained=False, image_size=image_size, mean=mean, std=std)
+    encoder = build_encoder(spec, pretrained=False, image_size=image_size)
     if transform != "none" and head == "auto":
         head = "mlp"
     built, table = build_head(encoder.width, embed_dim, head, hidden)
@@ -263,9 +186,8 @@ def load_student(path: str | os.PathLike[str]) -> Student:
     try:
         student.load_state_dict(load_file(run.weights_path))
     except (SafetensorError, OSError, RuntimeError) as error:
-        reason = str(error).strip().split("\n")[0]
         raise StoreError(
-            f"{run.weights_path} does not fit {run.student_path} ({reason}). Was either file replaced?"
+            f"{run.weights_path} does not fit {run.student_path} ({first_line(error)}). Was either file replaced?"
         ) from None
     if fingerprint_weights(student) != table["weights"]:
         raise StoreError(

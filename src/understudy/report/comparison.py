@@ -101,7 +101,7 @@ def statistics(variants: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for variant in variants:
         for cell in variant["cells"]:
             for figure in FIGURES:
-                if figure.key in cell["figures"] and (variant["lands"] or not figure.space):
+                if figure.key in cell["figures"] and (variant["in_teacher_space"] or not figure.space):
                     of = values.setdefault(figure.key, {}).setdefault(variant["label"], {})
                     of[cell["seed"]] = cell["figures"][figure.key]
     best: dict[str, str] = {}
@@ -197,7 +197,7 @@ def footnotes(comparison: Mapping[str, Any]) -> list[str]:
                 f"{sign} The best learning rate of {', '.join(names)} is the {word} of the {about['trials']} tried, so "
                 f"a better one may lie beyond. --trials {about['trials'] + 2} goes on from here."
             )
-    astray = [variant["label"] for variant in comparison["variants"] if not variant["lands"]]
+    astray = [variant["label"] for variant in comparison["variants"] if not variant["in_teacher_space"]]
     if astray:
         notes.append(
             f"{', '.join(astray)}: the embedding is not meant to lie in the teacher's space, so figures of that space "

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from understudy.models.heads import head_multiply_adds
 from understudy.report.numbers import apart, interval, percent
 from understudy.report.protocols import (
     compared,
@@ -124,20 +124,6 @@ def models(accounts: Sequence[Account]) -> list[Model]:
                 scores = account.scores.get(key, {})
                 rows.append(Model(account.name, part, note, account, account is main, size, flops, scores))
     return rows
-
-
-def head_multiply_adds(head: Mapping[str, Any]) -> int | None:
-    """Multiply-adds of a head for one image, from its table in student.json; None for a kind unknown here."""
-    kind, width, hidden, out = (head.get(key) for key in ("kind", "width", "hidden", "out"))
-    if kind == "none":
-        return 0
-    if kind in ("linear", "norm") and width and out:
-        return int(width * out)
-    if kind == "deep" and width and hidden and out:
-        return int(3 * width * hidden + hidden * out)
-    if kind == "gelu" and width and out:
-        return int(2 * width * (3 * width + out))
-    return int(width * hidden + hidden * out) if kind == "mlp" and width and hidden and out else None
 
 
 def difference(account: Account, main: Account) -> str:

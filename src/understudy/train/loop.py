@@ -30,10 +30,11 @@ from understudy.hardware import hardware
 from understudy.losses import Loss, Terms, build, typed
 from understudy.losses.terms import next_in_bag
 from understudy.models.cost import flops
+from understudy.models.inverse_transform import InverseTransform
 from understudy.models.malloc import keep_freed_memory
 from understudy.models.outputs import EncoderOutput, patch_count, require_outputs
 from understudy.models.sharded import ShardedTeacher, together
-from understudy.models.student import InverseTransform, Student, build_student, save_student
+from understudy.models.student import Student, build_student, save_student
 from understudy.models.teacher import Teacher
 from understudy.settings import as_table, read_toml, resolve, write_toml
 from understudy.sources.source import Source
@@ -607,7 +608,7 @@ def metadata(
         }
     return {
         "method": dict(settings.method),
-        "lands": loss.in_teacher_space,
+        "in_teacher_space": loss.in_teacher_space,
         "teacher": origin,
         "data": {
             "spec": source.spec,

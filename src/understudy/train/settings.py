@@ -7,6 +7,7 @@ from typing import Any
 
 from understudy.embed.settings import PRECISIONS, TRANSFORMS
 from understudy.errors import ConfigError
+from understudy.models.heads import HEADS
 from understudy.neighbors.settings import NeighborSettings
 from understudy.settings import as_table, flatten, resolve, setting
 from understudy.views.settings import ViewSettings
@@ -135,9 +136,10 @@ class TrainSettings:
     )
     head: str = setting(
         "auto",
-        "Student head into the teacher's space; auto is none if the widths match and there is no transform, else mlp; "
-        "deep is SimReg's, gelu AttnDistill's, norm Proteus'.",
-        choices=("auto", "mlp", "deep", "linear", "norm", "gelu", "none"),
+        "Student head into the teacher's space; auto is none if the widths match and there is no transform, else mlp. "
+        + "; ".join(f"{name}: {head.summary}" for name, head in HEADS.items())
+        + ".",
+        choices=("auto", *HEADS),
     )
     head_hidden: int = setting(2048, "Width of the hidden layer of an mlp head; 0 is the backbone's own.", minimum=0)
     workers: int | None = setting(
