@@ -26,7 +26,8 @@ from understudy.sources.pixels import decoded
 from understudy.sources.source import Source, open_source
 from understudy.views.augmentation import photometry, recipe_for
 from understudy.views.batches import NeighborBatches
-from understudy.views.loader import Loader
+from understudy.views.loader import Loader, Reading
+from understudy.views.reader import Views
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -35,8 +36,8 @@ def ours(source: Source, size: int, views: int, batch: int, seed: int) -> torch.
     """One batch of views, ready for a network."""
     batches = NeighborBatches(len(source), batch, seed=seed)
     recipe = recipe_for(None, size)
-    loader = Loader(source, batches, size=size, recipe=recipe, seed=seed, views_per_image=views, workers=0, steps=1)
-    found = next(iter(loader))
+    cut = Views(size, recipe, seed, per_image=views)
+    found = next(iter(Loader(source, batches, cut, reading=Reading(workers=0), steps=range(1))))
     return torch.stack(
         [photometry(pixels, rows, recipe) for pixels, rows in zip(found.pixels, found.rows, strict=True)]
     )

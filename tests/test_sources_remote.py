@@ -27,7 +27,7 @@ from understudy.sources.cache import Cache
 from understudy.sources.pixels import PixelMap, decoded
 from understudy.sources.remote import RemoteImages
 from understudy.sources.source import Source, open_evaluation, open_source
-from understudy.views.loader import ImageLoader
+from understudy.views.image_loader import ImageLoader
 
 
 class Elsewhere(MemoryFileSystem):

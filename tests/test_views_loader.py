@@ -18,22 +18,22 @@ from understudy.errors import ConfigError
 from understudy.sources.pixels import PixelMap, decoded
 from understudy.sources.source import Source, open_source
 from understudy.views import loader as loader_module
+from understudy.views import tuning
 from understudy.views.augmentation import RECIPES, SIGMA, center, draw, geometry, photometry
 from understudy.views.batches import NeighborBatches
-from understudy.views.loader import (
-    ImageBatch,
-    ImageLoader,
-    Loader,
-    SharedMemoryFull,
-    TeacherInput,
-    advice,
-    choose_workers,
-    enough_ahead,
-    enough_workers,
-    fitting,
-    held_up,
-    in_shared_memory,
+from understudy.views.image_loader import ImageLoader
+from understudy.views.loader import Loader, Reading, Share
+from understudy.views.reader import ImageBatch, TeacherInput, ViewReader, Views
+from understudy.views.tuning import (
+    available_shared_memory,
+    fit_shared_memory,
+    max_workers,
+    needed_prefetch,
+    needed_workers,
+    reading_advice,
+    transfer_seconds,
 )
+from understudy.views.workers import SharedMemoryFull, in_shared_memory
 
 MOCO = RECIPES["moco-v2"]
 
@@ -56,10 +56,12 @@ def ring(images: int, width: int = 5) -> np.ndarray:
     return ((np.arange(images)[:, None] + 1 + np.arange(width)) % images).astype(np.int32)
 
 
-def loader_of(source: Source, **options: object) -> Loader:
+def loader_of(
+    source: Source, *, reading: Reading | None = None, share: Share | None = None, steps: range | None = None, **views
+) -> Loader:
     batches = NeighborBatches(len(source), 8, k=3, n=5, seed=1, graph=ring(len(source)), steps=7)
-    defaults = {"size": 24, "recipe": MOCO, "seed": 3, "workers": 0}
-    return Loader(source, batches, **{**defaults, **options})
+    cut = Views(**{"size": 24, "recipe": MOCO, "seed": 3, **views})
+    return Loader(source, batches, cut, reading=reading or Reading(workers=0), share=share, steps=steps)
 
 
 def equal(one: ImageBatch, other: ImageBatch) -> bool:
@@ -83,7 +85,7 @@ def all_equal(first: Iterator[ImageBatch] | Loader, second: Iterator[ImageBatch]
 
 def test_a_batch_is_what_its_numbers_say(folder: Source):
     part = folder.subset(np.arange(19, 3, -1))
-    batches = list(loader_of(part, views_per_image=2))
+    batches = list(loader_of(part, per_image=2))
     assert [batch.step for batch in batches] == list(range(7))
     for batch in batches:
         assert batch.pixels.shape == (2, 8, 3, 24, 24)
@@ -109,12 +111,12 @@ def test_an_image_seen_again_is_another_view(folder: Source):
 
 
 def test_a_pool_shows_its_views_in_turn(folder: Source):
-    endless, pooled = list(loader_of(folder, views_per_image=2)), list(loader_of(folder, views_per_image=2, pool=3))
+    endless, pooled = list(loader_of(folder, per_image=2)), list(loader_of(folder, per_image=2, pool=3))
     for one, other in zip(endless, pooled, strict=True):
         assert torch.equal(other.view, one.view % 3)
     assert max(int(batch.view.max()) for batch in endless) > 2
     with pytest.raises(ConfigError, match="sees 2 views of an image in a batch, and the pool has 1"):
-        loader_of(folder, views_per_image=2, pool=1)
+        loader_of(folder, per_image=2, pool=1)
 
 
 def teacher_views(source: Source, batch: ImageBatch, views: tuple[int, ...], size: int) -> list[tuple]:
@@ -130,8 +132,8 @@ def teacher_views(source: Source, batch: ImageBatch, views: tuple[int, ...], siz
 @pytest.mark.parametrize(("kind", "size", "teacher_size"), [("folder", 24, 40), ("array", 32, 48), ("array", 40, 24)])
 def test_the_teacher_is_shown_the_same_crops_at_its_own_size(folder: Source, kind: str, size: int, teacher_size: int):
     source = folder if kind == "folder" else open_source(noise(20))
-    alone = list(loader_of(source, size=size, views_per_image=2))
-    given = {"size": size, "views_per_image": 2, "teacher": TeacherInput(teacher_size, (1, 0))}
+    alone = list(loader_of(source, size=size, per_image=2))
+    given = {"size": size, "per_image": 2, "teacher": TeacherInput(teacher_size, (1, 0))}
     batches = list(loader_of(source, **given))
     largest = max(size, teacher_size)
     blurred = 0
@@ -149,7 +151,7 @@ def test_the_teacher_is_shown_the_same_crops_at_its_own_size(folder: Source, kin
         np.testing.assert_array_equal(batch.rows[..., SIGMA], other.rows[..., SIGMA] * (size / largest))
         blurred += int((rows[:, SIGMA] > 0).sum())
     assert blurred > 0
-    loader = loader_of(source, **given, workers=1)
+    loader = loader_of(source, **given, reading=Reading(workers=1))
     assert all_equal(loader, iter(batches))
     loader.close()
 
@@ -174,13 +176,11 @@ def test_views_that_are_recorded_are_not_cut_for_the_teacher(folder: Source):
 
 
 def test_places_of_the_teachers_views_count_readable_images_only(folder: Source, tmp_path: Path):
-    wanted = list(loader_of(folder, views_per_image=2, teacher=TeacherInput(40, (0, 1))))
+    wanted = list(loader_of(folder, per_image=2, teacher=TeacherInput(40, (0, 1))))
     (tmp_path / "images" / "05.png").write_bytes(b"no image")
     source = open_source(tmp_path / "images")
     lost = 0
-    for whole, batch in zip(
-        wanted, loader_of(source, views_per_image=2, teacher=TeacherInput(40, (0, 1))), strict=True
-    ):
+    for whole, batch in zip(wanted, loader_of(source, per_image=2, teacher=TeacherInput(40, (0, 1))), strict=True):
         kept = np.flatnonzero(whole.index.numpy() != 5)
         lost += 8 - len(kept)
         assert batch.index.tolist() == whole.index[kept].tolist() and torch.equal(batch.pixels, whole.pixels[:, kept])
@@ -196,7 +196,7 @@ def test_any_number_of_workers_makes_the_same_batches(folder: Source, kind: str)
     state = torch.get_rng_state()
     here = list(loader_of(source, size=32))
     for workers in (1, 2):
-        loader = loader_of(source, size=32, workers=workers)
+        loader = loader_of(source, size=32, reading=Reading(workers=workers))
         assert all_equal(loader, iter(here))
         loader.close()
     assert torch.equal(torch.get_rng_state(), state)  # reading draws nothing that training would miss
@@ -204,20 +204,20 @@ def test_any_number_of_workers_makes_the_same_batches(folder: Source, kind: str)
 
 def test_resuming(folder: Source):
     wanted = list(loader_of(folder))
-    assert all_equal(loader_of(folder, start_step=4), iter(wanted[4:]))
-    assert all_equal(loader_of(folder, start_step=2, steps=5), iter(wanted[2:5]))
-    assert list(loader_of(folder, start_step=7)) == []
+    assert all_equal(loader_of(folder, steps=range(4, 7)), iter(wanted[4:]))
+    assert all_equal(loader_of(folder, steps=range(2, 5)), iter(wanted[2:5]))
+    assert list(loader_of(folder, steps=range(7, 7))) == []
 
 
 def test_processes_share_a_batch_by_whole_bags(folder: Source):
-    for whole, *parts in zip(*(loader_of(folder, rank=r, world=w) for r, w in ((0, 1), (0, 2), (1, 2))), strict=True):
+    for whole, *parts in zip(*(loader_of(folder, share=Share(r, w)) for r, w in ((0, 1), (0, 2), (1, 2))), strict=True):
         for name in ("index", "anchor"):
             assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts]))
         assert torch.equal(whole.view, torch.cat([part.view for part in parts], dim=1))
         assert torch.equal(whole.pixels, torch.cat([part.pixels for part in parts], dim=1))
         assert parts[1].anchor.tolist() == [1] * 4
     with pytest.raises(ConfigError, match=r"2 bags of 4 images .* 3 processes.*multiple of 12"):
-        loader_of(folder, rank=0, world=3)
+        loader_of(folder, share=Share(0, 3))
 
 
 def test_decoded_pixels_give_the_same_batches(tmp_path: Path):
@@ -230,7 +230,7 @@ def test_decoded_pixels_give_the_same_batches(tmp_path: Path):
     assert isinstance(fast.images, PixelMap)
     for options in (
         {"size": 32},
-        {"size": 48, "views_per_image": 2},
+        {"size": 48, "per_image": 2},
         {"size": 16},
         {"size": 32, "interpolation": "bicubic"},
     ):
@@ -253,7 +253,7 @@ def test_unreadable_images_are_skipped_and_reported(folder: Source, tmp_path: Pa
     if small:
         source = decoded(source, tmp_path / "store")
         assert isinstance(source.images, PixelMap)
-    loader, seen = loader_of(source, size=32, workers=workers), set()
+    loader, seen = loader_of(source, size=32, reading=Reading(workers=workers)), set()
     for batch, whole in zip(loader, clean, strict=True):
         kept = [j for j, index in enumerate(whole.index.tolist()) if index not in (5, 11)]
         for name in ("index", "anchor"):
@@ -270,7 +270,7 @@ def test_a_batch_without_a_readable_image_is_empty(tmp_path: Path):
     for i in range(8):
         (tmp_path / f"{i}.jpg").write_bytes(b"")
     source = open_source(tmp_path)
-    batch = next(iter(Loader(source, NeighborBatches(8, 8), size=16, recipe=MOCO, seed=0, workers=0)))
+    batch = next(iter(Loader(source, NeighborBatches(8, 8), Views(16, MOCO, 0), reading=Reading(workers=0))))
     assert batch.pixels.shape == (1, 0, 3, 16, 16)
     assert len(batch.index) == 0
     assert len(batch.skipped) == 8
@@ -298,7 +298,7 @@ def test_training_never_reads_labels(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_reading_goes_on_when_the_workers_are_stopped(folder: Source):
     """A scheduler may send SIGTERM to every process of a job; the loop still has to reach its checkpoint."""
     wanted = list(loader_of(folder))
-    loader = loader_of(folder, workers=1)
+    loader = loader_of(folder, reading=Reading(workers=1))
     stream = iter(loader)
     found = [next(stream)]
     for worker in multiprocessing.active_children():
@@ -310,7 +310,7 @@ def test_reading_goes_on_when_the_workers_are_stopped(folder: Source):
 
 
 def test_closing_ends_the_workers(folder: Source):
-    loader = loader_of(folder, workers=2)
+    loader = loader_of(folder, reading=Reading(workers=2))
     next(iter(loader))
     assert len(multiprocessing.active_children()) == 2
     loader.close()
@@ -322,22 +322,22 @@ def test_closing_ends_the_workers(folder: Source):
 def test_workers_are_chosen_by_source_and_cores(folder: Source, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert choose_workers(open_source(noise(4))) == 0
-    assert choose_workers(open_source(noise(4, 80, 80))) == 7
-    assert choose_workers(folder) == 7
-    assert choose_workers(folder, world=4) == 1
+    assert max_workers(open_source(noise(4))) == 0
+    assert max_workers(open_source(noise(4, 80, 80))) == 7
+    assert max_workers(folder) == 7
+    assert max_workers(folder, world=4) == 1
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # 4 processes on two machines
-    assert choose_workers(folder, world=4) == 3
+    assert max_workers(folder, world=4) == 3
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
-    assert choose_workers(folder) == 0
+    assert max_workers(folder) == 0
 
 
 def test_as_many_workers_as_keep_a_step_fed():
-    assert enough_workers(0.001, 0.1, 7) == 0
-    assert enough_workers(0.01, 0.1, 7) == 1
-    assert enough_workers(0.1, 0.1, 7) == 2
-    assert enough_workers(0.4, 0.1, 7) == 5
-    assert enough_workers(9.0, 0.1, 7) == 7
+    assert needed_workers(0.001, 0.1, 7) == 0
+    assert needed_workers(0.01, 0.1, 7) == 1
+    assert needed_workers(0.1, 0.1, 7) == 2
+    assert needed_workers(0.4, 0.1, 7) == 5
+    assert needed_workers(9.0, 0.1, 7) == 7
 
 
 @pytest.mark.parametrize("slow", ["step", "read"])
@@ -345,85 +345,88 @@ def test_workers_are_measured_and_change_no_batch(folder: Source, monkeypatch: p
     wanted = list(loader_of(folder))
     clock, cost = [0.0], {"read": 0.5, "step": 2.0} if slow == "read" else {"read": 0.01, "step": 2.0}
     monkeypatch.setattr(loader_module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    monkeypatch.setattr(loader_module, "choose_workers", lambda *_: 3)
-    parent, read = os.getpid(), loader_module._ViewReader.__getitem__
+    monkeypatch.setattr(loader_module, "max_workers", lambda *_: 3)
+    parent, read = os.getpid(), ViewReader.__getitem__
 
     def reading(self, job):
         if os.getpid() == parent:
             clock[0] += cost["read"]
         return read(self, job)
 
-    monkeypatch.setattr(loader_module._ViewReader, "__getitem__", reading)
-    told: list[str] = []
-    loader = loader_of(folder, workers=None, notify=told.append)
+    monkeypatch.setattr(ViewReader, "__getitem__", reading)
+    messages: list[str] = []
+    loader = loader_of(folder, reading=Reading(notify=messages.append))
     found, children = [], []
     for batch in loader:
         found.append(batch)
         children.append(len(multiprocessing.active_children()))
         clock[0] += cost["step"]
-    assert all_equal(iter(found), iter(wanted)) and len(found) > loader_module.TRIAL + 1
+    assert all_equal(iter(found), iter(wanted)) and len(found) > tuning.TRIALS + 1
     number = 1 if slow == "read" else 0
     ahead = ", 2 batches ahead each" if number else ""
-    assert told == [
+    assert messages == [
         f"Reading a batch takes {cost['read']:g} s of a core, a step 2 s: {number} of at most 3 workers{ahead}."
     ]
-    assert loader.workers == number
-    assert children[: loader_module.TRIAL] == [0] * loader_module.TRIAL and children[loader_module.TRIAL] == number
+    assert loader.workers.count == number
+    assert children[: tuning.TRIALS] == [0] * tuning.TRIALS and children[tuning.TRIALS] == number
 
 
 def test_so_far_ahead_that_a_slow_batch_holds_nobody_up():
-    assert enough_ahead(0.01, 0.1, 1) == 2
-    assert enough_ahead(0.08, 0.1, 1) == 3  # one taking 0.16 s outlasts a step, and not two
-    assert enough_ahead(0.4, 0.1, 5) == 3
-    assert enough_ahead(1.5, 0.1, 5) == 7
-    assert enough_ahead(9.0, 0.1, 1) == enough_ahead(1.0, 0.0, 1) == loader_module.MOST_AHEAD
+    assert needed_prefetch(0.01, 0.1, 1) == 2
+    assert needed_prefetch(0.08, 0.1, 1) == 3  # one taking 0.16 s outlasts a step, and not two
+    assert needed_prefetch(0.4, 0.1, 5) == 3
+    assert needed_prefetch(1.5, 0.1, 5) == 7
+    assert needed_prefetch(9.0, 0.1, 1) == needed_prefetch(1.0, 0.0, 1) == tuning.MAX_PREFETCH
 
 
 def test_no_more_batches_ahead_than_shared_memory_holds():
     mib = 2**20
-    assert fitting(7, 4, 38 * mib, 12 * 1024 * mib) == (7, 4)
-    assert fitting(7, 4, 38 * mib, 760 * mib) == (7, 2)  # 20 batches, one of them with the training
-    assert fitting(7, 4, 38 * mib, 380 * mib) == (4, 2)
-    assert fitting(7, 4, 38 * mib, 38 * 3 * mib) == (1, 2)
-    assert fitting(7, 4, 38 * mib, 38 * 2 * mib) == (1, 1)
-    assert fitting(7, 4, 38 * mib, 32 * mib) == (0, 1)
-    assert fitting(0, 4, 38 * mib, 0) == (0, 4)
+    assert fit_shared_memory(7, 4, 38 * mib, 12 * 1024 * mib) == (7, 4)
+    assert fit_shared_memory(7, 4, 38 * mib, 760 * mib) == (7, 2)  # 20 batches, one of them with the training
+    assert fit_shared_memory(7, 4, 38 * mib, 380 * mib) == (4, 2)
+    assert fit_shared_memory(7, 4, 38 * mib, 38 * 3 * mib) == (1, 2)
+    assert fit_shared_memory(7, 4, 38 * mib, 38 * 2 * mib) == (1, 1)
+    assert fit_shared_memory(7, 4, 38 * mib, 32 * mib) == (0, 1)
+    assert fit_shared_memory(0, 4, 38 * mib, 0) == (0, 4)
     for workers in range(1, 9):
         for ahead in range(1, 9):
             for batches in range(60):
-                fewer, less = fitting(workers, ahead, 1, batches)
+                fewer, less = fit_shared_memory(workers, ahead, 1, batches)
                 assert fewer * less <= max(batches - 1, 0) and fewer <= workers and 1 <= less <= ahead
 
 
 def test_a_batch_is_as_large_as_it_is_reckoned(folder: Source):
     for teacher in (None, TeacherInput(32, (1,))):
-        loader = loader_of(folder, views_per_image=2, teacher=teacher)
+        loader = loader_of(folder, per_image=2, teacher=teacher)
         batch = next(iter(loader))
         assert loader._reader.nbytes == batch.pixels.nbytes + (batch.teacher.pixels.nbytes if batch.teacher else 0)
 
 
 def test_without_shared_memory_this_process_reads(folder: Source, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(loader_module, "choose_workers", lambda *_: 2)
-    monkeypatch.setattr(loader_module, "enough_workers", lambda *_: 2)
+    monkeypatch.setattr(loader_module, "max_workers", lambda *_: 2)
+    monkeypatch.setattr(loader_module, "needed_workers", lambda *_: 2)
     wanted = list(loader_of(folder))
     batch = 8 * 3 * 24**2
     for batches, workers in [(100, 2), (3, 1), (1, 0)]:
         free = SimpleNamespace(free=2 * batches * batch)
-        monkeypatch.setattr(loader_module.shutil, "disk_usage", lambda _, free=free: free)
-        told: list[str] = []
-        loader = loader_of(folder, workers=None, notify=told.append)
+        monkeypatch.setattr(tuning.shutil, "disk_usage", lambda _, free=free: free)
+        messages: list[str] = []
+        loader = loader_of(folder, reading=Reading(notify=messages.append))
         assert all_equal(loader, iter(wanted))
-        assert loader.workers == workers
-        assert ("Shared memory has no room for more" in told[0]) == (batches < 100)
+        assert loader.workers.count == workers
+        assert ("Shared memory has no room for more" in messages[0]) == (batches < 100)
     # Who gave a number of workers keeps it.
-    loader = loader_of(folder, workers=2)
-    assert (loader.workers, loader.ahead) == (2, 1)
+    loader = loader_of(folder, reading=Reading(workers=2))
+    assert (loader.workers.count, loader.workers.prefetch) == (2, 1)
     options = {"size": 24, "crop": 0.875, "interpolation": "bicubic", "batch_size": 8}
-    assert ImageLoader(folder, **options).workers == 0
+    assert ImageLoader(folder, **options).workers.count == 0
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     free = SimpleNamespace(free=2 * 10 * batch)
-    monkeypatch.setattr(loader_module.shutil, "disk_usage", lambda _: free)
-    assert fitting(3, 4, batch, loader_module.room(2)) == (2, 2)  # half of the ten are the other process'
+    monkeypatch.setattr(tuning.shutil, "disk_usage", lambda _: free)
+    assert fit_shared_memory(3, 4, batch, available_shared_memory(2)) == (
+        2,
+        2,
+    )  # half of the ten are the other process'
 
 
 def test_a_batch_that_finds_no_shared_memory_is_read_again_in_this_process(
@@ -439,14 +442,14 @@ def test_a_batch_that_finds_no_shared_memory_is_read_again_in_this_process(
 
     monkeypatch.setattr(torch.Tensor, "share_memory_", share_memory_)
     with pytest.warns(UserWarning, match="no room in shared memory. Reading goes on in this process"):
-        assert all_equal(loader_of(folder, workers=2), iter(wanted))
+        assert all_equal(loader_of(folder, reading=Reading(workers=2)), iter(wanted))
     for worker in multiprocessing.active_children():
         worker.join(10)
     assert multiprocessing.active_children() == []
 
 
 def test_what_a_worker_hands_over_is_in_shared_memory(folder: Source, monkeypatch: pytest.MonkeyPatch):
-    batch = next(iter(loader_of(folder, views_per_image=2, teacher=TeacherInput(32, (1,)))))
+    batch = next(iter(loader_of(folder, per_image=2, teacher=TeacherInput(32, (1,)))))
     kept = [batch.pixels.clone(), batch.teacher.pixels.clone()]
     handed = in_shared_memory([batch, {"boxes": torch.ones(2, 4)}, (torch.ones(3), "name")])
     tensors = [batch.index, batch.view, batch.pixels, batch.rows, batch.teacher.place, batch.teacher.pixels]
@@ -465,7 +468,7 @@ def test_what_a_worker_hands_over_is_in_shared_memory(folder: Source, monkeypatc
 def test_pages_are_locked_where_that_pays(folder: Source, monkeypatch: pytest.MonkeyPatch, fast: str):
     """With a clock of our own, as the copies are: a CPU locks no pages."""
     clock, locked, synchronized = [0.0], [], []
-    monkeypatch.setattr(loader_module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(tuning, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     monkeypatch.setattr(torch.cuda, "synchronize", synchronized.append)
 
     def pin_memory(pixels):
@@ -482,26 +485,28 @@ def test_pages_are_locked_where_that_pays(folder: Source, monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.Tensor, "to", to)
     device, other = torch.device("cuda"), {"page-locked": 5.0, "other": 0.5}[fast]
     pixels = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
-    assert held_up(pixels, device, alone=False) == (1.0, other)
-    assert held_up(pixels, device, alone=True) == (4.0, other)  # locking is then its own work
-    assert synchronized == [device] * len(synchronized) and len(synchronized) == 4 * loader_module.TRIAL
+    assert transfer_seconds(pixels, device, pinned_here=False) == (1.0, other)
+    assert transfer_seconds(pixels, device, pinned_here=True) == (4.0, other)  # locking is then its own work
+    assert synchronized == [device] * len(synchronized) and len(synchronized) == 4 * tuning.TRIALS
 
-    told: list[str] = []
-    loader = loader_of(folder, workers=None, device=device, notify=told.append)
-    loader._choose([1.0], [1.0], pixels)
-    assert loader.pin == (fast == "page-locked")
-    assert told[0].endswith(f" from other: {fast}.")
+    messages: list[str] = []
+    loader = loader_of(folder, reading=Reading(device=device, notify=messages.append))
+    loader._choose_workers([1.0], [1.0], pixels)
+    assert loader.workers.pin == (fast == "page-locked")
+    assert messages[0].endswith(f" from other: {fast}.")
 
 
 def test_who_waits_for_images_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert advice(0.1, 0, 224) is None
-    assert advice(0.25, 2, 224) == (
+    assert reading_advice(0.1, 0, 224) is None
+    assert reading_advice(0.25, 2, 224) == (
         "25% of the time went into waiting for images, with 2 reading processes. Give it more: --workers 7."
     )
-    assert "shorter side about 256 px" in str(advice(0.25, 7, 224))
-    assert "--workers 3." in str(advice(0.25, 2, 224, world=2)) and "no cores for more" in str(advice(0.25, 3, 224, 2))
+    assert "shorter side about 256 px" in str(reading_advice(0.25, 7, 224))
+    assert "--workers 3." in str(reading_advice(0.25, 2, 224, world=2)) and "no cores for more" in str(
+        reading_advice(0.25, 3, 224, 2)
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -533,7 +538,7 @@ def test_images_in_order_for_embedding(folder: Source, workers: int):
 def test_real_photographs(shared: Path):
     source = open_source(shared / "data" / "imagenette" / "train", limit=32)
     batches = NeighborBatches(32, 16, steps=2)
-    loader = Loader(source, batches, size=64, recipe=MOCO, seed=0, workers=1)
+    loader = Loader(source, batches, Views(64, MOCO, 0), reading=Reading(workers=1))
     found = list(loader)
     assert [tuple(batch.pixels.shape) for batch in found] == [(1, 16, 3, 64, 64)] * 2
     assert not any(batch.skipped for batch in found)
@@ -546,4 +551,4 @@ def test_an_error_of_the_reader_is_not_mistaken_for_a_lost_worker(folder: Source
 
     monkeypatch.setattr("understudy.sources.folders.FolderImages.read", broken)
     with pytest.raises(OSError, match="a broken disk"):
-        next(iter(loader_of(folder, workers=1)))
+        next(iter(loader_of(folder, reading=Reading(workers=1))))

@@ -350,7 +350,7 @@ def probe_of(
     from understudy.models.encoder import build_encoder
     from understudy.sources.source import limited, open_evaluation
     from understudy.train.signals import Probe
-    from understudy.views.loader import ImageLoader
+    from understudy.views.image_loader import ImageLoader
 
     if settings.probes == 0 or (held_out is None and settings.eval_data is None):
         return None

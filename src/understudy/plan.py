@@ -23,7 +23,7 @@ from understudy.pipeline import RunSettings, resolve_method, teacher_of, trainin
 if TYPE_CHECKING:
     from understudy.models.teacher import Teacher
     from understudy.sources.source import Source
-    from understudy.views.loader import ImageBatch, TeacherInput
+    from understudy.views.reader import ImageBatch, TeacherInput
 
 SECONDS = 3.0
 """How long each part is timed."""
@@ -213,7 +213,9 @@ def measure(settings: RunSettings, source: Source, teacher: Teacher, seconds: fl
     from understudy.train.distributed import choose_device
     from understudy.views.augmentation import photometry, recipe_for
     from understudy.views.batches import NeighborBatches
-    from understudy.views.loader import Loader, TeacherInput, choose_workers
+    from understudy.views.loader import Loader, Reading
+    from understudy.views.reader import TeacherInput, Views
+    from understudy.views.tuning import max_workers
 
     device = choose_device(settings.device)
     teacher = teacher.to(device)
@@ -227,10 +229,8 @@ def measure(settings: RunSettings, source: Source, teacher: Teacher, seconds: fl
     batches = NeighborBatches(len(source), min(settings.batch_size, len(source)), seed=settings.seed)
 
     def reading(teacher_input: TeacherInput | None) -> tuple[float, ImageBatch]:
-        loader = Loader(
-            source, batches, size=size, recipe=recipe, seed=settings.seed, views_per_image=method.views,
-            teacher=teacher_input, workers=0,
-        )  # fmt: skip
+        views = Views(size, recipe, settings.seed, per_image=method.views, teacher=teacher_input)
+        loader = Loader(source, batches, views, reading=Reading(workers=0))
         stream = iter(loader)
         first = next(stream)
         found = rate(lambda: len(next(stream).index), seconds)
@@ -278,7 +278,7 @@ def measure(settings: RunSettings, source: Source, teacher: Teacher, seconds: fl
     root = Path(settings.store)
     while not root.exists():
         root = root.parent if root.parent != root else Path.cwd()
-    workers = choose_workers(source) if settings.workers is None else settings.workers
+    workers = max_workers(source) if settings.workers is None else settings.workers
     return Measured(read, workers, taught, trained, shutil.disk_usage(os.fspath(root)).free, cut)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from understudy.artifacts import Store, read_json, write_json
 from understudy.errors import StoreError
-from understudy.views.loader import Skipped
+from understudy.views.reader import Skipped
 
 SAVE_SECONDS = 10.0  # at most so much work is lost to a kill
 

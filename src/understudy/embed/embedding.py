@@ -21,7 +21,8 @@ from understudy.errors import ConfigError, DataError, ModelError, StoreError
 from understudy.models.malloc import keep_freed_memory
 from understudy.models.sharded import together
 from understudy.sources.source import Source, read_listing, write_listing
-from understudy.views.loader import ImageLoader, Skipped
+from understudy.views.image_loader import ImageLoader
+from understudy.views.reader import Skipped
 
 if TYPE_CHECKING:
     from understudy.models.contract import Contract

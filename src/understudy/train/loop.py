@@ -49,8 +49,10 @@ from understudy.train.signals import Probe, verdict
 from understudy.views.augmentation import at_ratio, photometry, recipe_for
 from understudy.views.batches import NeighborBatches
 from understudy.views.cutmix import cutmix
-from understudy.views.loader import ImageBatch, Loader, TeacherInput, advice
+from understudy.views.loader import Loader, Reading, Share
 from understudy.views.patch_masks import hidden_patches, spread_evenly
+from understudy.views.reader import ImageBatch, TeacherInput, Views
+from understudy.views.tuning import reading_advice
 
 LANDING_IMAGES = 2048
 LOG_SECONDS = 10.0
@@ -186,18 +188,17 @@ def train(
     if teacher_size != size:
         known = Recorded(recorded.folder) if recorded is not None else None
         teacher_input = TeacherInput(teacher_size, loss.teacher_views, known)
-    loader = Loader(
-        source, batches, size=size, recipe=recipe, seed=view_seed, views_per_image=loss.views,
-        pool=settings.views.different, teacher=teacher_input, workers=settings.workers,
-        rank=processes.rank, world=processes.world, start_step=first, steps=steps, device=device,
-        notify=notify if processes.main and not quiet else None,
-    )  # fmt: skip
+    view_settings = Views(
+        size, recipe, view_seed, per_image=loss.views, pool=settings.views.different, teacher=teacher_input
+    )
+    reading = Reading(settings.workers, device, notify if processes.main and not quiet else None)
+    share_of_batch = Share(processes.rank, processes.world)
+    loader = Loader(source, batches, view_settings, reading=reading, share=share_of_batch, steps=range(first, steps))
     title = f"{settings.method['name']}: {settings.teacher or 'no teacher'} -> {settings.student}"
     if processes.main and not quiet:
         notify(f"{title}, {'resumed at step' if first else 'from step'} {first:,} of {steps:,}")
         sizes = f"{size}" if teacher_size == size else f"{size} (teacher {teacher_size})"
         notify(f"  {batches.describe(settings.passes)}; {recipe.name} views of {sizes} px; {precision} on {device}")
-        pool = settings.views.different
         if recorded is None and loss.needs_teacher and not requested and 0 < pool < settings.passes * loss.views:
             notify(
                 f"  An image has {pool:,} different views, and the live teacher runs on each of them again and again: "
@@ -420,9 +421,11 @@ def train(
         found = metadata(settings, source, listing, teacher, student, loss, steps, batches, seconds, skipped)
         save_student(student, run, found)
         if log:
-            log.write("end", step, seconds=seconds, data_wait=meter.waited, workers=loader.workers, **costs)
+            log.write("end", step, seconds=seconds, data_wait=meter.waited, workers=loader.workers.count, **costs)
             log.close()
-        if not quiet and (hint := advice(meter.waited, loader.workers, max(size, teacher_size), processes.world)):
+        largest = max(size, teacher_size)
+        hint = reading_advice(meter.waited, loader.workers.count, largest, processes.world)
+        if hint and not quiet:
             notify(hint)
         if skipped and not quiet:
             notify(f"{len(skipped)} images could not be read and were skipped; they are listed in {run.student_path}.")

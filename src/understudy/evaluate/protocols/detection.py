@@ -45,7 +45,7 @@ from understudy.models.checkpoints import fingerprint_weights
 from understudy.models.pyramid import Pyramid
 from understudy.philox import ANCHORS, permutation
 from understudy.settings import as_table
-from understudy.views.loader import in_shared_memory
+from understudy.views.workers import in_shared_memory
 
 if TYPE_CHECKING:
     from understudy.models.contract import Contract

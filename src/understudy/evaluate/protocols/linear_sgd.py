@@ -26,7 +26,8 @@ from understudy.evaluate.settings import EvaluationSettings
 from understudy.sources.source import Source
 from understudy.views.augmentation import RECIPES, photometry
 from understudy.views.batches import NeighborBatches
-from understudy.views.loader import Loader
+from understudy.views.loader import Loader, Reading
+from understudy.views.reader import Views
 
 BATCH = 256
 RECIPE = RECIPES["crop"]
@@ -132,18 +133,9 @@ def augmented(
     assert encoded_set.encoder is not None
     contract = encoded_set.encoder.contract
     batches = NeighborBatches(len(source), min(BATCH, len(source)), seed=settings.seed)
-    loader = Loader(
-        source,
-        batches,
-        size=contract.size,
-        recipe=RECIPE,
-        seed=settings.seed,
-        interpolation=contract.interpolation,
-        workers=encoded_set.workers,
-        steps=batches.steps_for(epochs),
-        device=encoded_set.device,
-    )
-    return batches, loader
+    views = Views(contract.size, RECIPE, settings.seed, interpolation=contract.interpolation)
+    reading = Reading(encoded_set.workers, encoded_set.device)
+    return batches, Loader(source, batches, views, reading=reading, steps=range(batches.steps_for(epochs)))
 
 
 HE = """@inproceedings{he2020moco,
