@@ -167,7 +167,7 @@ class _Window(io.RawIOBase):
     def seekable(self) -> bool:
         return True
 
-    def notify(self) -> int:
+    def tell(self) -> int:
         return self._at
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
