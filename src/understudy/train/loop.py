@@ -188,9 +188,8 @@ def train(
     if teacher_size != size:
         known = Recorded(recorded.folder) if recorded is not None else None
         teacher_input = TeacherInput(teacher_size, loss.teacher_views, known)
-    view_settings = Views(
-        size, recipe, view_seed, per_image=loss.views, pool=settings.views.different, teacher=teacher_input
-    )
+    pool = settings.views.different
+    view_settings = Views(size, recipe, view_seed, per_image=loss.views, pool=pool, teacher=teacher_input)
     reading = Reading(settings.workers, device, notify if processes.main and not quiet else None)
     share_of_batch = Share(processes.rank, processes.world)
     loader = Loader(source, batches, view_settings, reading=reading, share=share_of_batch, steps=range(first, steps))
