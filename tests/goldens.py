@@ -113,7 +113,7 @@ def variants() -> dict[str, dict[str, Any]]:
     return {
         "coss recorded": {"views.teacher": "recorded", "views.pool": 2},
         "coss int8": {"views.teacher": "recorded", "views.dtype": "int8", "views.pool": 2},
-        "coss centered": {"method": {"name": "coss", "center": True}, "neighbors.k": 0},
+        "coss centered": {"method": {"name": "coss_centered"}, "neighbors.k": 0},
         "coss transform": {"transform": "standardize", "head_hidden": 32},
         "coss chunks": {"chunks": 2, "optimizer.name": "sgd", "optimizer.lr": 0.05},
         "seed queue": {"method": {"name": "seed", "queue": 128}},
@@ -122,7 +122,7 @@ def variants() -> dict[str, dict[str, Any]]:
 
 
 def demo(folder: Path) -> dict[str, Any]:
-    """The demo's four runs at a third of their length, its stores and figures."""
+    """The demo's runs at a third of their length, its stores and figures."""
     import understudy.demo
 
     understudy.demo.PASSES = 5

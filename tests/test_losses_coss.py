@@ -272,13 +272,14 @@ def test_constant_columns_count_as_nothing_and_send_no_gradient():
     assert gradient[:, :3].abs().max() == 0 and gradient[:, 3:].abs().min() > 0
 
 
-def test_centering_by_a_word_of_the_command_line():
+def test_centered_is_a_method_of_its_own():
     student, teacher = pair()
-    torch.testing.assert_close(
-        build("coss", center="true")(student, teacher).total, coss(student, teacher, center=True).total
-    )
-    with pytest.raises(ConfigError, match="true or false; got 'yes'"):
-        build("coss", center="yes")
+    own = build("coss_centered", weight=0.5, scale="paper")
+    expected = coss(student, teacher, 0.5, scale=70.0, center=True)
+    torch.testing.assert_close(own(student, teacher).total, expected.total, rtol=0, atol=0)
+    assert own(student, teacher).parts.keys() == expected.parts.keys()
+    with pytest.raises(ConfigError, match="no setting 'center'"):
+        build("coss", center=True)
 
 
 # The balanced weight ------------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ from understudy.losses import LOSSES
 
 CASES = {
     "coss": ("coss", {"weight": 0.7}),
-    "coss centered": ("coss", {"center": True}),
     "coss balanced": ("coss", {"weight": "balanced"}),
     "simreg": ("simreg", {}),
     "seed": ("seed", {"queue": 12, "tau_teacher": 0.1}),

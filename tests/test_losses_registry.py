@@ -14,7 +14,6 @@ from understudy.losses.terms import next_in_bag
 # Every method as its authors ran it, and where a setting changes what it needs or which code runs, that too.
 METHODS = [
     *((name, {}) for name in LOSSES),
-    ("coss", {"center": True}),
     ("compress", {"queues": 1}),
     ("smd", {"views": 1}),
     ("proteus", {"patch": 0}),

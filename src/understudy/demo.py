@@ -1,7 +1,8 @@
 """`understudy demo`: the whole flow on scikit-learn's handwritten digits, with the two controls that keep it honest.
 
-No weights exist offline, so a teacher is trained first, without labels. Then one student is distilled by CoSS and the
-same student is trained, for as many image passes, without the space term (weight 0) and without any teacher (MoCo-v2).
+No weights exist offline, so a teacher is trained first, without labels. Then one student is distilled by the default
+method and by the paper's, and the same student is trained, for as many image passes, without the space term (weight 0)
+and without any teacher (MoCo-v2).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def demo(out: Path, *, seed: int = 0, device: str = "auto") -> tuple[list[Run], 
         device: where to compute.
 
     Returns:
-        The runs (student, weight 0, without teacher) and the path of the report.
+        The runs (the default method, the paper's, weight 0, without teacher) and the path of the report.
 
     Raises:
         Stopped: training was asked to stop and left a checkpoint; call again to go on.
@@ -41,6 +42,7 @@ def demo(out: Path, *, seed: int = 0, device: str = "auto") -> tuple[list[Run], 
     distilled = {"student": STUDENT, "passes": PASSES, **common}
     spec = f"run:{teacher.path}"
     runs = [
+        _run(out / "coss_centered", teacher=spec, **distilled),
         _run(out / "coss", teacher=spec, method={"name": "coss"}, **distilled),
         _run(out / "weight-0", teacher=spec, method={"name": "coss", "weight": 0.0}, **distilled),
         _run(out / "no-teacher", method=MOCO, **distilled),

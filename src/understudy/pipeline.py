@@ -22,7 +22,7 @@ from understudy.errors import ConfigError, StoreError
 from understudy.evaluate.settings import EvaluationSettings
 from understudy.recipes import merge_layers
 from understudy.settings import resolve, setting
-from understudy.train.settings import DEFAULT_METHOD, DEFAULT_RECIPE, TrainSettings
+from understudy.train.settings import DEFAULT_METHOD, TrainSettings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,16 +50,13 @@ class RunSettings(TrainSettings):
 def resolve_run(*layers: Mapping[str, Any]) -> RunSettings:
     """The settings of a run from tables laid over each other, with what `recipe` and `preset` stand for.
 
-    Where no layer names a method or a recipe, the recipe is the default one, which evidence has chosen
-    (`docs/method.md`); with a method's name alone the settings are that method's own.
-
     Args:
-        *layers: e.g. the settings file, then the flags; see `recipe.merge_layers` and `config.resolve`.
+        *layers: e.g. the settings file, then the flags; see `recipes.merge_layers` and `settings.resolve`.
 
     Raises:
         ConfigError: as those two.
     """
-    return resolve(RunSettings, *merge_layers(*layers, method=DEFAULT_METHOD, otherwise=DEFAULT_RECIPE))
+    return resolve(RunSettings, *merge_layers(*layers, method=DEFAULT_METHOD))
 
 
 class Stopped(Exception):
@@ -256,7 +253,7 @@ def report_stage(folders: list[Run], out: Path | None = None, *, quiet: bool = F
 
 
 def resolve_method(settings: RunSettings) -> RunSettings:
-    """The method's settings in their types, and what follows from it: without a teacher no neighbors are drawn.
+    """The method's settings in their types; a method without a teacher has nothing to do with its settings.
 
     Raises:
         ConfigError: the method or one of its settings is unknown, a teacher is needed and not given, or neighbors are
@@ -269,7 +266,6 @@ def resolve_method(settings: RunSettings) -> RunSettings:
     if LOSSES[name].needs_teacher:
         if settings.teacher is None:
             raise ConfigError(f"Method '{name}' distills a teacher and none was given. Add --teacher SPEC.")
-        k = 15 if settings.neighbors.k is None else settings.neighbors.k
     else:
         if settings.neighbors.k:
             raise ConfigError(f"Method '{name}' has no teacher, so no neighbors: leave out --neighbors.k.")
@@ -279,8 +275,7 @@ def resolve_method(settings: RunSettings) -> RunSettings:
             raise ConfigError(f"Method '{name}' has no teacher to shard: leave out --teacher-sharding.")
         if settings.teacher_precision != "auto" and settings.teacher is None:
             raise ConfigError(f"Method '{name}' has no teacher to compute: leave out --teacher-precision.")
-        k = 0
-    return dataclasses.replace(settings, method=method, neighbors=dataclasses.replace(settings.neighbors, k=k))
+    return dataclasses.replace(settings, method=method)
 
 
 def run_id(settings: TrainSettings) -> str:

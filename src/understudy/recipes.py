@@ -30,14 +30,13 @@ less data and less of it at a time. Nothing else is touched."""
 TINY_TEACHER = "python:understudy.models.toy_encoder:ToyEncoder"
 
 
-def merge_layers(*layers: Mapping[str, Any], method: str, otherwise: str | None = None) -> list[dict[str, Any]]:
+def merge_layers(*layers: Mapping[str, Any], method: str) -> list[dict[str, Any]]:
     """The layers of a run's settings with those that `recipe` and `preset` stand for in their places.
 
     Args:
         *layers: e.g. the settings file, then the flags, which come last; `recipe` and `preset` may be in any of them,
             and a later one wins ("none" for none).
         method: whose authors are meant when no layer names a method.
-        otherwise: the recipe to take when no layer names a recipe ("none" is one) or a method.
 
     Returns:
         The layers for `config.resolve`, nested.
@@ -47,10 +46,7 @@ def merge_layers(*layers: Mapping[str, Any], method: str, otherwise: str | None 
             settings.
     """
     nested = [nest(layer) for layer in layers]
-    unsaid = all(layer.get("recipe") is None and _method(layer) is None for layer in nested)
     recipe = _taken(nested, "recipe")
-    if unsaid:
-        recipe = otherwise
     if recipe is not None and recipe != "authors":
         table = nest(read_toml(_file_of(recipe)))
         below = _taken([table], "recipe")
@@ -111,5 +107,9 @@ def _authors(method: str) -> dict[str, Any]:
 
     settings_of(method)  # an unknown method is refused, with the known ones
     if not LOSSES[method].authors:
-        raise ConfigError(f"Nothing is known of what the authors of '{method}' ran. Leave out the recipe.")
+        others = ", ".join(sorted(name for name in LOSSES if LOSSES[name].authors))
+        raise ConfigError(
+            f"Nothing is known of what the authors of '{method}' ran. Name a method that has authors' settings "
+            f"({others}), or leave out the recipe."
+        )
     return nest({"method": method, **LOSSES[method].authors})

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from understudy.pipeline import RunSettings
 
 METHOD_SETTINGS = {
-    "coss": ("weight", "scale", "scope", "center"),
+    "coss_centered": ("weight", "scale", "scope"),
+    "coss": ("weight", "scale", "scope"),
     "simreg": (),
     "seed": ("tau_teacher", "tau_student", "queue"),
     "compress": ("queues", "temperature", "queue", "momentum"),

@@ -322,7 +322,7 @@ class Comparison:
         taught = _taught(settings)
         # What the others share of a teacher does not hold without one, unless it was asked of this very variant.
         if not taught and "neighbors.k" not in changes:
-            settings = dataclasses.replace(settings, neighbors=dataclasses.replace(settings.neighbors, k=None))
+            settings = dataclasses.replace(settings, neighbors=dataclasses.replace(settings.neighbors, k=0))
         if not taught and "transform" not in changes:
             settings = dataclasses.replace(settings, transform="none")
         return resolve_method(settings)

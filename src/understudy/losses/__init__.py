@@ -15,6 +15,7 @@ from understudy.losses.attndistill import AttnDistill
 from understudy.losses.bingo import BINGO
 from understudy.losses.compress import CompRess
 from understudy.losses.coss import CoSS
+from understudy.losses.coss_centered import CoSSCentered
 from understudy.losses.disco import DisCo
 from understudy.losses.dist import DIST
 from understudy.losses.isd import ISD
@@ -34,6 +35,7 @@ from understudy.settings import nearest
 __all__ = ["LOSSES", "Loss", "Terms", "build", "settings_of", "typed"]
 
 LOSSES: dict[str, type[Loss]] = {
+    "coss_centered": CoSSCentered,
     "coss": CoSS,
     "simreg": SimReg,
     "seed": SEED,

@@ -1,4 +1,4 @@
-"""CoSS: feature similarity and space similarity, the default method.
+"""CoSS: feature similarity and space similarity, as published; the default, `coss_centered`, differs in one step.
 
 Two cosines of the same raw matrices along different axes: one per image, one per dimension. The first leaves one free
 radius per image, the second one free scale per dimension; together, if the bipartite graph of the teacher's non-zeros
@@ -56,7 +56,7 @@ def coss(
         scope: "global" takes both terms over the batch of all processes, exactly; "process" over this process' rows
             only, as the authors' code does.
         center: take the batch mean off each column of both matrices first, in the space term only: Pearson's
-            correlation in place of the cosine. Not the paper's; the control for what a common offset contributes.
+            correlation in place of the cosine. Not the paper's: method `coss_centered`.
 
     Returns:
         Terms with parts "feature" = -(1/B) sum_i cos(s[i, :], t[i, :]) and "space" = -(1/D) sum_j cos(s[:, j],
@@ -142,7 +142,6 @@ class CoSS(Loss):
         weight: lambda, the weight of the space term; 0 is cosine regression, "balanced" follows the gradients.
         scale: factor on the total, a number or one of "unit" (1), "paper" (70), "code" (142.86).
         scope: "global" (exact for any number of processes) or "process" (as the authors ran).
-        center: correlate the columns instead of taking their cosine; a control, not the paper's.
 
     Source:
         Singh and Wang, ECCV 2024, arXiv 2409.13939, as in `coss`.
@@ -165,12 +164,11 @@ class CoSS(Loss):
         "optimizer.schedule": "cosine", "optimizer.every": "epoch", "optimizer.hold": 5 / 25, "head": "auto",
         "head_hidden": 2048, "views.recipe": "moco-v2", "batch_size": 1024, "passes": 400.0, "neighbors.k": 15,
         "neighbors.n": 31, "method.weight": 1.0, "method.scale": "code", "method.scope": "process",
-        "method.center": False,
     }  # fmt: skip
+    center: ClassVar[bool] = False
+    """Whether the columns are correlated in place of their cosines: `coss_centered`."""
 
-    def __init__(
-        self, weight: float | str = 1.0, scale: str | float = "unit", scope: str = "global", center: bool = False
-    ) -> None:
+    def __init__(self, weight: float | str = 1.0, scale: str | float = "unit", scope: str = "global") -> None:
         super().__init__()
         if isinstance(weight, str) and weight not in self.words["weight"]:
             raise ConfigError(f"'method.weight' must be a number or balanced; got {weight!r}.")
@@ -179,11 +177,10 @@ class CoSS(Loss):
         if scope not in SCOPES:
             raise ConfigError(f"'method.scope' must be one of {', '.join(SCOPES)}; got {scope!r}.")
         self.scope = scope
-        self.center = center
 
     def extra_repr(self) -> str:
         """The settings, for `print(loss)`."""
-        return f"weight={self.weight}, scale={self.scale:g}, scope={self.scope!r}, center={self.center}"
+        return f"weight={self.weight}, scale={self.scale:g}, scope={self.scope!r}"
 
     def forward(self, student: Tensor, teacher: Tensor) -> Terms:
         """Args as in `coss`: student (B, D) with gradient, teacher (B, D)."""

@@ -12,15 +12,14 @@ from understudy.settings import setting
 class NeighborSettings:
     """How many neighbors, from how wide a circle, found by which index.
 
-    The defaults are those of the CoSS authors' code: 15 neighbors per anchor, drawn from its nearest 31.
+    By default none: batches are plain random ones, which have measured best (docs/method.md). The authors of CoSS draw
+    15 of the nearest 31: `--method coss --recipe authors`.
 
     Raises:
         ConfigError: more neighbors are to be drawn than the circle holds.
     """
 
-    k: int | None = setting(
-        None, "neighbors drawn for each anchor; 15 unless given, 0 for plain random batches", minimum=0
-    )
+    k: int = setting(0, "neighbors drawn for each anchor; 0 for plain random batches", minimum=0)
     n: int = setting(31, "they are drawn from this many nearest images; the graph stores as many", minimum=1)
     index: str = setting(
         "auto",
@@ -30,7 +29,7 @@ class NeighborSettings:
     memory_mb: int = setting(1024, "working memory of the search, in MiB", minimum=1)
 
     def __post_init__(self) -> None:
-        if self.k is not None and self.k > self.n:
+        if self.k > self.n:
             raise ConfigError(
                 f"neighbors.k = {self.k} neighbors cannot be drawn from the nearest n = {self.n}. "
                 f"Set neighbors.n to at least {self.k}, or neighbors.k to at most {self.n}."

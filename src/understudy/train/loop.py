@@ -144,7 +144,7 @@ def train(
     size = student.contract.size
     teacher_size = teacher.contract.size if teacher is not None and loss.needs_teacher else size
     recipe = recipe_for(settings.views.recipe, max(size, teacher_size))
-    k = settings.neighbors.k or 0
+    k = settings.neighbors.k
     batches = NeighborBatches(
         len(source), settings.batch_size, k=k, n=settings.neighbors.n, seed=settings.seed, graph=graph
     )

@@ -12,8 +12,7 @@ from understudy.neighbors.settings import NeighborSettings
 from understudy.settings import as_table, flatten, resolve, setting
 from understudy.views.settings import ViewSettings
 
-DEFAULT_METHOD = "coss"
-DEFAULT_RECIPE = "centered"
+DEFAULT_METHOD = "coss_centered"
 
 
 @dataclass(frozen=True)
@@ -79,8 +78,7 @@ class TrainSettings:
     store: str = setting("store", "Folder of teacher embeddings, shared between runs; or one particular store.")
     method: dict[str, Any] = setting(
         {"name": DEFAULT_METHOD},
-        f"Method; its own settings are written method.KEY. A single run that names none takes recipe {DEFAULT_RECIPE}: "
-        "coss with its columns centered.",
+        "Method; its own settings are written method.KEY.",
         open_table=True,
     )
     image_size: int | None = setting(
