@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from understudy.artifacts import fingerprint
-from understudy.errors import ModelError
+from understudy.errors import ModelError, first_line
 
 COVERAGE = 0.9
 """Share of the backbone's parameters that a file must bring."""
@@ -91,12 +91,12 @@ def read_weights(file: str | os.PathLike[str]) -> dict[str, Tensor]:
             content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(
-            f"{file} holds more than tensors, or is no weight file ({_first_line(error)}). Nothing is unpickled here: "
+            f"{file} holds more than tensors, or is no weight file ({first_line(error)}). Nothing is unpickled here: "
             "in the program that wrote it, save only the tensors, torch.save(model.state_dict(), FILE)."
         ) from None
     except (OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile, SafetensorError) as error:
         raise ModelError(
-            f"{file} cannot be read as a weight file ({_first_line(error)}). Is the download whole?"
+            f"{file} cannot be read as a weight file ({first_line(error)}). Is the download whole?"
         ) from None
     tensors = dict(_flatten(content))
     if not tensors:
@@ -246,7 +246,3 @@ def _examples(names: list[str]) -> str:
 
 def _by(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape)) or "one number"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from math import prod
 
-import torch
 from torch import nn
 
 from understudy.models.contract import Contract
-from understudy.models.onnx_encoder import OnnxEncoder
+from understudy.models.onnx_encoder import OnnxEncoder, onnx_encoders
+from understudy.models.outputs import blank_pass
 
 
 def parameters(module: nn.Module) -> int:
     """Number of trained values: parameters of a module, floating-point initializers of an ONNX file."""
-    total = sum(parameter.numel() for parameter in module.parameters())
-    for part in module.modules():
-        if isinstance(part, OnnxEncoder):
-            total += sum(array.size for array in part.initializers().values() if array.dtype.kind == "f")
-    return total
+    arrays = [array for encoder in onnx_encoders(module) for array in encoder.initializers().values()]
+    floats = sum(array.size for array in arrays if array.dtype.kind == "f")
+    return floats + sum(parameter.numel() for parameter in module.parameters())
 
 
 def flops(model: nn.Module, size: int | None = None) -> int | None:
@@ -37,26 +35,18 @@ def flops(model: nn.Module, size: int | None = None) -> int | None:
         contract = model.contract
         assert isinstance(contract, Contract)
         size = contract.size
-    encoders = [part for part in model.modules() if isinstance(part, OnnxEncoder)]
-    if encoders:
-        return _graph_macs(encoders[0], size)
+    if encoders := onnx_encoders(model):
+        return _graph_multiply_adds(encoders[0], size)
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    forward = getattr(model, "features", model)
-    was_training = model.training
-    model.eval()
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    try:
-        # Fused attention kernels of the CPU are not in the counter's table; the plain one is made of counted products.
-        with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            forward(torch.zeros(1, 3, size, size, device=device))
-    finally:
-        model.train(was_training)
+    # Fused attention kernels of the CPU are not in the counter's table; the plain one is made of counted products.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        blank_pass(model, (size, size), "This network", getattr(model, "features", model))
     return int(counter.get_total_flops()) // 2
 
 
-def _graph_macs(encoder: OnnxEncoder, size: int) -> int | None:
+def _graph_multiply_adds(encoder: OnnxEncoder, size: int) -> int | None:
     import onnx
 
     model = onnx.load(encoder.file)

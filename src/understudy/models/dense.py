@@ -10,15 +10,16 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from understudy.errors import ModelError
-from understudy.models.onnx_encoder import OnnxEncoder
+from understudy.models.families.timm import set_input_size
+from understudy.models.onnx_encoder import onnx_encoders
+from understudy.models.outputs import blank_pass, record_outputs
 
 Reader = Callable[[Tensor], list[Tensor]]
 
@@ -46,8 +47,8 @@ class DenseFeatures(nn.Module):
         self.size = size
         self.fixed = fixed
         self._read = read
-        maps = _probe(module, read, size, spec)
-        levels = {_level(size, one): position for position, one in enumerate(maps)}  # of equal strides the last
+        maps = blank_pass(module, size, spec, read)
+        levels = {_level(size, one.shape): position for position, one in enumerate(maps)}  # of equal strides the last
         if not levels:
             raise ModelError(
                 f"{spec} shows no feature maps for images of {size[0]} x {size[1]}: none of its parts puts out "
@@ -70,7 +71,7 @@ def dense_features(module: nn.Module, size: tuple[int, int], *, spec: str = "Thi
     """A copy of a backbone that gives its feature maps.
 
     Args:
-        module: `Backbone.module`, `Teacher.module` or `Student.backbone`: a headless network, left untouched.
+        module: `Encoder.module`, `Teacher.module` or `Student.backbone`: a headless network, left untouched.
         size: (H, W) of the images it will be given; exactly for a network with a fixed grid (`fixed`), whose position
             embeddings are resampled to it, about for a convolutional one.
         spec: how messages call the network.
@@ -81,7 +82,9 @@ def dense_features(module: nn.Module, size: tuple[int, int], *, spec: str = "Thi
     Raises:
         ModelError: an ONNX file, a size the network cannot take, or a network without feature maps.
     """
-    if any(isinstance(part, OnnxEncoder) for part in module.modules()):
+    from torchvision.models import VisionTransformer
+
+    if onnx_encoders(module):
         raise ModelError(
             f"{spec} is an ONNX file: it gives pooled features only, no feature maps and no gradients. Dense protocols "
             "need the network itself, e.g. timm:NAME@FILE."
@@ -89,72 +92,37 @@ def dense_features(module: nn.Module, size: tuple[int, int], *, spec: str = "Thi
     module = copy.deepcopy(module)
     if hasattr(module, "forward_intermediates"):
         # timm marks networks of one size in their configuration; those that can be set to another have the method.
-        fixed = hasattr(module, "set_input_size") or bool(getattr(module, "pretrained_cfg", {}).get("fixed_input_size"))
-        return DenseFeatures(_resized_timm(module, size, spec), _timm_reader(module), size, spec, fixed=fixed)
-    if _is_torchvision_vit(module):
-        resized = _resized_torchvision(module, size, spec)
-        return DenseFeatures(resized, _torchvision_reader(module), size, spec, fixed=True)
+        resizable = hasattr(module, "set_input_size")
+        fixed = resizable or bool(getattr(module, "pretrained_cfg", {}).get("fixed_input_size"))
+        if resizable:
+            set_input_size(module, size, spec)
+        return DenseFeatures(module, _timm_reader(module), size, spec, fixed=fixed)
+    if isinstance(module, VisionTransformer):
+        _resize_torchvision(module, size, spec)
+        return DenseFeatures(module, _torchvision_reader(module), size, spec, fixed=True)
     return DenseFeatures(module, _tapping_reader(module, size, spec), size, spec, fixed=False)
 
 
-def patch_size(module: nn.Module) -> int | None:
-    """Pixels of the side of a patch, for a network that cuts its image into a grid of patches."""
-    found = getattr(getattr(module, "patch_embed", None), "patch_size", None) or getattr(module, "patch_size", None)
-    found = found[0] if isinstance(found, tuple) else found
-    return found if isinstance(found, int) else None
-
-
-def _level(size: tuple[int, int], one: Tensor) -> int:
-    """The stride as a power of two. Networks without padding come near it: 299 / 35 is 8."""
-    return round(math.log2(size[0] / one.shape[2]))
-
-
-def _probe(module: nn.Module, read: Reader, size: tuple[int, int], spec: str) -> list[Tensor]:
-    """The maps of one blank image, in evaluation mode."""
-    was_training = module.training
-    module.eval()
-    blank = torch.zeros(1, 3, *size, device=next(module.parameters()).device)
-    try:
-        with torch.no_grad():
-            return read(blank)
-    except Exception as error:  # Whatever a foreign forward raises is about its input here.
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ModelError(f"{spec} cannot take images of {size[0]} x {size[1]}: {reason}.") from error
-    finally:
-        module.train(was_training)
-
-
-def _resized_timm(module: Any, size: tuple[int, int], spec: str) -> nn.Module:
-    if hasattr(module, "set_input_size"):
-        try:
-            module.set_input_size(img_size=size)
-        except (AssertionError, ValueError, RuntimeError) as error:
-            raise ModelError(f"{spec} cannot be set to images of {size[0]} x {size[1]}: {error}") from None
-    found: nn.Module = module
-    return found
+def _level(size: tuple[int, int], shape: Sequence[int]) -> int:
+    """The stride of (B, C, h, w) as a power of two. Networks without padding come near it: 299 / 35 is 8."""
+    return round(math.log2(size[0] / shape[2]))
 
 
 def _timm_reader(module: Any) -> Reader:
+    # A ViT's last block is read through the final norm, as DINO and DINOv2 do; a pyramid has none for its levels.
+    reductions = {entry["reduction"] for entry in getattr(module, "feature_info", []) if isinstance(entry, dict)}
+    tokens = len(reductions) == 1
+
     def read(x: Tensor) -> list[Tensor]:
         maps: list[Tensor] = module.forward_intermediates(x, norm=tokens, intermediates_only=True)
         return maps
 
-    # A ViT's last block is read through the final norm, as DINO and DINOv2 do; a pyramid has none for its levels.
-    reductions = {entry["reduction"] for entry in getattr(module, "feature_info", []) if isinstance(entry, dict)}
-    tokens = len(reductions) == 1
     return read
 
 
-def _is_torchvision_vit(module: nn.Module) -> bool:
-    from torchvision.models import VisionTransformer
-
-    return isinstance(module, VisionTransformer)
-
-
-def _resized_torchvision(module: Any, size: tuple[int, int], spec: str) -> nn.Module:
+def _resize_torchvision(module: Any, size: tuple[int, int], spec: str) -> None:
     from torchvision.models.vision_transformer import interpolate_embeddings
 
-    found: nn.Module = module
     if size[0] != size[1]:
         raise ModelError(f"{spec} takes square images only, not {size[0]} x {size[1]}. timm's ViTs take any.")
     if size[0] % module.patch_size:
@@ -164,20 +132,15 @@ def _resized_torchvision(module: Any, size: tuple[int, int], spec: str) -> nn.Mo
         module.encoder.pos_embedding = nn.Parameter(state["encoder.pos_embedding"])
         module.seq_length = module.encoder.pos_embedding.shape[1]
         module.image_size = size[0]
-    return found
 
 
 def _torchvision_reader(module: Any) -> Reader:
     def read(x: Tensor) -> list[Tensor]:
-        kept: list[Tensor] = []
-        hook = module.encoder.register_forward_hook(lambda _module, _inputs, output: kept.append(output))
-        try:
+        with record_outputs({"encoder": module.encoder}) as calls:
             module(x)
-        finally:
-            hook.remove()
         side = x.shape[-1] // module.patch_size
-        one = kept[0][:, 1:].transpose(1, 2).unflatten(2, (side, side))  # without the class token
-        return [one, one]  # twice: tokens, not the only map of a small CNN
+        grid = calls[0][1][:, 1:].transpose(1, 2).unflatten(2, (side, side))  # without the class token
+        return [grid, grid]  # twice: tokens, not the only map of a small CNN
 
     return read
 
@@ -186,50 +149,33 @@ def _tapping_reader(module: nn.Module, size: tuple[int, int], spec: str) -> Read
     """Maps read off the parts of any network: for each stride the outermost part, and of those the last."""
     from torchvision.ops.misc import SqueezeExcitation
 
-    ran: list[tuple[str, bool, int]] = []  # name, channels last, level; in the order of execution
-
-    def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.ndim == 4:
-                for last, (h, w) in ((False, output.shape[2:]), (True, output.shape[1:3])):
-                    # A map has the image's proportions; a single position is pooled.
-                    if h > 1 and w > 1 and abs(math.log2(size[0] / h) - math.log2(size[1] / w)) < 0.2:
-                        ran.append((name, last, round(math.log2(size[0] / h))))
-                        return
-            ran.append((name, False, -1))
-
-        return hook
+    def layout(output: Any) -> tuple[bool, int] | None:
+        """(whether channels come last, level) of an output that is a map."""
+        if not isinstance(output, Tensor) or output.ndim != 4:
+            return None
+        for channels_last, (h, w) in ((False, output.shape[2:]), (True, output.shape[1:3])):
+            # A map has the image's proportions; a single position is pooled.
+            if h > 1 and w > 1 and abs(math.log2(size[0] / h) - math.log2(size[1] / w)) < 0.2:
+                return channels_last, _level(size, (0, 0, h, w))
+        return None
 
     pooling = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, SqueezeExcitation)
     parts = {name: part for name, part in module.named_modules() if name and not isinstance(part, pooling)}
-    hooks = [part.register_forward_hook(note(name)) for name, part in parts.items()]
-    try:
-        _probe(module, lambda x: [module(x)], size, spec)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    calls = Counter(name for name, _, _ in ran)  # a part used twice, such as a shared ReLU, marks no place
+    with record_outputs(parts, layout) as calls:
+        blank_pass(module, size, spec, module)
+    times = Counter(name for name, _ in calls)  # a part used twice, such as a shared ReLU, marks no place
     taps: dict[int, tuple[str, bool]] = {}
-    for name, last, level in ran:
-        if level >= 0 and calls[name] == 1 and (level not in taps or name.count(".") <= taps[level][0].count(".")):
-            taps[level] = (name, last)
+    for name, shown in calls:
+        if shown is not None and times[name] == 1:
+            channels_last, level = shown
+            if level not in taps or name.count(".") <= taps[level][0].count("."):
+                taps[level] = (name, channels_last)
     order = [taps[level] for level in sorted(taps)]
 
     def read(x: Tensor) -> list[Tensor]:
-        kept: dict[str, Tensor] = {}
-
-        def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
-            def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-                kept[name] = output
-
-            return hook
-
-        hooks = [parts[name].register_forward_hook(keep(name)) for name, _ in order]
-        try:
+        with record_outputs({name: parts[name] for name, _ in order}) as calls:
             module(x)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return [kept[name].movedim(3, 1) if last else kept[name] for name, last in order]
+        maps = dict(calls)
+        return [maps[name].movedim(3, 1) if channels_last else maps[name] for name, channels_last in order]
 
     return read

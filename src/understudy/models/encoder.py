@@ -15,6 +15,7 @@ from understudy.errors import ModelError
 from understudy.models.checkpoints import fingerprint_weights
 from understudy.models.contract import Contract
 from understudy.models.families import Request, parse_spec
+from understudy.models.outputs import blank_pass
 
 
 @dataclass
@@ -88,19 +89,8 @@ def build_encoder(
 
 def _probe_width(module: nn.Module, contract: Contract, spec: str) -> int:
     """F, measured: one blank image through the network says it for every architecture alike."""
-    was_training = module.training
-    module.eval()
     size = contract.size
-    try:
-        with torch.no_grad():
-            features = module(torch.zeros(1, 3, size, size))
-    except ModelError:
-        raise
-    except Exception as error:  # Whatever a foreign forward raises is about its input here.
-        reason = str(error).strip().split("\n")[0]
-        raise ModelError(f"{spec} cannot take {size} x {size} images: {reason or type(error).__name__}.") from error
-    finally:
-        module.train(was_training)
+    features = blank_pass(module, (size, size), spec, module)
     if not isinstance(features, torch.Tensor) or features.ndim != 2 or len(features) != 1:
         output = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
         raise ModelError(f"{spec} must map (1, 3, {size}, {size}) to pooled features (1, F); it gives {output}.")

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from understudy.errors import MissingDependency, ModelError
+from understudy.errors import MissingDependency, ModelError, first_line
 
 METADATA = "understudy.input"
 """Metadata key of the input contract: JSON with size, mean, std, interpolation (and crop)."""
@@ -95,8 +95,9 @@ class OnnxEncoder(nn.Module):
         try:
             self._sessions[device] = onnxruntime.InferenceSession(self.file, options, providers=providers)
         except Exception as error:  # onnxruntime's exceptions share no base class but this one.
-            reason = str(error).strip().split("\n")[0]
-            raise ModelError(f"{self.file} cannot be loaded as an ONNX model ({reason}). Is the file whole?") from None
+            raise ModelError(
+                f"{self.file} cannot be loaded as an ONNX model ({first_line(error)}). Is the file whole?"
+            ) from None
         return self._sessions[device]
 
     def _read_metadata(self, session: Any) -> dict[str, Any] | None:
@@ -128,14 +129,14 @@ class OnnxEncoder(nn.Module):
     def _run(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         session = self._session(x.device)
         given = (x if "CUDAExecutionProvider" in session.get_providers() else x.cpu()).contiguous()
-        identity_settings = session.io_binding()
+        binding = session.io_binding()
         place = (given.device.type, given.device.index or 0)
         if given.is_cuda:
             torch.cuda.current_stream(given.device).synchronize()  # onnxruntime reads on a stream of its own.
-        identity_settings.bind_input(self._input, *place, np.float32, tuple(given.shape), given.data_ptr())
-        identity_settings.bind_output(self._output, *place)
-        session.run_with_iobinding(identity_settings)
-        output = torch.from_numpy(identity_settings.copy_outputs_to_cpu()[0])
+        binding.bind_input(self._input, *place, np.float32, tuple(given.shape), given.data_ptr())
+        binding.bind_output(self._output, *place)
+        session.run_with_iobinding(binding)
+        output = torch.from_numpy(binding.copy_outputs_to_cpu()[0])
         if output.ndim < 2 or output.shape[0] != len(x) or output[0].numel() != output.shape[1]:
             raise ModelError(
                 f"The output '{self._output}' of {self.file} must be (batch, D); for {len(x)} images it is "
@@ -148,3 +149,8 @@ class OnnxEncoder(nn.Module):
         from onnx import load, numpy_helper
 
         return {one.name: numpy_helper.to_array(one) for one in load(self.file).graph.initializer}
+
+
+def onnx_encoders(module: nn.Module) -> list[OnnxEncoder]:
+    """The ONNX files among the parts of a network."""
+    return [part for part in module.modules() if isinstance(part, OnnxEncoder)]

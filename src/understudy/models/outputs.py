@@ -1,8 +1,11 @@
-"""What a vision transformer shows besides its embedding: its patch tokens, and where its class token looks."""
+"""What a network shows besides its embedding: patch tokens, attention of the class token, the grid of its patches.
+
+Feature maps of any network are in `dense`, which takes them by `record_outputs` too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -12,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from understudy.errors import ModelError, ShapeError
+from understudy.errors import ModelError, ShapeError, first_line
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,55 @@ def patch_count(module: Any, size: int) -> int:
     return prod(module.patch_embed.dynamic_feat_size((size, size)))
 
 
+def patch_size(module: nn.Module) -> int | None:
+    """Pixels of the side of a patch, for a network that cuts its image into a grid of patches."""
+    size = getattr(getattr(module, "patch_embed", None), "patch_size", None) or getattr(module, "patch_size", None)
+    size = size[0] if isinstance(size, tuple) else size
+    return size if isinstance(size, int) else None
+
+
+def blank_pass(module: nn.Module, size: tuple[int, int], spec: str, call: Callable[[Tensor], Any]) -> Any:
+    """What `call` gives for one blank image, with the network in evaluation mode and without gradients.
+
+    Args:
+        module: the network that `call` runs; its mode is put back.
+        size: (H, W) of the image.
+        spec: how the message calls the network.
+        call: (1, 3, H, W) on the network's device -> what it shows.
+
+    Raises:
+        ModelError: the network cannot take an image of this size.
+    """
+    was_training = module.training
+    module.eval()
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    try:
+        with torch.no_grad():
+            return call(torch.zeros(1, 3, *size, device=device))
+    except ModelError:
+        raise
+    except Exception as error:  # Whatever a foreign forward raises is about its input here.
+        raise ModelError(f"{spec} cannot take {size[0]} x {size[1]} images: {first_line(error)}.") from error
+    finally:
+        module.train(was_training)
+
+
+@contextmanager
+def record_outputs(
+    parts: Mapping[str, nn.Module], read: Callable[[Any], Any] = lambda output: output
+) -> Iterator[list[tuple[str, Any]]]:
+    """A block that collects (name, what `read` gives of the output) of every call of the parts, in order."""
+    calls: list[tuple[str, Any]] = []
+
+    def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda _module, _inputs, output: calls.append((name, read(output)))
+
+    with ExitStack() as handles:
+        for name, part in parts.items():
+            handles.callback(part.register_forward_hook(hook(name)).remove)
+        yield calls
+
+
 def forward_outputs(
     module: Any,
     x: Float[Tensor, "B 3 S S"],
@@ -116,13 +168,13 @@ def forward_outputs(
             assert mask_token is not None, "hidden patches need something in their place"
             hooks.enter_context(_hidden(module.patch_embed, masks, mask_token))
         layer: Any = module.blocks[-1].attn if attention else None
-        caught = hooks.enter_context(_outputs(layer.qkv)) if attention else []
+        calls = hooks.enter_context(record_outputs({"qkv": layer.qkv} if attention else {}))
         tokens = module.forward_features(x)
         embedding = module.forward_head(tokens)
     return EncoderOutput(
         embedding,
         tokens[:, module.num_prefix_tokens :],
-        _attention_of_first(layer, caught[0]) if attention else None,
+        _attention_of_first(layer, calls[0][1]) if attention else None,
     )
 
 
@@ -138,17 +190,6 @@ def _attention_of_first(layer: Any, qkv: Float[Tensor, "B T Z"]) -> Float[Tensor
 
 
 @contextmanager
-def _outputs(module: nn.Module) -> Iterator[list[Tensor]]:
-    """The outputs of a part of a network while it runs."""
-    caught: list[Tensor] = []
-    handle = module.register_forward_hook(lambda _, __, output: caught.append(output))
-    try:
-        yield caught
-    finally:
-        handle.remove()
-
-
-@contextmanager
 def _hidden(patch_embed: nn.Module, masks: Tensor, mask_token: Tensor) -> Iterator[None]:
     """Put the mask token in the place of hidden patches of the last images of a batch."""
 
@@ -156,9 +197,9 @@ def _hidden(patch_embed: nn.Module, masks: Tensor, mask_token: Tensor) -> Iterat
         patches = output.flatten(1, -2)  # networks for any input size keep rows and columns apart here
         if patches.shape[1] != masks.shape[1]:
             raise ShapeError(f"There are {patches.shape[1]} patches an image, and masks for {masks.shape[1]}.")
-        seen, covered = patches.split([len(patches) - len(masks), len(masks)])
-        covered = torch.where(masks[:, :, None], mask_token.to(covered.dtype), covered)
-        return torch.cat([seen, covered]).view_as(output)
+        whole, masked = patches.split([len(patches) - len(masks), len(masks)])
+        masked = torch.where(masks[:, :, None], mask_token.to(masked.dtype), masked)
+        return torch.cat([whole, masked]).view_as(output)
 
     handle = patch_embed.register_forward_hook(replace)
     try:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from understudy.errors import ModelError
-from understudy.models.dense import dense_features, patch_size
+from understudy.models.dense import dense_features
+from understudy.models.outputs import patch_size
 
 CHANNELS = 256
 STRIDES = (4, 8, 16, 32)

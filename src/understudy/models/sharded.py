@@ -13,9 +13,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from understudy.artifacts import Writers
-from understudy.errors import ConfigError, ModelError
+from understudy.errors import ConfigError, ModelError, first_line
 from understudy.models.cost import flops
-from understudy.models.onnx_encoder import OnnxEncoder
+from understudy.models.onnx_encoder import onnx_encoders
 from understudy.models.outputs import EncoderOutput
 from understudy.models.precision import arithmetic
 from understudy.models.teacher import Teacher
@@ -49,7 +49,7 @@ class ShardedTeacher(Teacher):
         refuse_alone(writers)
         if device.type not in ("cpu", "cuda"):
             raise ConfigError(f"A teacher is sharded on CPUs or CUDA devices, not on {device.type}.")
-        if any(isinstance(part, OnnxEncoder) for part in teacher.modules()):
+        if onnx_encoders(teacher):
             raise ModelError(
                 f"{teacher.spec} is an ONNX file, whose weights its runtime keeps: it cannot be sharded. Leave out "
                 "--teacher-sharding, or give the network as timm:, torchvision: or python: with its weights."
@@ -72,7 +72,7 @@ class ShardedTeacher(Teacher):
                 raise
             raise ModelError(
                 f"{self.spec} cannot be sharded: a part of it uses weights of another without calling it "
-                f"({str(error).splitlines()[0]}). Leave out --teacher-sharding."
+                f"({first_line(error)}). Leave out --teacher-sharding."
             ) from None
 
     def to(self, *args: Any, **kwargs: Any) -> ShardedTeacher:  # noqa: ARG002

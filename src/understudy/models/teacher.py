@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from understudy.errors import ModelError
 from understudy.models.cost import parameters
 from understudy.models.encoder import Encoder, build_encoder
-from understudy.models.onnx_encoder import OnnxEncoder
+from understudy.models.onnx_encoder import onnx_encoders
 from understudy.models.outputs import EncoderOutput, forward_outputs
 from understudy.models.precision import HALVES, arithmetic, precision_on
 
@@ -41,14 +41,13 @@ class Teacher(nn.Module):
 
     def __init__(self, encoder: Encoder, precision: str = "fp32") -> None:
         super().__init__()
-        for part in encoder.module.modules():
-            if isinstance(part, OnnxEncoder):
-                if precision in HALVES:
-                    raise ModelError(
-                        f"{encoder.spec} is computed in the numbers that its file has, and --teacher-precision is "
-                        f"{precision}. Leave it out, or convert the file."
-                    )
-                part.tf32 = precision == "tf32"
+        for part in onnx_encoders(encoder.module):
+            if precision in HALVES:
+                raise ModelError(
+                    f"{encoder.spec} is computed in the numbers that its file has, and --teacher-precision is "
+                    f"{precision}. Leave it out, or convert the file."
+                )
+            part.tf32 = precision == "tf32"
         self.precision = precision
         self.module = encoder.module.requires_grad_(False)
         self.contract = encoder.contract
@@ -224,10 +223,8 @@ def _at_initialization(norm: Any) -> bool:
 
 def _matrices(module: nn.Module) -> Iterator[Tensor]:
     """Floating-point weights as matrices (outputs, inputs), at least 16 on their shorter side."""
-    weights: list[Tensor] = []
-    for part in module.modules():
-        if isinstance(part, OnnxEncoder):
-            weights += [torch.from_numpy(np.array(array)) for array in part.initializers().values()]
+    arrays = [array for part in onnx_encoders(module) for array in part.initializers().values()]
+    weights = [torch.from_numpy(np.array(array)) for array in arrays]
     weights += [parameter.detach() for parameter in module.parameters()]
     for weight in weights:
         if weight.ndim >= 2 and weight.is_floating_point():

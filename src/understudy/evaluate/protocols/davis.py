@@ -31,7 +31,8 @@ from understudy.evaluate.datasets.masks import IGNORED
 from understudy.evaluate.encoded_set import EncodedSet, Figures
 from understudy.evaluate.protocol import Display, Protocol, Requirements
 from understudy.evaluate.settings import EvaluationSettings
-from understudy.models.dense import DenseFeatures, dense_features, patch_size
+from understudy.models.dense import DenseFeatures, dense_features
+from understudy.models.outputs import patch_size
 
 if TYPE_CHECKING:
     from understudy.models.contract import Contract

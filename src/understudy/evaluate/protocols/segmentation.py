@@ -32,7 +32,8 @@ from understudy.evaluate.datasets.masks import IGNORED, Masks
 from understudy.evaluate.encoded_set import EncodedSet, Figures
 from understudy.evaluate.protocol import Display, Protocol, Requirements
 from understudy.evaluate.settings import EvaluationSettings, SegmentationSettings
-from understudy.models.dense import DenseFeatures, dense_features, patch_size
+from understudy.models.dense import DenseFeatures, dense_features
+from understudy.models.outputs import patch_size
 from understudy.philox import ANCHORS, VIEWS, permutation, random_words, uniforms
 
 if TYPE_CHECKING:

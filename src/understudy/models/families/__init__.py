@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from understudy.errors import ModelError
+from understudy.errors import ModelError, first_line
 from understudy.registry import Registry
 from understudy.settings import nearest
 
@@ -57,10 +57,9 @@ class Request:
         try:
             return build()
         except Exception as error:  # Hub, proxy, certificate, disk: each library below has exceptions of its own.
-            reason = str(error).strip().split("\n")[0] or type(error).__name__
             raise ModelError(
-                f"The weights of {self.spec} could not be downloaded ({reason}). With no network, pass a local file: "
-                f"{self.spec}@FILE."
+                f"The weights of {self.spec} could not be downloaded ({first_line(error)}). With no network, pass a "
+                f"local file: {self.spec}@FILE."
             ) from error
 
 

@@ -67,15 +67,22 @@ class Timm(Family):
             # After the weights: position embeddings are resampled from the size they were trained at.
             if not hasattr(module, "set_input_size"):
                 raise ModelError(f"timm:{name} takes exactly {native} x {native} images, not {size} x {size}.")
-            try:
-                module.set_input_size(img_size=size)
-            except (AssertionError, ValueError, RuntimeError) as error:
-                raise ModelError(
-                    f"timm:{name} is made for {native} x {native} images, not {size} x {size}: {error}"
-                ) from None
+            set_input_size(module, (size, size), f"timm:{name}")
         if not weights and (size or native) <= SMALL:
             contract = dataclasses.replace(contract, crop=1.0)
         return BuiltNetwork(module, contract, weights)
+
+
+def set_input_size(module: Any, size: tuple[int, int], spec: str) -> None:
+    """Resample the position embeddings of a timm network to images of another size.
+
+    Raises:
+        ModelError: the network cannot be made for it.
+    """
+    try:
+        module.set_input_size(img_size=size)
+    except (AssertionError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{spec} cannot be set to images of {size[0]} x {size[1]}: {error}") from None
 
 
 def published(name: str) -> nn.Module:
