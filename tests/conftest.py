@@ -31,6 +31,36 @@ def pytest_configure() -> None:
     install_import_hook("understudy", "conftest.checked")
 
 
+MAY_BE_SKIPPED = ("needs a CUDA device",)
+"""The only reasons for which a test may be skipped where CI runs; elsewhere a machine may lack a browser or data."""
+
+skipped: list[str] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.skipped and isinstance(report.longrepr, tuple):
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        if reason not in MAY_BE_SKIPPED:
+            skipped.append(f"{report.nodeid}: {reason}")
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    if report.skipped and isinstance(report.longrepr, tuple):
+        skipped.append(f"{report.nodeid}: {report.longrepr[2]}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if os.environ.get("CI") and skipped and "PYTEST_XDIST_WORKER" not in os.environ and exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if os.environ.get("CI") and skipped:
+        terminalreporter.section("skipped, which CI does not allow")
+        terminalreporter.write_line("\n".join(skipped))
+
+
 @pytest.fixture
 def shared() -> Path:
     """The folder of real data and teachers; the test is skipped where it is absent."""

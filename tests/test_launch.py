@@ -1,0 +1,62 @@
+"""Processes forked off the tests' server are like those of `subprocess`: streams, status, folder, signals, children."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import launch
+
+
+def test_streams_status_folder_and_environment(tmp_path: Path):
+    code = (
+        "import os, sys; print(os.getcwd(), os.environ['MARK'], *sys.argv); print('x' * 200_000, file=sys.stderr); "
+        "sys.exit(3)"
+    )
+    done = launch.run(
+        [sys.executable, "-c", code, "a"],
+        cwd=tmp_path,
+        env={**os.environ, "MARK": "here"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (3, f"{tmp_path} here -c a\n")
+    assert len(done.stderr) == 200_001
+
+
+def test_an_error_is_a_traceback_and_status_1():
+    done = launch.run([sys.executable, "-c", "raise ValueError('no')"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith("ValueError: no")
+    with pytest.raises(subprocess.CalledProcessError):
+        launch.run([sys.executable, "-c", "raise SystemExit(2)"], check=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_signal_ends_it(number: signal.Signals):
+    process = launch.Popen(
+        [sys.executable, "-c", "print('up', flush=True); import time; time.sleep(60)"], stdout=subprocess.PIPE
+    )
+    with process:
+        process.stdout.readline()
+        assert process.poll() is None
+        process.send_signal(number)
+        assert process.wait(10) == -number
+
+
+def test_what_it_starts_is_forked_too_and_other_programs_run():
+    code = (
+        "import subprocess, sys; subprocess.run(['echo', 'hi']); "
+        "subprocess.run([sys.executable, '-c', 'import sys; print(\"torch\" in sys.modules)'])"
+    )
+    assert launch.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == ["hi", "True"]
+
+
+def test_too_long_is_stopped():
+    with pytest.raises(subprocess.TimeoutExpired):
+        launch.run([sys.executable, "-c", "import time; time.sleep(60)"], timeout=0.3)
