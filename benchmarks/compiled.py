@@ -34,7 +34,7 @@ from understudy.models.encoder import build_encoder
 from understudy.models.precision import precision_on
 from understudy.models.student import build_student
 from understudy.models.teacher import Teacher
-from understudy.train.compile import pictures, twin, twin_of, wait
+from understudy.train.compile import compiled_copy, compiled_teacher, noise, wait
 
 CASES = (
     ("small:resnet8", "student", 32, 256),
@@ -53,13 +53,13 @@ Pass = Callable[[], torch.Tensor]
 def sides(spec: str, role: str, size: int, batch: int, device: torch.device) -> dict[str, Pass]:
     """The passes of a case by name: eager, compiled and, of a teacher, folded; all with the same weights."""
     torch.manual_seed(0)
-    images = pictures(batch, size, device)
+    images = noise(batch, size, device)
     if role == "teacher":
         backbone = build_encoder(spec, pretrained=False, image_size=size)
         teacher = Teacher(backbone, precision_on("auto", device)).to(device)
         folded = copy.copy(teacher)
         folded._modules = {"module": fuse(teacher.module)}
-        teachers = {"eager": teacher, "compiled": twin_of(teacher), "folded": folded}
+        teachers = {"eager": teacher, "compiled": compiled_teacher(teacher), "folded": folded}
         return {name: lambda called=called: called(images) for name, called in teachers.items()}
     student = build_student(spec, WIDTH, image_size=size).to(device, memory_format=torch.channels_last).train()
     target = torch.randn(batch, WIDTH, generator=torch.Generator().manual_seed(0)).to(device)
@@ -73,7 +73,7 @@ def sides(spec: str, role: str, size: int, batch: int, device: torch.device) -> 
         coss(embeddings, target).total.backward()
         return embeddings.detach().float()
 
-    networks = {"eager": student, "compiled": twin(student)}
+    networks = {"eager": student, "compiled": compiled_copy(student)}
     return {name: lambda called=called: step(called) for name, called in networks.items()}
 
 

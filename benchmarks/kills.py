@@ -35,7 +35,7 @@ from understudy.neighbors import graph
 from understudy.pipeline import RunSettings
 from understudy.settings import resolve
 from understudy.sources.source import open_source
-from understudy.train import loop
+from understudy.train import meter
 
 TEACHER = """
 import torch
@@ -159,7 +159,7 @@ def note_units(name: str, rank: int) -> None:
         os.write(file, "".join(f"{stage} {rank}:{unit}\n" for unit in units).encode())
         time.sleep(PAUSE)
 
-    append, record, add = blocks.Block.append, recorded.RecordedViews.record, loop.Meter.add
+    append, record, add = blocks.Block.append, recorded.RecordedViews.record, meter.Meter.add
     search = graph.search  # type: ignore[attr-defined] # as it is called there
 
     def appending(self: Any, *args: Any) -> None:
@@ -182,7 +182,7 @@ def note_units(name: str, rank: int) -> None:
 
     blocks.Block.append = appending
     graph.search = searching  # type: ignore[attr-defined]
-    recorded.RecordedViews.record, loop.Meter.add = recording, adding
+    recorded.RecordedViews.record, meter.Meter.add = recording, adding
 
 
 class Units:

@@ -29,6 +29,7 @@ from understudy.pipeline import RunSettings, resolve_method
 from understudy.settings import resolve
 from understudy.sources.pixels import decoded
 from understudy.sources.source import Source, open_source
+from understudy.train.data import TrainingData
 from understudy.train.distributed import Processes
 from understudy.train.loop import train
 
@@ -106,7 +107,7 @@ def loop_rate(
     )  # fmt: skip
     run = Run(out)
     train(
-        settings, run, source, teacher=teacher, graph=None, store=store,
+        settings, run, TrainingData(source, store=store), teacher=teacher,
         processes=Processes(0, 1, torch.device("cpu")), quiet=True,
     )  # fmt: skip
     *_, end = run.metrics()

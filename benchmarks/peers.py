@@ -141,6 +141,7 @@ def ours(options: argparse.Namespace, folder: Path, side: str) -> Found:
     from understudy.pipeline import RunSettings, resolve_method
     from understudy.settings import resolve
     from understudy.sources.source import open_source
+    from understudy.train.data import TrainingData
     from understudy.train.distributed import Processes
     from understudy.train.loop import train
 
@@ -170,7 +171,7 @@ def ours(options: argparse.Namespace, folder: Path, side: str) -> Found:
             },
         )  # fmt: skip
         train(
-            resolve_method(settings), Run(folder / name), source, teacher=teacher, graph=None, store=store,
+            resolve_method(settings), Run(folder / name), TrainingData(source, store=store), teacher=teacher,
             processes=Processes(0, 1, device), quiet=True,
         )  # fmt: skip
 

@@ -44,7 +44,7 @@ from understudy.settings import resolve
 from understudy.embed import blocks, embedding
 from understudy.neighbors import graph
 from understudy.pipeline import RunSettings, train_stage
-from understudy.train import loop
+from understudy.train import loop, meter
 
 torch.set_num_threads(1)
 with open("processes", "a") as file: file.write(f"{os.getpid()}\\n")
@@ -78,7 +78,7 @@ def die(where):  # once, whichever life it is
         with open(where, "w") as file: file.write(str(life))
         os.kill(os.getpid(), signal.SIGKILL)
 
-append, search, add = blocks.Block.append, graph.search, loop.Meter.add
+append, search, add = blocks.Block.append, graph.search, meter.Meter.add
 
 def appending(self, *args):
     append(self, *args)
@@ -95,7 +95,7 @@ def adding(self, step, *args):
     add(self, step, *args)
     if (rank, step) == (1, 14): die("died-training")
 
-blocks.Block.append, graph.search, loop.Meter.add = appending, searching, adding
+blocks.Block.append, graph.search, meter.Meter.add = appending, searching, adding
 train("killed", "store-killed", views=RECORDED)
 """
 

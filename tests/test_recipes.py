@@ -24,7 +24,7 @@ from understudy.models.teacher import build_teacher
 from understudy.pipeline import RunSettings, resolve_run, train_stage
 from understudy.recipes import TINY_TEACHER, merge_layers, names
 from understudy.settings import as_table, flatten, read_toml
-from understudy.train.loop import compute_cost
+from understudy.train.finish import compute_cost
 
 FOLDER = Path(__file__).resolve().parents[1] / "recipes"
 IMAGES = {"data": "digits", "student": "small:resnet8", "teacher": "x"}

@@ -11,7 +11,8 @@ from torch import nn
 
 from understudy.losses import LOSSES, build, settings_of
 from understudy.train.chunks import in_chunks
-from understudy.train.loop import image_axis, stacked
+from understudy.train.step import image_axis
+from understudy.train.step_inputs import stacked
 
 ROWS, WIDTH = 24, 5
 METHODS = [name for name, method in LOSSES.items() if not (method.needs_tokens or method.needs_attention)]

@@ -24,7 +24,7 @@ from understudy.models.teacher import Teacher
 from understudy.pipeline import RunSettings
 from understudy.settings import resolve
 from understudy.train import compile as room
-from understudy.train.compile import Compiled, Networks, choose, measure, twin
+from understudy.train.compile import Compiled, Networks, Workload, choose, compiled_copy, measure
 from understudy.train.distributed import Processes
 
 CPU = torch.device("cpu")
@@ -42,14 +42,13 @@ def networks() -> Networks:
     return Networks(network(), network().eval(), Teacher(taught))
 
 
-def chosen(wanted: str, given: Networks, **more) -> tuple[Networks, Compiled, list[str]]:
-    said: list[str] = []
-    called, found = choose(
-        wanted, given, student_images=(6, 8), key_images=(3, 8), teacher_images=(5, 8),
-        half=torch.autocast("cpu", enabled=False),
-        **{"steps": 10, "processes": Processes(0, 1, CPU), "tell": said.append, **more},
-    )  # fmt: skip
-    return called, found, said
+def chosen(setting: str, given: Networks, before: Compiled | None = None) -> tuple[Networks, Compiled, list[str]]:
+    sentences: list[str] = []
+    workload = Workload(
+        student=(6, 8), key=(3, 8), teacher=(5, 8), autocast=torch.autocast("cpu", enabled=False), steps=10
+    )
+    called, found = choose(setting, given, workload, Processes(0, 1, CPU), before=before, notify=sentences.append)
+    return called, found, sentences
 
 
 @pytest.fixture
@@ -71,7 +70,7 @@ def forbidden(*_: object, **__: object) -> None:
 
 
 def test_a_cpu_measures_nothing_unless_it_is_told_to_compile(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(room, "twin", forbidden)
+    monkeypatch.setattr(room, "compiled_copy", forbidden)
     monkeypatch.setattr(room, "seconds_of", forbidden)
     given = networks()
     for wanted in ("auto", "false"):
@@ -149,13 +148,13 @@ def sleep(monkeypatch: pytest.MonkeyPatch) -> Callable[[Networks], None]:
 
 def test_compiling_has_to_pay_over_the_length_of_the_run(sleep):
     slow, quick = pace(0.03), pace(0.01)
-    tried, words = measure(sleep, slow, lambda: quick, 1_000_000, CPU, must=False)
+    tried, words = measure(sleep, slow, lambda: quick, 1_000_000, CPU, required=False)
     assert tried is quick and "saved over the run" in words
-    tried, words = measure(sleep, slow, lambda: pace(0.029), 1_000_000, CPU, must=False)
+    tried, words = measure(sleep, slow, lambda: pace(0.029), 1_000_000, CPU, required=False)
     assert tried is None and words == "not compiled: 0.029 s a step in place of 0.03"
-    tried, words = measure(sleep, slow, forbidden, 100, CPU, must=False)
+    tried, words = measure(sleep, slow, forbidden, 100, CPU, required=False)
     assert tried is None and "0:00:03 of work" in words
-    tried, words = measure(sleep, quick, lambda: slow, 100, CPU, must=True)
+    tried, words = measure(sleep, quick, lambda: slow, 100, CPU, required=True)
     assert tried is slow and "LOST over the run" in words
 
 
@@ -163,7 +162,7 @@ def test_a_compiler_that_fails_is_a_sentence_and_where_it_must_not_a_refusal(sle
     def broken() -> Networks:
         raise RuntimeError("no compiler\nfound\n\nand a long trace")
 
-    tried, words = measure(sleep, pace(0.03), broken, 1_000_000, CPU, must=False)
+    tried, words = measure(sleep, pace(0.03), broken, 1_000_000, CPU, required=False)
     assert tried is None and words == "not compiled, because that failed (RuntimeError: no compiler found)"
 
     def backend(graph, inputs):
@@ -189,7 +188,7 @@ def test_the_default_backend_computes_what_the_network_does():
     expected = np.log1p(
         np.exp([0.5 * v * (1 + float(torch.erf(torch.tensor(v / 2**0.5)))) for v in x.flatten().tolist()])
     )
-    np.testing.assert_allclose(twin(module)(x).flatten().numpy(), expected, rtol=1e-5)
+    np.testing.assert_allclose(compiled_copy(module)(x).flatten().numpy(), expected, rtol=1e-5)
 
 
 SCRIPT = """
@@ -197,7 +196,7 @@ import os, sys
 import torch
 from torch import nn
 from understudy.pipeline import resolve_run, train_stage
-from understudy.train import compiled, loop
+from understudy.train import compile, state
 
 def student():
     torch.manual_seed(0)
@@ -209,7 +208,7 @@ def plain():  # nothing in which a process differs from another
     return nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
 
 def main():
-    compiled.BACKEND = "aot_eager"  # dynamo and autograd's graphs as ever, without the minutes of a C++ compiler
+    compile.BACKEND = "aot_eager"  # dynamo and autograd's graphs as ever, without the minutes of a C++ compiler
     def run(out, **more):
         table = {
             "data": "digits:train", "limit": 160, "holdout": 0, "probes": 0, "workers": 0, "device": "cpu",
@@ -228,14 +227,14 @@ def main():
         jobs[name]()
 
 def stopped(run):
-    rate = loop.learning_rate
+    rate = state.learning_rate
     def interrupting(step, *rest):
         if step == 4:
             os.kill(os.getpid(), 15)
         return rate(step, *rest)
-    loop.learning_rate = interrupting
+    state.learning_rate = interrupting
     assert run("stopped") is None
-    loop.learning_rate = rate
+    state.learning_rate = rate
     assert run("stopped") is not None
 
 if __name__ == "__main__":

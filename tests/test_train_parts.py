@@ -9,22 +9,22 @@ from torch import nn
 
 from understudy.errors import ConfigError
 from understudy.settings import resolve
-from understudy.train.loop import follow
 from understudy.train.schedule import build_optimizer, learning_rate
-from understudy.train.settings import OptimiserSettings, TrainSettings
+from understudy.train.settings import OptimizerSettings, TrainSettings
 from understudy.train.signals import verdict
+from understudy.train.state import follow
 
 
 def test_learning_rate_warms_up_then_follows_a_cosine_to_zero():
-    settings = OptimiserSettings(name="sgd", lr=1.0)
+    settings = OptimizerSettings(name="sgd", lr=1.0)
     assert [learning_rate(step, 12, 2, settings) for step in (0, 1, 2)] == [0.5, 1.0, 1.0]
     assert learning_rate(7, 12, 2, settings) == pytest.approx(0.5)
     assert learning_rate(11, 12, 2, settings) == pytest.approx(0.5 * (1 + math.cos(0.9 * math.pi)))
-    assert learning_rate(11, 12, 0, OptimiserSettings(name="sgd", lr=1.0, schedule="constant")) == 1.0
+    assert learning_rate(11, 12, 0, OptimizerSettings(name="sgd", lr=1.0, schedule="constant")) == 1.0
 
 
 def test_compress_steps_down_after_epochs_90_and_120_of_130():
-    settings = OptimiserSettings(
+    settings = OptimizerSettings(
         name="sgd", lr=0.01, schedule="step", milestones=(90 / 130, 120 / 130), decay=0.2, every="epoch"
     )
     # 7 steps an epoch, and 3 more: ImageNet is no whole number of batches either.
@@ -32,12 +32,12 @@ def test_compress_steps_down_after_epochs_90_and_120_of_130():
     assert rates[: 90 * 7] == [0.01] * (90 * 7)
     assert rates[90 * 7 : 120 * 7] == pytest.approx([0.002] * (30 * 7))
     assert rates[120 * 7 :] == pytest.approx([0.0004] * (10 * 7 + 3))
-    every_step = OptimiserSettings(name="sgd", lr=1.0, schedule="step", milestones=(0.5,), decay=0.1)
+    every_step = OptimizerSettings(name="sgd", lr=1.0, schedule="step", milestones=(0.5,), decay=0.1)
     assert [learning_rate(step, 4, 0, every_step, 3) for step in range(4)] == [1, 1, 0.1, 0.1]
 
 
 def test_coss_stays_at_its_peak_for_5_epochs_of_25_and_is_then_on_the_cosine():
-    settings = OptimiserSettings(name="sgd", lr=0.03, every="epoch", hold=5 / 25)
+    settings = OptimizerSettings(name="sgd", lr=0.03, every="epoch", hold=5 / 25)
     rates = [learning_rate(step, 25 * 4, 0, settings, 4) for step in range(25 * 4)]
     # The authors' rule: epochs 0 to 4 at the rate itself, then rate * (1 + cos(pi * epoch / epochs)) / 2.
     by_hand = [0.03 if epoch < 5 else 0.03 * 0.5 * (1 + math.cos(math.pi * epoch / 25)) for epoch in range(25)]
@@ -46,7 +46,7 @@ def test_coss_stays_at_its_peak_for_5_epochs_of_25_and_is_then_on_the_cosine():
 
 
 def test_an_epochwise_rate_begins_at_its_peak_after_warm_up_and_never_rises_again():
-    settings = OptimiserSettings(name="sgd", lr=1.0, every="epoch")
+    settings = OptimizerSettings(name="sgd", lr=1.0, every="epoch")
     rates = [learning_rate(step, 26, 5, settings, 4) for step in range(26)]
     assert rates[:5] == [0.2, 0.4, 0.6, 0.8, 1.0] and rates[5:8] == [1.0] * 3
     assert rates[5:] == sorted(rates[5:], reverse=True)
@@ -57,7 +57,7 @@ def test_an_epochwise_rate_begins_at_its_peak_after_warm_up_and_never_rises_agai
 
 def test_milestones_are_asked_for_and_are_shares():
     with pytest.raises(ConfigError, match="needs optimizer.milestones, shares of training"):
-        OptimiserSettings(schedule="step")
+        OptimizerSettings(schedule="step")
     with pytest.raises(ConfigError, match="between 0 and 1; got 90, 120"):
         resolve(TrainSettings, {"data": "x", "student": "x", "optimizer.milestones": "90,120"})
     given = resolve(TrainSettings, {"data": "x", "student": "x", "optimizer.milestones": "0.6,0.8"})
@@ -65,16 +65,16 @@ def test_milestones_are_asked_for_and_are_shares():
 
 
 def test_each_optimizer_has_its_own_peak_unless_one_is_written():
-    assert OptimiserSettings(name="sgd").peak == 0.03
-    assert OptimiserSettings(name="adamw").peak == 0.002
-    assert OptimiserSettings(name="adamw", lr=0.5).peak == 0.5
+    assert OptimizerSettings(name="sgd").peak == 0.03
+    assert OptimizerSettings(name="adamw").peak == 0.002
+    assert OptimizerSettings(name="adamw", lr=0.5).peak == 0.5
 
 
 def test_sgd_decays_everything_and_adamw_spares_vectors():
     module = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
-    sgd = build_optimizer([module], OptimiserSettings(name="sgd"), torch.device("cpu"))
+    sgd = build_optimizer([module], OptimizerSettings(name="sgd"), torch.device("cpu"))
     assert len(sgd.param_groups) == 1 and sgd.param_groups[0]["weight_decay"] == 1e-4
-    adamw = build_optimizer([module], OptimiserSettings(name="adamw"), torch.device("cpu"))
+    adamw = build_optimizer([module], OptimizerSettings(name="adamw"), torch.device("cpu"))
     decayed, spared = adamw.param_groups
     assert [tuple(p.shape) for p in decayed["params"]] == [(3, 2)] and decayed["weight_decay"] == 1e-4
     assert len(spared["params"]) == 3 and spared["weight_decay"] == 0
@@ -122,7 +122,7 @@ def test_a_step_is_the_published_one_also_for_weights_kept_channels_last(name: s
     weight = nn.Parameter(torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last))
     module = nn.Module()
     module.weight = weight
-    optimizer = build_optimizer([module], OptimiserSettings(name=name, lr=0.1, weight_decay=0.01), torch.device("cpu"))
+    optimizer = build_optimizer([module], OptimizerSettings(name=name, lr=0.1, weight_decay=0.01), torch.device("cpu"))
     assert optimizer.param_groups[0]["fused"]
     value = weight.detach().double().numpy()
     first, second = np.zeros_like(value), np.zeros_like(value)

@@ -27,7 +27,8 @@ from understudy.models.teacher import build_teacher
 from understudy.pipeline import RunSettings, refuse_other_images, resolve_method, run_id, train_stage
 from understudy.settings import resolve, setting, write_toml
 from understudy.sources.source import open_source
-from understudy.train.loop import find_way_back, refuse_other_settings, resolved
+from understudy.train.finish import fit_inverse_transform
+from understudy.train.resume import refuse_other_settings, resolved
 
 TINY = [
     "--data", "digits:train", "--limit", "320", "--eval-data", "digits", "--student", "small:resnet8x0.25",
@@ -424,7 +425,7 @@ def test_a_student_of_a_transformed_space_lands_in_the_teachers_own(workplace, m
     with torch.no_grad():
         student.head.weight.copy_(torch.from_numpy(3 * fitted.matrix.T))
         student.head.bias.copy_(torch.from_numpy(-3 * fitted.mean @ fitted.matrix))
-    find_way_back(student, fitted, source, rows, torch.device("cpu"))
+    fit_inverse_transform(student, fitted, source, rows, torch.device("cpu"))
     assert float(student.inverse_transform.scale) == pytest.approx(1 / 3, rel=1e-4)
     images = torch.stack([student.preprocess(source.read(i)) for i in range(100)])
     np.testing.assert_allclose(student.embed(images).detach().numpy(), rows, rtol=0, atol=2e-4 * np.abs(rows).max())

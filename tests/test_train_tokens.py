@@ -34,6 +34,7 @@ from understudy.artifacts import Run
 from understudy.settings import resolve
 from understudy.sources.source import open_source
 from understudy.models.teacher import build_teacher
+from understudy.train.data import TrainingData
 from understudy.train.distributed import join
 from understudy.train.loop import train
 from understudy.train.settings import TrainSettings
@@ -47,9 +48,9 @@ def distill(method, out, **more):
         "optimizer": {"name": "sgd", "lr": 0.05}, **more,
     }
     settings = resolve(TrainSettings, given)
-    run, source = Run(out), open_source(settings.data, limit=settings.limit)
+    run, data = Run(out), TrainingData(open_source(settings.data, limit=settings.limit))
     teacher = build_teacher(settings.teacher, image_size=64)
-    assert train(settings, run, source, teacher=teacher, graph=None, processes=join("cpu"), quiet=True)
+    assert train(settings, run, data, teacher=teacher, processes=join("cpu"), quiet=True)
     return run
 """
 

@@ -120,9 +120,11 @@ def train_stage(settings: RunSettings, *, quiet: bool = False) -> Run | None:
     from understudy.models.outputs import require_outputs
     from understudy.models.sharded import ShardedTeacher, refuse_alone, together
     from understudy.sources.remote import RemoteImages
+    from understudy.train.data import TrainingData
     from understudy.train.distributed import join
     from understudy.train.log import notify
-    from understudy.train.loop import refuse_other_settings, train
+    from understudy.train.loop import train
+    from understudy.train.resume import refuse_other_settings
 
     settings = resolve_method(settings)
     method = LOSSES[settings.method["name"]]
@@ -173,10 +175,8 @@ def train_stage(settings: RunSettings, *, quiet: bool = False) -> Run | None:
         probe.target = transform.apply(probe.teacher)
     # Another process may still be at it, e.g. one that outlived a torchrun that was killed.
     with lock(folder.path) if processes.main else contextlib.nullcontext():
-        done = train(
-            settings, folder, rows, teacher=teacher, graph=graph, store=store, transform=transform,
-            processes=processes, probe=probe, quiet=quiet, listing=source.fingerprint,
-        )  # fmt: skip
+        images = TrainingData(rows, graph, store, transform, listing=source.fingerprint)
+        done = train(settings, folder, images, teacher=teacher, processes=processes, probe=probe, quiet=quiet)
     return folder if done else None
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -57,8 +58,27 @@ class Networks:
 
 
 @dataclasses.dataclass(frozen=True)
+class Workload:
+    """What passes through the networks in each step, and how often.
+
+    Args:
+        student: how many images the student gets at once, and their side in pixels.
+        key: the same of its average.
+        teacher: the same of the teacher.
+        autocast: the arithmetic of the student.
+        steps: how many are left.
+    """
+
+    student: tuple[int, int]
+    key: tuple[int, int]
+    teacher: tuple[int, int]
+    autocast: torch.autocast
+    steps: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What of a run is compiled, as its checkpoint and its log have it.
+    """Which networks of a run are compiled, as its checkpoint and its log have it.
 
     Args:
         student: whether the student is, and the average that makes the keys.
@@ -78,31 +98,23 @@ class Compiled:
 
 
 def choose(
-    wanted: str,
+    setting: str,
     networks: Networks,
-    *,
-    student_images: tuple[int, int],
-    key_images: tuple[int, int],
-    teacher_images: tuple[int, int],
-    half: torch.autocast,
-    steps: int,
+    workload: Workload,
     processes: Processes,
+    *,
     before: Compiled | None = None,
     notify: Callable[[str], object] | None = None,
 ) -> tuple[Networks, Compiled]:
-    """What to call in this run, and what of it is compiled.
+    """What to call in this run, and which of it is compiled.
 
     Args:
-        wanted: "auto", "true" or "false".
-        networks: as they are.
-        student_images: how many the student sees at once, and their side in pixels.
-        key_images: the same of the average.
-        teacher_images: the same of the teacher.
-        half: the arithmetic of the student.
-        steps: how many are left.
+        setting: "auto", "true" or "false".
+        networks: eager.
+        workload: of a step.
         processes: all of them compile the same.
         before: of the checkpoint; it is repeated.
-        notify: called with a sentence on what was found.
+        notify: called with a sentence on what was measured.
 
     Raises:
         TrainingError: compiling was asked for, or is what the run began with, and it fails.
@@ -111,106 +123,109 @@ def choose(
     if before is not None and before.device != device.type:
         before = None
     measures = device.type == "cuda" and not torch.are_deterministic_algorithms_enabled()
-    if wanted == "false" or (wanted == "auto" and before is None and not measures):
+    if setting == "false" or (setting == "auto" and before is None and not measures):
         return networks, Compiled(student=False, teacher=False, device=device.type)
-    pixels = pictures(*student_images, device).contiguous(memory_format=torch.channels_last)
-    seen_by_key = pictures(*key_images, device)
-
-    def student_pass(called: Networks) -> None:
-        kept = [buffer.clone() for buffer in called.student.buffers()]
-        with half:
-            embedding = called.student(pixels)
-            if called.key is not None:
-                with torch.no_grad():
-                    called.key(seen_by_key)
-        embedding.float().square().mean().backward()
-        called.student.zero_grad(set_to_none=True)
-        for buffer, value in zip(called.student.buffers(), kept, strict=True):
-            buffer.copy_(value)  # a trial leaves no trace
-
-    def quick_student() -> Networks:
-        key = None if networks.key is None else twin(networks.key)
-        return dataclasses.replace(networks, student=twin(networks.student), key=key)
-
-    trials: dict[str, tuple[Callable[[Networks], object], Callable[[], Networks]]] = {
-        "student": (student_pass, quick_student)
-    }
-    teacher = networks.teacher
-    if teacher is not None and can_compile(teacher):
-        views = pictures(*teacher_images, device)
-
-        def teacher_pass(called: Networks) -> None:
-            assert called.teacher is not None
-            in_fixed_batches(called.teacher, views, len(views))
-
-        trials["teacher"] = teacher_pass, lambda: dataclasses.replace(networks, teacher=twin_of(teacher))
-    chosen, made, said = networks, dict.fromkeys(("student", "teacher"), False), []
-    for name, (run, quick) in trials.items():
-        must = wanted == "true" if before is None else bool(getattr(before, name))
-        if before is not None and not must:
+    trials = {"student": (student_pass(workload, device), functools.partial(with_compiled_student, networks))}
+    if networks.teacher is not None and can_compile(networks.teacher):
+        trials["teacher"] = teacher_pass(workload, device), functools.partial(with_compiled_teacher, networks)
+    chosen, compiled, findings = networks, {"student": False, "teacher": False}, []
+    for name, (run, compile_it) in trials.items():
+        required = setting == "true" if before is None else bool(getattr(before, name))
+        if before is not None and not required:
             continue
-        tried, words = measure(run, networks, quick, steps, device, must=must)
-        said.append(f"{name} {words}")
-        if not processes.agree(tried is None) and tried is not None:
-            made[name] = True
-            taken = {"teacher": tried.teacher} if name == "teacher" else {"student": tried.student, "key": tried.key}
-            chosen = dataclasses.replace(chosen, **taken)
-    if notify is not None and said:
-        notify(f"torch.compile: {'; '.join(said)}.")
-    return chosen, Compiled(**made, device=device.type)
+        trial, finding = measure(run, networks, compile_it, workload.steps, device, required=required)
+        findings.append(f"{name} {finding}")
+        if not processes.agree(trial is None) and trial is not None:
+            compiled[name] = True
+            parts = {"teacher": trial.teacher} if name == "teacher" else {"student": trial.student, "key": trial.key}
+            chosen = dataclasses.replace(chosen, **parts)
+    if notify is not None and findings:
+        notify(f"torch.compile: {'; '.join(findings)}.")
+    return chosen, Compiled(**compiled, device=device.type)
+
+
+def student_pass(workload: Workload, device: torch.device) -> Callable[[Networks], object]:
+    """One pass of student and average over noise, with gradients; it leaves no trace in them."""
+    images = noise(*workload.student, device).contiguous(memory_format=torch.channels_last)
+    key_images = noise(*workload.key, device)
+
+    def run(networks: Networks) -> None:
+        before = [buffer.clone() for buffer in networks.student.buffers()]
+        with workload.autocast:
+            embedding = networks.student(images)
+            if networks.key is not None:
+                with torch.no_grad():
+                    networks.key(key_images)
+        embedding.float().square().mean().backward()
+        networks.student.zero_grad(set_to_none=True)
+        for buffer, value in zip(networks.student.buffers(), before, strict=True):
+            buffer.copy_(value)
+
+    return run
+
+
+def teacher_pass(workload: Workload, device: torch.device) -> Callable[[Networks], object]:
+    """One pass of the teacher over noise."""
+    images = noise(*workload.teacher, device)
+
+    def run(networks: Networks) -> None:
+        assert networks.teacher is not None
+        in_fixed_batches(networks.teacher, images, len(images))
+
+    return run
 
 
 def measure(
     run: Callable[[Networks], object],
     networks: Networks,
-    quick: Callable[[], Networks],
+    compile_networks: Callable[[], Networks],
     steps: int,
     device: torch.device,
     *,
-    must: bool,
+    required: bool,
 ) -> tuple[Networks | None, str]:
     """Time passes eager and compiled.
 
     Args:
         run: one pass.
         networks: eager.
-        quick: the same, compiled.
+        compile_networks: gives the same, compiled.
         steps: over which compiling has to pay.
         device: where.
-        must: compile however short the run and whatever it gains, and fail if that fails.
+        required: compile however short the run and whatever it gains, and fail if that fails.
 
     Returns:
-        The compiled networks, or None where they are not to be used; and what was found, in words.
+        The compiled networks, or None where they are not to be used; and what was found, as a sentence's end.
 
     Raises:
-        TrainingError: compiling fails, and it must not.
+        TrainingError: compiling is required and fails.
     """
     eager = seconds_of(lambda: run(networks), device)
-    if not must and steps * eager < SHORTEST:
+    if not required and steps * eager < SHORTEST:
         return None, f"not compiled, for {clock(steps * eager)} of work in all"
     try:
-        tried = quick()
+        trial = compile_networks()
         begun = time.perf_counter()
-        run(tried)
+        run(trial)
         wait(device)
         compiling = time.perf_counter() - begun
-        compiled = seconds_of(lambda: run(tried), device)
+        compiled = seconds_of(lambda: run(trial), device)
     except Exception as error:  # it runs compilers that are not ours, and fails in any way they like
         paragraph = " ".join(str(error).strip().split("\n\n")[0].split())
         reason = f"{type(error).__name__}: {paragraph[:300]}"
-        if must:
+        if required:
             raise TrainingError(
                 f"torch.compile failed ({reason}). It needs a C++ compiler on a CPU and Triton on a GPU. Install what "
                 "is missing, or train with --compile false in a new --out."
             ) from error
         return None, f"not compiled, because that failed ({reason})"
     saved = steps * (eager - compiled)
-    words = (
+    finding = (
         f"compiled in {compiling:.0f} s, {compiled:.3g} s a step in place of {eager:.3g}, so {clock(abs(saved))} "
         f"{'saved' if saved >= 0 else 'LOST'} over the run"
     )
-    if must or eager >= GAIN * compiled:
-        return tried, words
+    if required or eager >= GAIN * compiled:
+        return trial, finding
     return None, f"not compiled: {compiled:.3g} s a step in place of {eager:.3g}"
 
 
@@ -221,7 +236,7 @@ def can_compile(teacher: Teacher) -> bool:
     )
 
 
-def twin(network: Network) -> Network:
+def compiled_copy(network: Network) -> Network:
     """The same network, compiled: it shares weights, buffers and names with the one given, which stays eager.
 
     Shapes are constants of the compiled code, so that how a batch is rounded does not depend on those before it.
@@ -231,32 +246,46 @@ def twin(network: Network) -> Network:
     return shallow
 
 
-def twin_of(teacher: Teacher) -> Teacher:
+def compiled_teacher(teacher: Teacher) -> Teacher:
     """The same teacher with its network compiled; the input contract stays outside."""
     shallow = copy.copy(teacher)
-    shallow._modules = {"module": twin(teacher.module)}  # a copy would share its table of parts with the original
+    shallow._modules = {
+        "module": compiled_copy(teacher.module)
+    }  # a copy would share its table of parts with the original
     return shallow
 
 
-def pictures(count: int, size: int, device: torch.device) -> torch.Tensor:
-    """(count, 3, size, size) noise in [0, 1], laid out as views are, from a generator of its own."""
+def with_compiled_student(networks: Networks) -> Networks:
+    """The same networks, student and average compiled."""
+    key = None if networks.key is None else compiled_copy(networks.key)
+    return dataclasses.replace(networks, student=compiled_copy(networks.student), key=key)
+
+
+def with_compiled_teacher(networks: Networks) -> Networks:
+    """The same networks, the teacher compiled."""
+    assert networks.teacher is not None
+    return dataclasses.replace(networks, teacher=compiled_teacher(networks.teacher))
+
+
+def noise(count: int, size: int, device: torch.device) -> torch.Tensor:
+    """(count, 3, size, size) in [0, 1], laid out as views are, from a generator of its own."""
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 def seconds_of(run: Callable[[], object], device: torch.device) -> float:
     """Seconds of one pass, the median of a few; the first warms up and does not count."""
     run()
-    compute_cost = []
+    seconds = []
     for _ in range(TRIAL):
         wait(device)
         begun = time.perf_counter()
         run()
         wait(device)
-        compute_cost.append(time.perf_counter() - begun)
-    return statistics.median(compute_cost)
+        seconds.append(time.perf_counter() - begun)
+    return statistics.median(seconds)
 
 
 def wait(device: torch.device) -> None:
-    """Until a GPU has done what it was told."""
+    """Wait until a GPU is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from understudy.train.settings import OptimiserSettings
+from understudy.train.settings import OptimizerSettings
 
 
-def learning_rate(step: int, steps: int, warmup_steps: int, settings: OptimiserSettings, epoch_steps: int = 1) -> float:
+def learning_rate(step: int, steps: int, warmup_steps: int, settings: OptimizerSettings, epoch_steps: int = 1) -> float:
     """The learning rate of one step: linear warm-up, then cosine to zero, steps down, or constant.
 
     It moves every step unless `settings.every` says epoch, as all of the authors' codes do: then a whole epoch has the
@@ -38,7 +38,7 @@ def learning_rate(step: int, steps: int, warmup_steps: int, settings: OptimiserS
 
 
 def build_optimizer(
-    modules: Iterable[nn.Module], settings: OptimiserSettings, device: torch.device
+    modules: Iterable[nn.Module], settings: OptimizerSettings, device: torch.device
 ) -> torch.optim.Optimizer:
     """SGD as the authors ran it (decay on every parameter), or AdamW (no decay on vectors).
 

@@ -8,6 +8,7 @@ from typing import Any
 from understudy.embed.settings import PRECISIONS, TRANSFORMS
 from understudy.errors import ConfigError
 from understudy.models.heads import HEADS
+from understudy.models.settings import StudentSettings, TeacherSettings
 from understudy.neighbors.settings import NeighborSettings
 from understudy.settings import as_table, flatten, resolve, setting
 from understudy.views.settings import ViewSettings
@@ -16,7 +17,7 @@ DEFAULT_METHOD = "coss_centered"
 
 
 @dataclass(frozen=True)
-class OptimiserSettings:
+class OptimizerSettings:
     """How the student is stepped. The authors of CoSS: sgd, lr 0.03, momentum 0.9, weight decay 1e-4, cosine.
 
     Raises:
@@ -150,7 +151,7 @@ class TrainSettings:
     tensorboard: bool = setting(False, "Also write TensorBoard events into the run folder.")
     views: ViewSettings = setting(ViewSettings)
     neighbors: NeighborSettings = setting(NeighborSettings)
-    optimizer: OptimiserSettings = setting(OptimiserSettings)
+    optimizer: OptimizerSettings = setting(OptimizerSettings)
 
     # What may differ between two calls on one run folder: none of it changes the trained weights.
     FREE = (
@@ -165,6 +166,19 @@ class TrainSettings:
         "eval_data",
         "evaluation",
     )
+
+    @property
+    def student_settings(self) -> StudentSettings:
+        """How the student is built."""
+        return StudentSettings(self.student, self.head, self.head_hidden, self.transform, self.image_size)
+
+    @property
+    def teacher_settings(self) -> TeacherSettings | None:
+        """How the teacher is built; None where no teacher is named."""
+        if self.teacher is None:
+            return None
+        sharded = self.teacher_sharding == "fsdp"
+        return TeacherSettings(self.teacher, self.teacher_mean, self.teacher_std, self.teacher_precision, sharded)
 
     def identity_settings(self) -> dict[str, object]:
         """The settings that decide the weights, flat; a run folder is resumed only by the same ones."""

@@ -1,0 +1,140 @@
+"""The pieces that a training is put together from, each built from the settings that decide it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from understudy.embed.recorded import RecordedViews
+from understudy.embed.transform import Transform
+from understudy.errors import ConfigError
+from understudy.losses import Loss, build
+from understudy.models.outputs import require_outputs
+from understudy.models.settings import StudentSettings
+from understudy.models.student import Student, build_student
+from understudy.models.teacher import Teacher
+from understudy.train.data import TrainingData
+from understudy.train.settings import TrainSettings
+from understudy.views.augmentation import at_ratio, recipe_for
+from understudy.views.reader import TeacherInput, Views
+from understudy.views.settings import ViewSettings
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def build_loss(method: Mapping[str, Any], teacher: Teacher | None) -> Loss:
+    """The loss of a method.
+
+    Raises:
+        ConfigError: it needs a teacher and there is none.
+    """
+    loss = build(**method)
+    if loss.needs_teacher and teacher is None:
+        raise ConfigError(f"Method '{method['name']}' needs a teacher. Give one with --teacher.")
+    return loss
+
+
+def build_trained_student(
+    settings: StudentSettings, loss: Loss, teacher: Teacher | None, device: torch.device
+) -> Student:
+    """The student on its device, as wide as loss or teacher ask; the global random state decides its weights."""
+    student = build_student(
+        settings.spec, loss.embed_dim or (teacher.width if teacher is not None else 0), head=settings.head,
+        hidden=settings.hidden, transform=settings.transform, image_size=settings.image_size,
+    )  # fmt: skip
+    return student.to(device, memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
+
+
+def requested_outputs(loss: Loss) -> dict[str, Any]:
+    """Keywords of `forward_outputs` for a method that compares what lies under the embedding; empty for the others."""
+    return {"attention": loss.needs_attention} if loss.needs_tokens or loss.needs_attention else {}
+
+
+def require_requested_outputs(settings: TrainSettings, loss: Loss, student: Student, teacher: Teacher | None) -> None:
+    """Refuse networks and settings that cannot give a method its tokens or attention.
+
+    Raises:
+        ModelError: a network has neither.
+        ConfigError: recorded views, or torch.compile.
+    """
+    requested = requested_outputs(loss)
+    if not requested:
+        return
+    require_outputs(student.backbone, student.spec, **requested)
+    if teacher is not None:
+        require_outputs(teacher.module, teacher.spec, **requested)
+    name = settings.method["name"]
+    if settings.views.teacher == "recorded":
+        raise ConfigError(
+            f"Method '{name}' compares tokens or attention, and recorded views hold embeddings only. Use "
+            "--views.teacher live."
+        )
+    if settings.compile == "true":
+        raise ConfigError(
+            f"Method '{name}' reads tokens or attention through hooks, which torch.compile does not see. Leave out "
+            "--compile true."
+        )
+
+
+def average_of(student: Student) -> Student:
+    """A frozen copy in evaluation mode, to follow the student as its exponential moving average."""
+    copied: Student = copy.deepcopy(student).eval()
+    return copied.requires_grad_(False)
+
+
+def build_views(settings: ViewSettings, seed: int, loss: Loss, student: Student, teacher: Teacher | None) -> Views:
+    """What is cut from each image: the same crops in the same colors for both networks, each at its own size.
+
+    A small student of a large teacher costs what its own pixels cost once the teacher's views are recorded, which serve
+    students of any size.
+    """
+    size = student.contract.size
+    teacher_size = teacher.contract.size if teacher is not None and loss.needs_teacher else size
+    return Views(
+        size,
+        recipe_for(settings.recipe, max(size, teacher_size)),
+        seed if settings.seed is None else settings.seed,
+        per_image=loss.views,
+        pool=settings.different,
+        teacher=None if teacher_size == size else TeacherInput(teacher_size, loss.teacher_views),
+    )
+
+
+def build_recorded(
+    settings: ViewSettings, views: Views, data: TrainingData, teacher: Teacher | None, batch_size: int
+) -> RecordedViews | None:
+    """The teacher's recorded views, or None where it is run on every view.
+
+    Args:
+        settings: of the views.
+        views: what is cut.
+        data: whose store they lie beside.
+        teacher: of a method that needs one, else None.
+        batch_size: views that the teacher gets at once.
+    """
+    if teacher is None or settings.teacher != "recorded":
+        return None
+    assert data.store is not None
+    size = teacher.contract.size
+    return RecordedViews(
+        data.store, teacher, recipe=at_ratio(views.recipe, size / max(size, views.size)), size=size, seed=views.seed,
+        batch_size=batch_size, dtype=settings.dtype,
+    )  # fmt: skip
+
+
+def choose_arithmetic(precision: str, device: torch.device) -> tuple[str, torch.autocast, torch.amp.GradScaler]:
+    """Name, autocast and gradient scaler of the student's precision; "auto" is bf16 on a GPU, fp32 elsewhere."""
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" else "fp32"
+    autocast = torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
+    return precision, autocast, torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+
+def as_tensors(transform: Transform | None, device: torch.device) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Mean (D,) and matrix (D, D) of a transform in single precision."""
+    if transform is None:
+        return None
+    return tuple(torch.from_numpy(part).float().to(device) for part in (transform.mean, transform.matrix))  # type: ignore[return-value]

@@ -1,0 +1,294 @@
+"""All that a training consists of, and what of it a checkpoint holds."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from understudy.artifacts import Run, write_text
+from understudy.embed.recorded import Recorded, RecordedViews
+from understudy.errors import DataError
+from understudy.losses import Loss
+from understudy.models.student import Student
+from understudy.models.teacher import Teacher
+from understudy.settings import write_toml
+from understudy.train import setup
+from understudy.train.checkpoint import load_checkpoint
+from understudy.train.compile import Compiled, Networks, Workload, choose
+from understudy.train.data import TrainingData
+from understudy.train.distributed import Processes
+from understudy.train.resume import resolved
+from understudy.train.schedule import build_optimizer, learning_rate
+from understudy.train.settings import TrainSettings
+from understudy.views.batches import NeighborBatches
+from understudy.views.loader import Loader, Reading, Share
+from understudy.views.reader import ImageBatch, Views
+
+
+@dataclass
+class TrainState:
+    """A training between two steps.
+
+    Args:
+        settings: what is trained and how.
+        data: the images.
+        processes: this process' place among all.
+        loss: with its queues and its own parameters.
+        student: what is trained.
+        average: the moving average of the student that makes the keys; None for methods without keys.
+        teacher: None for methods that need none.
+        recorded: the teacher's recorded views; None where it is run on every view.
+        batches: which images meet.
+        views: what is cut from them.
+        optimizer: of student and loss.
+        scaler: of the gradients; it does something in fp16 only.
+        precision: of the student, "fp32", "bf16" or "fp16".
+        autocast: the same as a context.
+        steps: length of training.
+        warmup_steps: of the learning rate, counted inside `steps`.
+        networks: student, average and live teacher as they are called, compiled or not.
+        compiled: which of them are compiled; None until it is chosen.
+        step: steps that are done.
+        seconds_before: seconds of training up to the last checkpoint.
+        skipped: images that could not be read, with the reason.
+    """
+
+    settings: TrainSettings
+    data: TrainingData
+    processes: Processes
+    loss: Loss
+    student: Student
+    average: Student | None
+    teacher: Teacher | None
+    recorded: RecordedViews | None
+    batches: NeighborBatches
+    views: Views
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    precision: str
+    autocast: torch.autocast
+    steps: int
+    warmup_steps: int
+    networks: Networks
+    compiled: Compiled | None = None
+    step: int = 0
+    seconds_before: float = 0.0
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.started = time.monotonic()
+        self.transform = setup.as_tensors(self.data.transform, self.device)
+        self.requested = setup.requested_outputs(self.loss)
+        self.trained: nn.Module = self.student
+        """The student as the loop calls it: in DDP where there are several processes."""
+
+    @classmethod
+    def build(
+        cls, settings: TrainSettings, data: TrainingData, teacher: Teacher | None, processes: Processes
+    ) -> TrainState:
+        """The state before the first step: the method says what it needs, the teacher how wide the space is.
+
+        Raises:
+            ConfigError: settings that exclude each other, or a teacher that is missing.
+            ModelError: a network that the method cannot be used with.
+        """
+        device = processes.device
+        loss = setup.build_loss(settings.method, teacher)
+        torch.manual_seed(settings.seed)
+        student = setup.build_trained_student(settings.student_settings, loss, teacher, device)
+        setup.require_requested_outputs(settings, loss, student, teacher)
+        loss.prepare(student.width, teacher.width if teacher is not None else 0)
+        loss = loss.to(device)
+        average = setup.average_of(student) if loss.needs_key else None
+
+        neighbors = settings.neighbors
+        batches = NeighborBatches(
+            len(data.source), settings.batch_size, k=neighbors.k, n=neighbors.n, seed=settings.seed,
+            graph=data.graph,
+        )  # fmt: skip
+        views = setup.build_views(settings.views, settings.seed, loss, student, teacher)
+        teacher_batch = len(loss.teacher_views) * batches.batch_size // processes.world
+        needed = teacher if loss.needs_teacher else None
+        recorded = setup.build_recorded(settings.views, views, data, needed, teacher_batch)
+        if recorded is not None and views.teacher is not None:
+            known = dataclasses.replace(views.teacher, recorded=Recorded(recorded.folder))
+            views = dataclasses.replace(views, teacher=known)
+
+        optimizer = build_optimizer([student, loss], settings.optimizer, device)
+        precision, autocast, scaler = setup.choose_arithmetic(settings.precision, device)
+        warmup = settings.optimizer.warmup
+        return cls(
+            settings, data, processes, loss, student, average, teacher, recorded, batches, views, optimizer, scaler,
+            precision, autocast, batches.steps_for(settings.passes), batches.steps_for(warmup) if warmup else 0,
+            Networks(student, average, needed if recorded is None else None),
+        )  # fmt: skip
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        return self.processes.device
+
+    @property
+    def share(self) -> int:
+        """Images of a batch on this process."""
+        return self.batches.batch_size // self.processes.world
+
+    @property
+    def teacher_batch(self) -> int:
+        """Views of a batch that the teacher gets on this process."""
+        return len(self.loss.teacher_views) * self.batches.batch_size // self.processes.world
+
+    @property
+    def teacher_size(self) -> int:
+        """Side of the teacher's views in pixels."""
+        return self.views.size if self.views.teacher is None else self.views.teacher.size
+
+    @property
+    def passes(self) -> float:
+        """How often an image was in a batch so far, on average."""
+        return self.step * self.batches.batch_size / len(self.data.source)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, those before it was resumed included."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    @property
+    def step_seed(self) -> int:
+        """Seed of whatever is random inside the student in this step (dropout, stochastic depth) on this process.
+
+        As a function of seed, step and rank it needs no random state in a checkpoint.
+        """
+        return self.settings.seed * 1_000_003 + self.step * self.processes.world + self.processes.rank
+
+    def resume(self, run: Run) -> None:
+        """Take the place of the run's checkpoint; without one the run folder gets the settings and starts.
+
+        Raises:
+            TrainingError: the checkpoint is damaged.
+        """
+        checkpoint = load_checkpoint(run, self.device)
+        if checkpoint is not None:
+            self.load_state_dict(checkpoint)
+        elif self.processes.main:
+            write_text(run.config_path, write_toml(resolved(self.settings)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds; every process must call it."""
+        if self.recorded is not None:
+            self.recorded.flush()  # a resumed run begins behind these steps, and may never ask for their views again
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "skipped": self.skipped,
+            "compiled": None if self.compiled is None else dataclasses.asdict(self.compiled),
+            "teacher_views": self.processes.total(self.recorded.computed) if self.recorded is not None else 0,
+            "student": self.student.state_dict(),
+            "key": self.average.state_dict() if self.average is not None else None,
+            "loss": self.loss.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.student.load_state_dict(state["student"])
+        self.loss.load_state_dict(state["loss"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["key"])
+        if self.recorded is not None:
+            self.recorded.computed = state["teacher_views"] if self.processes.main else 0  # it counts those of all
+        self.step, self.seconds_before, self.skipped = state["step"], state["seconds"], dict(state["skipped"])
+        # One that does not say was made when nothing was compiled.
+        self.compiled = Compiled(
+            **state.get("compiled", {"student": False, "teacher": False, "device": self.device.type})
+        )
+
+    def compile(self, notify: Callable[[str], object] | None = None) -> None:
+        """Choose which networks are compiled; a resumed run repeats what it began with.
+
+        Raises:
+            TrainingError: it was asked for, or the run began with it, and it fails.
+        """
+        chunks, loss, size = self.settings.chunks, self.loss, self.student.contract.size
+        # In training mode, as it will run: what is measured now is what is called in the loop.
+        self.student.train()
+        workload = Workload(
+            student=(math.ceil(self.share / chunks) * (len(loss.student_views) + loss.needs_mixture), size),
+            key=(math.ceil(self.share * len(loss.key_views) / chunks), size),
+            teacher=(self.teacher_batch, self.teacher_size),
+            autocast=self.autocast,
+            steps=self.steps - self.step,
+        )
+        self.networks, self.compiled = choose(
+            "false" if self.requested else self.settings.compile, self.networks, workload, self.processes,
+            before=self.compiled, notify=notify,
+        )  # fmt: skip
+        self.trained = self.processes.wrap(self.networks.student)
+
+    def loader(self, notify: Callable[[str], object] | None = None) -> Loader:
+        """The batches that are still to come."""
+        return Loader(
+            self.data.source, self.batches, self.views,
+            reading=Reading(self.settings.workers, self.device, notify),
+            share=Share(self.processes.rank, self.processes.world), steps=range(self.step, self.steps),
+        )  # fmt: skip
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """The block of the steps: its seconds count, and whatever ends it, the views recorded in it are kept."""
+        self.started = time.monotonic()
+        try:
+            yield
+        finally:
+            if self.recorded is not None:
+                self.recorded.flush()
+
+    def begin_step(self, batch: ImageBatch) -> None:
+        """Seed this step and set its learning rate.
+
+        Raises:
+            DataError: none of its images can be read.
+        """
+        self.skipped.update(batch.skipped)
+        if len(batch.index) == 0:
+            raise DataError(
+                f"No image of step {self.step} can be read, e.g. {next(iter(batch.skipped))}. Check the data."
+            )
+        torch.manual_seed(self.step_seed)
+        rate = learning_rate(
+            self.step, self.steps, self.warmup_steps, self.settings.optimizer, self.batches.steps_per_epoch
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def update(self) -> None:
+        """Step student and loss along their gradients, and let the average follow."""
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            follow(self.average, self.student, self.loss.key_momentum)
+        self.step += 1
+
+    def stance(self, batch: ImageBatch) -> contextlib.AbstractContextManager[Any]:
+        """Around a forward pass: a batch that lost images has a shape of its own, and nothing is compiled for it."""
+        assert self.compiled is not None
+        return self.compiled.stance(whole=len(batch.index) == self.share)
+
+
+@torch.no_grad()
+def follow(average: nn.Module, student: nn.Module, momentum: float) -> None:
+    """Move the average towards the student: parameters and float buffers (running statistics) alike."""
+    old = [*average.parameters(), *(b for b in average.buffers() if b.is_floating_point())]
+    new = [*student.parameters(), *(b for b in student.buffers() if b.is_floating_point())]
+    torch._foreach_lerp_(old, new, 1 - momentum)
