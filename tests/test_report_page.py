@@ -16,6 +16,7 @@ import pytest
 
 from understudy.artifacts import Run, write_json
 from understudy.errors import ConfigError, StoreError
+from understudy.evaluate.protocols import display_tables
 from understudy.report.page import write_report
 from understudy.settings import write_toml
 
@@ -27,6 +28,12 @@ def nearest(embeddings: np.ndarray, k: int = 10) -> np.ndarray:
     similarities = rows @ rows.T
     np.fill_diagonal(similarities, -np.inf)
     return np.argsort(-similarities, axis=1, kind="stable")[:, :k]
+
+
+def write_evaluation(run: Run, evaluation: dict[str, Any]) -> None:
+    """evaluation.json as `understudy evaluate` writes it, with how its protocols are shown."""
+    about = evaluation["about"] | {"protocols": display_tables(evaluation)}
+    write_json(run.evaluation_path, evaluation | {"about": about})
 
 
 def make_run(
@@ -142,7 +149,7 @@ def make_run(
         "student_embed": accuracies(knn - 0.5) | {"fidelity": near | far},
         "about": about,
     }
-    write_json(run.evaluation_path, evaluation)
+    write_evaluation(run, evaluation)
     return run
 
 
@@ -360,9 +367,7 @@ def test_without_labels_agreement_and_clusters_take_their_place(tmp_path: Path) 
 
 def test_without_a_teacher_the_page_says_so(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", n=20, teacher=False)
-    write_json(
-        run.evaluation_path, {"student": {"knn": {"top1@10": 81.0}}, "about": {"test_images": 360, "classes": 10}}
-    )
+    write_evaluation(run, {"student": {"knn": {"top1@10": 81.0}}, "about": {"test_images": 360, "classes": 10}})
     with np.load(run.sample_path) as file:
         kept = {
             name: file[name] for name in file.files if name not in {"teacher", "teacher_neighbors", "column_cosine"}

@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from test_report_page import Page, charts, drawn, figure_values, make_run, report
+from test_report_page import Page, charts, drawn, figure_values, make_run, report, write_evaluation
 from understudy.artifacts import Run, write_json
 from understudy.errors import StoreError
-from understudy.report.protocols import PROTOCOLS, in_percent, metric_title, ordered, quoted, written
-from understudy.report.provenance import read_accounts
-from understudy.report.results import against_teacher, costs_against_teacher, guessing, keys_of, metrics_of, result
-from understudy.report.spaces import aligned, flatten, pacmap
+from understudy.evaluate.protocols import PROTOCOLS
+from understudy.report.protocols import Display, Displays
+from understudy.report.provenance import read_records
+from understudy.report.results import Measurement, Results
+from understudy.report.shares import cost_shares, quality_shares
+from understudy.report.spaces import aligned, pacmap, tsne_or_pca
 from understudy.report.tables import ABSENT
-from understudy.report.verdict import Model, models, verdict
+from understudy.report.verdict import verdict
 
 TEACHER: dict[str, dict[str, Any]] = {
     "knn": {"top1@1": 78.0, "top1@10": 80.0, "top5@10": 96.0, "top1@10,T=1": 79.0},
@@ -70,7 +72,7 @@ def measure(run: Run, share: float) -> Run:
     embed = {"asymmetric_knn": {"top1@1": 60.0, "top1@10": 72.0}, "fidelity": {**FIDELITY, "row_cosine": 0.95}}
     embed["retrieval"] = {"map": 45.0, "asymmetric_map": 35.0, "asymmetric_recall@1": 70.0, "queries": 100}
     student = scaled(share) | {"fidelity": dict(FIDELITY)}
-    write_json(run.evaluation_path, {"teacher": TEACHER, "student": student, "student_embed": embed, "about": ABOUT})
+    write_evaluation(run, {"teacher": TEACHER, "student": student, "student_embed": embed, "about": ABOUT})
     return run
 
 
@@ -87,12 +89,12 @@ def page(runs: list[Run], tmp_path_factory: pytest.TempPathFactory) -> Page:
 
 
 @pytest.fixture(scope="module")
-def rows(runs: list[Run]) -> list[Model]:
-    return models(read_accounts(runs))
+def results(runs: list[Run]) -> Results:
+    return Results.of(read_records(runs))
 
 
-def test_shares_of_the_teacher_by_hand(rows: list[Model]) -> None:
-    entries = {(entry.key, entry.metric): entry for entry in against_teacher(rows)}
+def test_shares_of_the_teacher_by_hand(results: Results) -> None:
+    entries = {(entry.key, entry.metric): entry for entry in quality_shares(results)}
     shares = {name: {run: round(value, 6) for run, value in entry.shares.items()} for name, entry in entries.items()}
     defaults = {"coss": 90.0, "no-space": 50.0}
     assert shares == {
@@ -113,7 +115,7 @@ def test_shares_of_the_teacher_by_hand(rows: list[Model]) -> None:
         ("segmentation@voc-masks", "miou"): defaults,
         ("davis@davis", "j_and_f"): defaults,
     }
-    luck = {name: entry.guessing for name, entry in entries.items() if entry.guessing is not None}
+    luck = {name: entry.chance for name, entry in entries.items() if entry.chance is not None}
     assert luck == {
         ("knn", "top1@10"): pytest.approx(100 * 10 / 80),
         ("linear", "top1"): pytest.approx(100 * 10 / 90),
@@ -127,50 +129,50 @@ def test_shares_of_the_teacher_by_hand(rows: list[Model]) -> None:
     }
 
 
-def test_costs_as_shares_by_hand(rows: list[Model]) -> None:
-    found = {entry.metric: round(entry.shares["no-space"], 6) for entry in costs_against_teacher(rows)}
+def test_costs_as_shares_by_hand(results: Results) -> None:
+    found = {entry.metric: round(entry.shares["no-space"], 6) for entry in cost_shares(results)}
     # Half the images a second are twice the time of an image.
     assert found == {"parameters": 50.0, "flops": 50.0, "latency_ms cpu": 50.0, "images_per_s@128 cpu": 200.0}
 
 
-def test_intervals_come_from_what_was_counted(rows: list[Model]) -> None:
+def test_intervals_come_from_what_was_counted(results: Results) -> None:
     from scipy.stats import binomtest
 
-    teacher, student = rows[0], rows[1]
+    teacher, student = results.rows[:2]
     for row, key, metric, hits, n in (
         (teacher, "knn", "top1@10", 288, 360),
         (teacher, "robustness", "clean", 180, 200),
         (teacher, "retrieval", "recall@1", 80, 100),
         (teacher, "robustness@imagenet-a", "top1", 3, 30),
     ):
-        found = result(row, key, metric, rows)
+        found = results.measurement(row, key, metric)
         expected = binomtest(hits, n).proportion_ci(method="wilson")
         assert found is not None
         assert (found.low, found.high) == pytest.approx((100 * expected.low, 100 * expected.high), abs=1e-4)
-    assert result(teacher, "semi", "top1 1%") == result(student, "semi", "top1 1%").__class__(50.0, std=4.0)
-    shared = result(student, "fidelity", "overlap@11")
+    assert results.measurement(teacher, "semi", "top1 1%") == Measurement(50.0, std=4.0)
+    shared = results.measurement(student, "fidelity", "overlap@11")
     assert shared is not None
     assert (shared.value, shared.low, shared.high) == (44.0, 42.0, 46.0)
     for key, metric in (("linear", "mean_class"), ("retrieval", "map"), ("robustness", "fog"), ("cost", "flops"),
                         ("transfer@pets", "mean_class"), ("detection@coco", "box_ap")):  # fmt: skip
-        found = result(teacher, key, metric)
+        found = results.measurement(teacher, key, metric)
         assert found is not None
         assert (found.low, found.high, found.std) == (None, None, None), metric
     # The teacher's side of a comparison stands with the teacher and is no row of its own.
-    theirs = result(teacher, "fidelity", "effective_rank", rows)
+    theirs = results.measurement(teacher, "fidelity", "effective_rank")
     assert theirs is not None
     assert (theirs.value, theirs.low, theirs.high) == (40.25, 39.0, 41.5)
-    assert metrics_of(rows, "fidelity") == [
+    assert results.metrics("fidelity") == [
         "overlap@1", "overlap@11", "cka", "effective_rank", "dead_dimensions", "row_cosine"
     ]  # fmt: skip
 
 
-def test_guessing_needs_to_know_among_how_many(rows: list[Model]) -> None:
-    account = rows[0].account
-    assert guessing(account, "knn@pets", "top1@10", {}) == pytest.approx(100 / 37)
-    assert guessing(account, "knn@elsewhere", "top1@10", {}) is None
+def test_guessing_needs_to_know_among_how_many(results: Results) -> None:
+    teacher = results.rows[0]
+    assert results.chance(teacher, "knn@pets", "top1@10") == pytest.approx(100 / 37)
+    assert results.chance(teacher, "knn@elsewhere", "top1@10") is None
     for metric in ("top5", "map", "box_ap", "miou", "validation", "top1 1% std"):
-        assert guessing(account, "linear", metric, {}) is None
+        assert results.chance(teacher, "linear", metric) is None
 
 
 def tables(page: Path) -> list[list[list[str]]]:
@@ -305,7 +307,7 @@ def test_sets_alone_give_a_verdict(tmp_path: Path) -> None:
     """Evaluated with --on and without --eval-data: no figure of main images at all."""
     run = make_run(tmp_path / "run", n=2)
     about = {"test_images": 0, "classes": None, "on": {"pets": {"train": 50, "test": 400, "classes": 37}}}
-    write_json(run.evaluation_path, {
+    write_evaluation(run, {
         "teacher": {"transfer@pets": {"top1": 80.0}, "davis@davis": {"j_and_f": 60.0}},
         "student": {"transfer@pets": {"top1": 60.0}, "davis@davis": {"j_and_f": 45.0}},
         "about": about,
@@ -316,12 +318,11 @@ def test_sets_alone_give_a_verdict(tmp_path: Path) -> None:
         "The student keeps only 75.0 % of the teacher's Transfer (Top-1) on pets with 7.2 % of its parameters "
         "(60.0 % against 80.0 %, 400 test images)." in text
     )
-    write_json(run.evaluation_path, {
+    write_evaluation(run, {
         "teacher": {"davis@davis": {"j_and_f": 60.0}}, "student": {"davis@davis": {"j_and_f": 45.0}}, "about": about,
     })  # fmt: skip
-    accounts = read_accounts([run])
     assert (
-        verdict(models(accounts), accounts[0])
+        verdict(Results.of(read_records([run])))
         .replace("\u00a0", " ")
         .startswith("The student keeps only 75.0 % of the teacher's Video object segmentation (J and F) on davis")
     )
@@ -329,20 +330,22 @@ def test_sets_alone_give_a_verdict(tmp_path: Path) -> None:
 
 def test_without_a_teacher_there_are_no_shares(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", n=2, teacher=False)
-    write_json(run.evaluation_path, {"student": TEACHER, "about": ABOUT})
+    write_evaluation(run, {"student": TEACHER, "about": ABOUT})
     page = report(tmp_path, run)
     assert "No figure was measured of both teacher and student" in page.text
     assert not [label for figure in charts(page) for label in [figure["layout"]] if "barmode" in label]
     assert "Semi-supervised" in page.text
 
 
-def test_figures_of_protocols_have_names(rows: list[Model]) -> None:
-    names = {metric_title(metric) for key in keys_of(rows) for metric in metrics_of(rows, key)}
+def test_figures_of_protocols_have_names(results: Results) -> None:
+    displays = results.displays
+    names = {displays.display(key).metric_title(metric) for key in results.keys for metric in results.metrics(key)}
     assert {"10-NN top-1", "10-NN top-1, T = 1", "mAP, hard", "mP@10, hard", "Recall@1, asymmetric",
             "Box AP75", "Box AP, small", "Latency of one image, CPU, ms", "Mean of the classes",
             "11-NN shared"} <= names  # fmt: skip
-    assert metric_title("finetuned_top1 5") == "Top-1, 5 labels a class, fine-tuned"
-    assert ordered(["cost", "semi@a", "knn@b", "new", "semi", "knn"]) == [
+    semi = Displays.of([{"protocols": {"semi": PROTOCOLS["semi"].display_table(["finetuned_top1 5"])}}])
+    assert semi.display("semi").metric_title("finetuned_top1 5") == "Top-1, 5 labels a class, fine-tuned"
+    assert displays.ordered(["cost", "semi@a", "knn@b", "new", "semi", "knn"]) == [
         "knn",
         "knn@b",
         "semi",
@@ -350,13 +353,15 @@ def test_figures_of_protocols_have_names(rows: list[Model]) -> None:
         "cost",
         "new",
     ]
-    assert quoted("transfer@flowers", ["mean_class", "top1", "l2", "validation"]) == ["mean_class"]
-    assert not in_percent("linear", "l2")
-    assert in_percent("fidelity", "overlap@5")
-    assert [written("fidelity", "x", value) for value in (0.12345, 12.345, 3.0, 1234.5, 1e-5)] == [
+    transfer, linear, fidelity = (displays.display(key) for key in ("transfer@flowers", "linear", "fidelity"))
+    assert transfer.quoted_in(["mean_class", "top1", "l2", "validation"]) == ["mean_class"]
+    assert not linear.in_percent("l2")
+    assert fidelity.in_percent("overlap@5")
+    generic = Display.from_json("tomorrow", None)
+    assert [generic.format("x", value) for value in (0.12345, 12.345, 3.0, 1234.5, 1e-5)] == [
         "0.123", "12.3", "3.000", "1,234.5", "1e-05"
     ]  # fmt: skip
-    assert written("fidelity", "dead_dimensions", 3.0) == "3"
+    assert fidelity.format("dead_dimensions", 3.0) == "3"
 
 
 @pytest.fixture(scope="module")
@@ -397,7 +402,7 @@ def test_both_maps_of_both_spaces_are_on_the_page(page: Page, runs: list[Run]) -
     ]  # fmt: skip
     sample = np.load(runs[0].sample_path)
     wanted = {"teacher": pacmap(sample["teacher"]), "student": pacmap(sample["student"])}
-    first = flatten(sample["teacher"])
+    first = tsne_or_pca(sample["teacher"])
     assert wanted["teacher"] is not None
     assert wanted["student"] is not None
     assert first is not None

@@ -10,12 +10,14 @@ import pytest
 
 from test_report_page import make_run
 from understudy.artifacts import Run, write_json
-from understudy.report.figures import POINTS, thin
-from understudy.report.gallery import chosen, shared_neighbors, sheet
-from understudy.report.numbers import apart, count, duration, interval, percent
-from understudy.report.provenance import read_accounts
-from understudy.report.spaces import aligned, flatten, groups
-from understudy.report.verdict import caveats, constant_answer, mean_cosine, models, verdict
+from understudy.report.caveats import caveats, constant_answer, mean_cosine
+from understudy.report.figures import POINTS, thinned
+from understudy.report.gallery import chosen_queries, shared_neighbors, thumbnail_sheet
+from understudy.report.numbers import count, distinguishable, duration, interval, percent
+from understudy.report.provenance import read_records
+from understudy.report.results import Results
+from understudy.report.spaces import aligned, groups, tsne_or_pca
+from understudy.report.verdict import verdict
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 10), (10, 10), (328, 360), (1, 2000), (5000, 10000)])
@@ -26,12 +28,12 @@ def test_interval_is_wilsons(hits: int, n: int) -> None:
     assert interval(100 * hits / n, n) == pytest.approx((100 * expected.low, 100 * expected.high), abs=1e-4)
 
 
-def test_apart_by_hand() -> None:
+def test_distinguishable_by_hand() -> None:
     # 50 % and 60 %: sqrt((50*50 + 60*40) / n) is 7 at n = 100 and 3.5 at n = 400; times 1.96 is 13.7 and 6.9 points.
-    assert not apart(50.0, 60.0, 100)
-    assert apart(50.0, 60.0, 400)
-    assert apart(60.0, 50.0, 400)
-    assert not apart(100.0, 100.0, 10)
+    assert not distinguishable(50.0, 60.0, 100)
+    assert distinguishable(50.0, 60.0, 400)
+    assert distinguishable(60.0, 50.0, 400)
+    assert not distinguishable(100.0, 100.0, 10)
 
 
 @pytest.mark.parametrize(
@@ -58,14 +60,12 @@ def test_numbers_as_written(written: str, expected: str) -> None:
     assert written.replace("\u00a0", " ") == expected
 
 
-def notify(*runs: Run) -> str:
-    accounts = read_accounts(runs)
-    return verdict(models(accounts), accounts[0]).replace("\u00a0", " ")
+def verdict_of(*runs: Run) -> str:
+    return verdict(Results.of(read_records(runs))).replace("\u00a0", " ")
 
 
-def warn(*runs: Run) -> str:
-    accounts = read_accounts(runs)
-    return "\n".join(caveats(accounts, models(accounts))).replace("\u00a0", " ")
+def caveats_of(*runs: Run) -> str:
+    return "\n".join(caveats(Results.of(read_records(runs)))).replace("\u00a0", " ")
 
 
 @pytest.fixture
@@ -75,17 +75,17 @@ def make(tmp_path: Path) -> Any:
 
 def test_verdict_alone(make: Any) -> None:
     # top1@10 is 91 against the teacher's 95, 78,000 parameters against 1,080,000.
-    assert notify(make("good")) == (
+    assert verdict_of(make("good")) == (
         "The student keeps 95.8 % of the teacher's 10-NN accuracy with 7.2 % of its parameters "
         "(91.0 % against 95.0 %, 360 test images)."
     )
-    assert notify(make("better", knn=98.0)).startswith("The student reaches 102.1 % of the teacher's")
-    assert notify(make("bad", knn=50.0)).startswith("The student keeps only 51.6 % of the teacher's")
+    assert verdict_of(make("better", knn=98.0)).startswith("The student reaches 102.1 % of the teacher's")
+    assert verdict_of(make("bad", knn=50.0)).startswith("The student keeps only 51.6 % of the teacher's")
 
 
 def test_verdict_at_chance(make: Any) -> None:
-    assert "no better than guessing among 10 classes" in notify(make("chance", knn=13.0))
-    assert "guessing" not in notify(make("above", knn=16.0))
+    assert "no better than guessing among 10 classes" in verdict_of(make("chance", knn=13.0))
+    assert "guessing" not in verdict_of(make("above", knn=16.0))
 
 
 def test_verdict_beside_controls(make: Any) -> None:
@@ -93,24 +93,24 @@ def test_verdict_beside_controls(make: Any) -> None:
     near, far, ahead = (
         make(name, knn=knn, method={"name": name}) for name, knn in (("near", 93.0), ("far", 70.0), ("ahead", 99.0))
     )
-    assert notify(main, far).endswith("It is ahead of the best other run, far (69.0 %).")
-    assert notify(main, near, far).endswith(
+    assert verdict_of(main, far).endswith("It is ahead of the best other run, far (69.0 %).")
+    assert verdict_of(main, near, far).endswith(
         "360 test images cannot tell it apart from the best other run, near (92.0 %), which is higher."
     )
-    assert notify(main, ahead, near).endswith("But ahead (98.0 %) does better, and 1 more run does better too.")
-    assert "is not the best of the runs shown" in warn(main, ahead)
-    assert "is not the best of the runs shown" not in warn(main, far)
+    assert verdict_of(main, ahead, near).endswith("But ahead (98.0 %) does better, and 1 more run does better too.")
+    assert "is not the best of the runs shown" in caveats_of(main, ahead)
+    assert "is not the best of the runs shown" not in caveats_of(main, far)
 
 
 def test_caveats_follow_the_facts(make: Any) -> None:
     main = make("coss")
-    alone = warn(main)
+    alone = caveats_of(main)
     assert "\u00b13.0 points (95 %)" in alone
     assert "One seed" in alone
     assert "No control is shown" in alone
     assert "saw every image 30 times" in alone
     assert "cannot be read from its weights" not in alone  # a run of ours: its own page tells
-    second = warn(main, make("seed1", seed=1))
+    second = caveats_of(main, make("seed1", seed=1))
     assert "One seed" not in second
     assert "No control" not in second
 
@@ -121,7 +121,7 @@ def test_caveats_follow_the_facts(make: Any) -> None:
     evaluation = main.evaluation
     evaluation["about"] |= {"skipped": 1, "test_fingerprint": "other"}
     write_json(main.evaluation_path, evaluation)
-    changed = warn(main, make("control", method={"name": "moco"}))
+    changed = caveats_of(main, make("control", method={"name": "moco"}))
     assert "2 unreadable training images were skipped" in changed
     assert "1 unreadable evaluation image was skipped" in changed
     assert "control was evaluated on other images than coss" in changed
@@ -137,8 +137,8 @@ def test_collapse_is_told(make: Any) -> None:
     arrays["student"] = np.ones_like(arrays["student"]) + 0.01 * arrays["student"]
     arrays["teacher"] = arrays["teacher"] - arrays["teacher"].mean(axis=0)
     np.savez(run.sample_path, **arrays)
-    assert "space has collapsed" in warn(run)
-    assert "space has collapsed" not in warn(make("fine"))
+    assert "space has collapsed" in caveats_of(run)
+    assert "space has collapsed" not in caveats_of(make("fine"))
 
 
 def test_mean_cosine_and_constant_answer_by_brute_force() -> None:
@@ -154,17 +154,17 @@ def test_mean_cosine_and_constant_answer_by_brute_force() -> None:
 
 def test_names_of_runs_in_equal_folders(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / parent / "run", n=2) for parent in ("a", "b")]
-    assert [account.name for account in read_accounts(runs)] == ["a/run", "b/run"]
-    assert [account.name for account in read_accounts([runs[0], runs[0]])] == ["run", "run (2)"]
+    assert [record.name for record in read_records(runs)] == ["a/run", "b/run"]
+    assert [record.name for record in read_records([runs[0], runs[0]])] == ["run", "run (2)"]
 
 
 def test_thinned_curves_keep_the_mean_and_skip_gaps() -> None:
     y = np.random.default_rng(0).normal(size=3 * POINTS)
-    x, means = thin(np.arange(3.0 * POINTS), y)
+    x, means = thinned(np.arange(3.0 * POINTS), y)
     assert x == pytest.approx(np.arange(POINTS) * 3 + 1)
     assert means == pytest.approx(y.reshape(-1, 3).mean(axis=1))
     y[0] = y[3:6] = np.nan
-    _, means = thin(np.arange(3.0 * POINTS), y)
+    _, means = thinned(np.arange(3.0 * POINTS), y)
     assert means[0] == pytest.approx(y[1:3].mean())
     assert np.isnan(means[1])
 
@@ -178,7 +178,7 @@ def test_gallery_choice_runs_from_worst_to_best() -> None:
     shared = shared_neighbors(lists)
     pairs = zip(lists["teacher_neighbors"].tolist(), lists["student_neighbors"].tolist(), strict=True)
     assert shared.tolist() == [len(set(t) & set(s) - {-1}) for t, s in pairs]
-    picked = chosen(shared)
+    picked = chosen_queries(shared)
     assert len(set(picked.tolist())) == 12
     assert shared[picked[0]] == shared.min()
     assert shared[picked[-1]] == shared.max()
@@ -194,11 +194,11 @@ def test_the_sheet_holds_every_thumbnail_in_its_place() -> None:
     thumbnails = (
         np.random.default_rng(0).integers(0, 255, (7, 1, 1, 3)).repeat(16, axis=1).repeat(16, axis=2).astype(np.uint8)
     )
-    uri, side = sheet(thumbnails)
-    assert side == 3
-    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))), dtype=int)
+    sheet = thumbnail_sheet(thumbnails)
+    assert sheet.side == 3
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(sheet.uri.partition(",")[2]))), dtype=int)
     for i, thumbnail in enumerate(thumbnails):
-        top, left = 16 * (i // side), 16 * (i % side)
+        top, left = 16 * (i // sheet.side), 16 * (i % sheet.side)
         difference = pixels[top + 4 : top + 12, left + 4 : left + 12] - thumbnail[4:12, 4:12].astype(int)
         assert abs(difference).mean() < 25
 
@@ -223,9 +223,9 @@ def test_the_map_keeps_groups_apart_and_is_the_same_every_time() -> None:
     random = np.random.default_rng(0)
     centers = np.eye(3, 8).repeat(30, axis=0)
     embeddings = centers + 0.05 * random.normal(size=centers.shape)
-    flat = flatten(embeddings)
+    flat = tsne_or_pca(embeddings)
     assert flat is not None
-    again = flatten(embeddings)
+    again = tsne_or_pca(embeddings)
     assert again is not None
     assert (flat == again).all()
     distances = np.linalg.norm(flat[:, None] - flat, axis=2)
@@ -237,14 +237,14 @@ def test_few_images_are_laid_out_by_pca() -> None:
     from sklearn.decomposition import PCA
 
     rows = np.random.default_rng(0).normal(size=(20, 6))
-    flat, expected = flatten(rows), PCA(2).fit_transform(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+    flat, expected = tsne_or_pca(rows), PCA(2).fit_transform(rows / np.linalg.norm(rows, axis=1, keepdims=True))
     assert flat is not None
     assert abs(flat) == pytest.approx(abs(expected))
 
 
 @pytest.mark.parametrize("rows", [np.ones((2, 4)), np.ones((60, 4)), np.full((60, 4), np.nan)])
 def test_nothing_to_lay_out(rows: np.ndarray) -> None:
-    assert flatten(rows) is None
+    assert tsne_or_pca(rows) is None
 
 
 def test_alignment_only_turns_and_mirrors() -> None:

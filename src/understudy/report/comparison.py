@@ -48,34 +48,12 @@ def quantile(probability: float, freedom: int) -> float:
     """Quantile of Student's t distribution.
 
     Args:
-        probability: in (0.5, 1).
+        probability: in (0, 1).
         freedom: degrees of freedom, 1 or more.
-
-    Source: the finite sums of Abramowitz and Stegun, 26.7.3 and 26.7.4, inverted by bisection.
     """
+    from scipy.special import stdtrit
 
-    def share(t: float) -> float:  # of the distribution between -t and t
-        angle = math.atan(t / math.sqrt(freedom))
-        cosine, sine = math.cos(angle), math.sin(angle)
-        total, term = 0.0, 1.0
-        if freedom % 2:
-            term = cosine
-            for i in range(1, freedom - 1, 2):
-                total += term
-                term *= (i + 1) / (i + 2) * cosine * cosine
-            return 2 / math.pi * (angle + sine * total)
-        for i in range(0, freedom - 1, 2):
-            total += term
-            term *= (i + 1) / (i + 2) * cosine * cosine
-        return sine * total
-
-    low, high = 0.0, 1.0
-    while share(high) < 2 * probability - 1:
-        high *= 2
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if share(middle) < 2 * probability - 1 else (low, middle)
-    return high
+    return float(stdtrit(freedom, probability))
 
 
 def half_width(values: Sequence[float]) -> float | None:
@@ -136,33 +114,37 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> dict[str, 
     }
 
 
-def used(comparison: Mapping[str, Any]) -> list[Figure]:
+def measured(comparison: Mapping[str, Any]) -> list[Figure]:
     """The figures that some run has."""
     return [figure for figure in FIGURES if figure.key in comparison["best"]]
 
 
 def table_of(comparison: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Headings and rows of the table in plain text: the teacher, then each variant, mean and standard deviation."""
-    figures = used(comparison)
+    figures = measured(comparison)
     headings = ["", *(figure.title for figure in figures), "n", "lr", "seconds", "teacher / student forwards"]
     rows = []
-    bound = of_teacher(comparison, figures)
+    bound = teacher_figures(comparison, figures)
     if any(bound.values()):
         rows.append(["teacher", *(bound[figure.key] for figure in figures), "", "", "", ""])
     for variant in comparison["variants"]:
         found = comparison["summary"][variant["label"]]
         n = max((entry["n"] for entry in found.values()), default=0)
-        cost = [cost_of(variant, "seconds"), cost_of(variant, "teacher_forwards"), cost_of(variant, "student_forwards")]
+        cost = [
+            mean_cost(variant, "seconds"),
+            mean_cost(variant, "teacher_forwards"),
+            mean_cost(variant, "student_forwards"),
+        ]
         seconds = "" if cost[0] is None else duration(cost[0])
         forwards = "" if cost[1] is None or cost[2] is None else f"{count(cost[1])} / {count(cost[2])}"
-        cells = [written(figure, found.get(figure.key)) for figure in figures]
+        cells = [format_mean(figure, found.get(figure.key)) for figure in figures]
         edge = {"low": " <", "high": " >", "": ""}[variant["edge"]]
         rate = "" if variant["lr"] is None else f"{variant['lr']:.3g}{edge}"
         rows.append([variant["label"], *cells, str(n), rate, seconds, forwards])
     return headings, rows
 
 
-def written(figure: Figure, entry: Mapping[str, Any] | None) -> str:
+def format_mean(figure: Figure, entry: Mapping[str, Any] | None) -> str:
     """Mean and standard deviation of one cell of the table."""
     if entry is None:
         return ""
@@ -170,7 +152,7 @@ def written(figure: Figure, entry: Mapping[str, Any] | None) -> str:
     return f"{entry['mean']:.{figure.digits}f}{std}"
 
 
-def of_teacher(comparison: Mapping[str, Any], figures: Sequence[Figure]) -> dict[str, str]:
+def teacher_figures(comparison: Mapping[str, Any], figures: Sequence[Figure]) -> dict[str, str]:
     """The teacher's own figures; asymmetric kNN is bounded by its kNN."""
     found = {}
     for figure in figures:
@@ -180,7 +162,7 @@ def of_teacher(comparison: Mapping[str, Any], figures: Sequence[Figure]) -> dict
     return found
 
 
-def cost_of(variant: Mapping[str, Any], name: str) -> float | None:
+def mean_cost(variant: Mapping[str, Any], name: str) -> float | None:
     """Mean over the finished cells."""
     known = [cell[name] for cell in variant["cells"] if cell.get(name) is not None]
     return plain.fmean(known) if known else None

@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
-from understudy.report import figures, tables
-from understudy.report.markup import Child, Markup, prose, tag
+from understudy.report.charts import GLYPHS, MUTED, SYMBOLS, Chart, LegendKey, color, escaped, heat_map, plotly_figure
+from understudy.report.figures import two_lines
 from understudy.report.numbers import duration
-from understudy.report.protocols import COUNTED, PROTOCOLS, protocol_title, set_title, split
-from understudy.report.provenance import Account
-from understudy.report.results import Result, guessing, keys_of, metrics_of, result
-from understudy.report.verdict import Model
+from understudy.report.protocols import Display, set_title, split
+from understudy.report.results import Measurement, Model, Results
+from understudy.report.shares import teacher_key
+from understudy.report.tables import Table, figures_table, in_words
 from understudy.settings import flatten
 
-HOLLOW = {"circle": "○", "square": "□", "triangle-up": "△", "diamond": "◇", "star": "☆", "triangle-down": "▽",
-          "cross": "✚", "pentagon": "⬠", "x": "✕", "hexagon": "⬡"}  # fmt: skip
-"""Characters that stand for plotly's open marks in a legend."""
-
-GUESSED = frozenset({"knn", "asymmetric_knn", "semi", "fidelity"})
-"""Protocols whose charts have figures that guessing reaches a known share of."""
-
-SIZES = ("small", "medium", "large")
-MODES = ("easy", "medium", "hard")
 CORRUPTIONS = (
     "gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise", "defocus_blur", "gaussian_blur", "glass_blur",
     "motion_blur", "zoom_blur", "snow", "frost", "fog", "brightness", "spatter", "contrast", "saturate",
@@ -32,77 +23,147 @@ CORRUPTIONS = (
 """Those of ImageNet-C and CIFAR-10-C, the extra four included, in the order of noise, blur, weather, digital."""
 
 
-def details(accounts: Sequence[Account], rows: Sequence[Model]) -> list[Child]:
-    """One part that opens for each protocol that has figures or a note."""
-    keys = keys_of(rows)
-    for account in accounts:
-        keys += [key for key in account.notes if key not in keys]
-    return [
-        _protocol(name, [key for key in keys if split(key)[0] == name], accounts, rows)
-        for name in dict.fromkeys(split(key)[0] for key in keys)
-    ]
+@dataclass(frozen=True)
+class Axis:
+    """A chart of figures whose names differ in one place only, drawn for any protocol that has them.
+
+    Args:
+        caption: its heading.
+        title: what the places along the axis are.
+        unit: what the figures are.
+        pattern: of the figures; its first group is the place, in the order of the evaluation unless `places` says it.
+        places: in order.
+        whole: a further place "all", and the protocol whose `top1` stands there.
+    """
+
+    caption: str
+    title: str
+    unit: str
+    pattern: str
+    places: Sequence[str] = ()
+    whole: str = ""
+
+    def metrics(self, names: Sequence[str]) -> dict[str, str]:
+        """Place -> figure, of the figures that there are."""
+        matches = [(match[1] or "50-95", name) for name in names if (match := re.fullmatch(self.pattern, name))]
+        if self.places:
+            matches = [(place, name) for place, name in matches if place in self.places]
+            matches.sort(key=lambda match: self.places.index(match[0]))
+        return dict(matches)
 
 
-def _protocol(name: str, keys: Sequence[str], accounts: Sequence[Account], rows: Sequence[Model]) -> Markup:
-    known, main = PROTOCOLS.get(name), accounts[0]
-    sets = "" if name == "cost" else f": {', '.join(set_title(split(key)[1]) for key in keys)}"
-    content: list[Child] = []
-    if known is not None:
-        content += [tag("p", known.sentence), tag("p", f"Source: {known.source}.", class_="note")]
-    told = _settings(name, main)
-    if told:
-        content.append(tag("p", f"Settings: {told}.", class_="note"))
-    content += [tag("p", line, class_="note") for key in keys if (line := _counted(key, accounts, rows))]
-    drawn = [chart for key in keys for chart in _charts(name, key, keys, rows)]
-    if drawn:
-        content += [_legend(name, keys, rows), tag("div", *drawn, class_="charts wide")]
-    shown = [row for row in rows if any(result(row, key, one, rows) for key in keys for one in metrics_of(rows, key))]
-    if shown:
-        content.append(tables.results_table(shown, keys, whole=True))
-    content += [
-        tag("p", prose(f"{key}: {sentence}"), class_="note")
+MODES = ("easy", "medium", "hard")
+SIZES = ("small", "medium", "large")
+LEVELS = ("50-95", "50", "75")
+AXES = (
+    Axis("By number of voters", "k", "top-1, %", r"top1@(\d+)"),
+    Axis("By labels, frozen", "labels", "top-1, %", r"top1 (\S+)", whole="linear"),
+    Axis("By labels, fine-tuned", "labels", "top-1, %", r"finetuned_top1 (\S+)"),
+    Axis("mAP by task", "task", "mAP, %", r"map_(\w+)", MODES),
+    Axis("Recall", "k", "Recall@k, %", r"recall@(\d+)"),
+    Axis("mAP by task, asymmetric", "task", "mAP, %", r"asymmetric_map_(\w+)", MODES),
+    Axis("Recall, asymmetric", "k", "Recall@k, %", r"asymmetric_recall@(\d+)"),
+    Axis("By severity", "severity", "mean top-1, %", r"severity_(\d)"),
+    Axis("Neighbors shared", "k", "shared, %", r"overlap@(\d+)"),
+    Axis("AP of boxes by size", "size", "AP, %", r"box_ap_(\w+)", SIZES),
+    Axis("AP of boxes by IoU", "IoU, %", "AP, %", r"box_ap(\d*)", LEVELS),
+    Axis("AP of masks by size", "size", "AP, %", r"mask_ap_(\w+)", SIZES),
+    Axis("AP of masks by IoU", "IoU, %", "AP, %", r"mask_ap(\d*)", LEVELS),
+)
+
+
+@dataclass(frozen=True)
+class ProtocolPart:
+    """What the page tells of one protocol.
+
+    Args:
+        name: of the protocol.
+        title: in words.
+        sets: what it was applied to.
+        sentence: what it does.
+        source: whose it is.
+        settings: how it was set.
+        counts: a line for each set, on how many images its figures were counted.
+        charts: figures that have an inner order.
+        legend: of the charts.
+        table: every figure.
+        notes: what the evaluation says of it in words.
+    """
+
+    name: str
+    title: str
+    sets: str
+    sentence: str
+    source: str
+    settings: str
+    counts: Sequence[str]
+    charts: Sequence[Chart]
+    legend: Sequence[LegendKey]
+    table: Table | None
+    notes: Sequence[str]
+
+
+def protocol_parts(results: Results) -> list[ProtocolPart]:
+    """One part for each protocol that has figures or a note."""
+    keys = results.displays.ordered([*results.keys, *(key for record in results.records for key in record.notes)])
+    names = dict.fromkeys(split(key)[0] for key in keys)
+    return [_part(results, name, [key for key in keys if split(key)[0] == name]) for name in names]
+
+
+def _part(results: Results, name: str, keys: Sequence[str]) -> ProtocolPart:
+    display = results.displays.display(name)
+    charts = [chart for key in keys for chart in _charts(results, key, len(keys) > 1)]
+    shown = [
+        row for row in results.rows
+        if any(results.measurement(row, key, metric) for key in keys for metric in results.metrics(key))
+    ]  # fmt: skip
+    notes = [
+        f"{key}: {sentence}"
         for key in keys
-        for sentence in dict.fromkeys(one for account in accounts for one in account.notes.get(key, ()))
+        for sentence in dict.fromkeys(one for record in results.records for one in record.notes.get(key, ()))
     ]
-    summary = tag("summary", tag("strong", protocol_title(name)), tag("span", sets, class_="note"))
-    return tag("details", summary, *content, class_="protocol", id=f"protocol-{name}")
+    return ProtocolPart(
+        name=name,
+        title=display.title,
+        sets="" if name == "cost" else f": {', '.join(set_title(split(key)[1]) for key in keys)}",
+        sentence=display.sentence,
+        source=display.source,
+        settings=_settings(results, display),
+        counts=[line for key in keys if (line := _counts(results, key))],
+        charts=charts,
+        legend=_legend(results, keys, charts),
+        table=figures_table(results, shown, keys, whole=True) if shown else None,
+        notes=notes,
+    )
 
 
-def _settings(name: str, account: Account) -> str:
+def _settings(results: Results, display: Display) -> str:
     """The settings that decide a protocol, as they were written into the evaluation."""
-    given = account.about.get("settings")
-    known = PROTOCOLS.get(name)
-    if not isinstance(given, Mapping) or known is None:
+    given = results.main.about.get("settings")
+    if not isinstance(given, Mapping) or display.name not in results.displays.entries:
         return ""
     flat = flatten(given)
-    wanted = [key for key in flat if key in known.settings or key.split(".")[0] in known.settings]
-    if name in ("semi", "transfer") and not flat.get("finetune.epochs"):
-        wanted = [key for key in wanted if key != "finetune.lr"]
-    pairs = [f"{key} {_plain(flat[key])}" for key in [*wanted, "seed"] if flat.get(key) is not None]
-    return "; ".join(pairs)
+    keys = [key for key in flat if key in display.settings or key.split(".")[0] in display.settings]
+    if not flat.get("finetune.epochs"):
+        keys = [key for key in keys if key != "finetune.lr"]
+    return "; ".join(f"{key} {in_words(flat[key])}" for key in [*keys, "seed"] if flat.get(key) is not None)
 
 
-def _plain(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _counted(key: str, accounts: Sequence[Account], rows: Sequence[Model]) -> str:
+def _counts(results: Results, key: str) -> str:
     """On what the figures of one protocol and set were counted, and how long it took."""
     protocol, target = split(key)
-    account = next((one for one in accounts if any(key in figures for figures in one.scores.values())), accounts[0])
+    records = results.records
+    record = next((one for one in records if any(key in figures for figures in one.scores.values())), records[0])
     parts = []
     if protocol != "cost":
-        for number, noun in ((account.images(target), "test images"), (account.classes(target), "classes")):
-            if number:
-                parts.append(f"{number:,} {noun}")
-    own = next((row.scores[key] for row in rows if row.account is account and row.scores.get(key)), {})
-    for name, value in own.items():
-        if COUNTED.fullmatch(name):
-            noun, _, share = name.partition(" ")
-            parts.append(f"{value:,.0f} {noun} {f'for {share}' if share else 'of the protocol'}")
-    seconds = account.about.get("seconds")
+        numbers = ((record.images(target), "test images"), (record.classes(target), "classes"))
+        parts += [f"{number:,} {noun}" for number, noun in numbers if number]
+    figures = next((row.scores[key] for row in results.rows if row.record is record and row.scores.get(key)), {})
+    for name, value in figures.items():
+        if name in results.displays.display(key).counts:
+            noun, _, labels = name.partition(" ")
+            parts.append(f"{value:,.0f} {noun} {f'for {labels}' if labels else 'of the protocol'}")
+    seconds = record.about.get("seconds")
     compute_cost = seconds.get(key) if isinstance(seconds, Mapping) else None
     if isinstance(compute_cost, int | float):
         parts.append(f"{duration(compute_cost)} on top of the features")
@@ -110,119 +171,139 @@ def _counted(key: str, accounts: Sequence[Account], rows: Sequence[Model]) -> st
     return f"{title}: {', '.join(parts)}." if parts else ""
 
 
-def _legend(name: str, keys: Sequence[str], rows: Sequence[Model]) -> Markup:
+@dataclass(frozen=True)
+class Style:
+    """How a model is drawn wherever several are.
+
+    Args:
+        color: of its run; the teacher is gray.
+        dash: of its lines; an embedding's are dotted.
+        symbol: of its marks.
+        hollow: whether the marks are, as an embedding's.
+    """
+
+    color: str
+    dash: str
+    symbol: str
+    hollow: bool = False
+
+    @classmethod
+    def of(cls, row: Model, runs: Sequence[str]) -> Style:
+        """The style of a model: colors tell the runs apart, hollow marks the embeddings from the backbones."""
+        if row.is_teacher:
+            return cls(MUTED, "dash", "diamond")
+        series, hollow = runs.index(row.name), row.part == "embed"
+        return cls(color(series), "dot" if hollow else "solid", SYMBOLS[series % len(SYMBOLS)], hollow)
+
+
+def _legend(results: Results, keys: Sequence[str], charts: Sequence[Chart]) -> list[LegendKey]:
     entries = []
-    bound = ["knn"] if name == "asymmetric_knn" else []
-    for row, look in zip(rows, figures.looks(rows), strict=True):
-        if not any(row.scores.get(key) for key in [*keys, *(bound if row.is_teacher else [])]):
-            continue
-        shape = look.symbol.removesuffix("-open")
-        mark = (figures.SYMBOLS if shape == look.symbol else HOLLOW)[shape]
-        entries.append(figures.line_key(look.color, row.label, look.dash, mark))
-    if any(guessing(row.account, key, one, table) is not None
-           for row in rows for key in keys if name in GUESSED for one, table in _each(row, key)):  # fmt: skip
-        entries.append(figures.line_key("var(--muted)", "guessing", "dot"))
-    return tag("ul", *entries, class_="legend")
+    for row in results.rows:
+        bounds = [teacher_key(key) for key in keys] if row.is_teacher else []
+        if any(row.scores.get(key) for key in [*keys, *bounds]):
+            style = Style.of(row, results.run_names)
+            entries.append(LegendKey(row.label, style.color, style.dash, GLYPHS[style.symbol][style.hollow]))
+    if any(trace.get("name") == "guessing" for chart in charts for trace in chart.figure["data"]):
+        entries.append(LegendKey("guessing", dash="dot"))
+    return entries
 
 
-def _each(row: Model, key: str) -> list[tuple[str, Mapping[str, float]]]:
-    table = row.scores.get(key, {})
-    return [(metric, table) for metric in table]
-
-
-def _charts(name: str, key: str, keys: Sequence[str], rows: Sequence[Model]) -> list[Markup]:
+def _charts(results: Results, key: str, several: bool) -> list[Chart]:
     """The charts of one protocol on one set, as far as its figures have an inner order."""
-    place = f", {set_title(split(key)[1])}" if len(keys) > 1 or split(key)[1] else ""
-
-    def drawn(caption: str, axis: str, unit: str, metrics: Mapping[str, str], **more: Any) -> list[Markup]:
-        chart = _along(key, axis, unit, metrics, rows, **more)
-        return [figures.captioned(caption + place, chart)] if chart is not None else []
-
-    names = list(dict.fromkeys(metric for row in rows for metric in row.scores.get(key, {})))
-    if name in ("knn", "asymmetric_knn"):
-        return drawn("By number of voters", "k", "top-1, %", _named(names, r"top1@(\d+)"))
-    if name == "semi":
-        shares = _named(names, r"top1 (\S+)")
-        tuned = _named(names, r"finetuned_top1 (\S+)")
-        return [
-            *drawn("By labels, frozen", "labels", "top-1, %", shares, last=("all", key.replace("semi", "linear", 1))),
-            *drawn("By labels, fine-tuned", "labels", "top-1, %", tuned),
-        ]  # fmt: skip
-    if name == "retrieval":
-        charts = []
-        for kind, told in (("", ""), ("asymmetric_", ", asymmetric")):
-            modes = {mode: f"{kind}map_{mode}" for mode in MODES if f"{kind}map_{mode}" in names}
-            charts += drawn(f"mAP by task{told}", "task", "mAP, %", modes)
-            charts += drawn(f"Recall{told}", "k", "Recall@k, %", _named(names, rf"{kind}recall@(\d+)"))
-        return charts
-    if name == "robustness":
-        severities = _named(names, r"severity_(\d)")
-        return [*_heat(key, place, names, rows), *drawn("By severity", "severity", "mean top-1, %", severities)]
-    if name == "fidelity":
-        return drawn("Neighbors shared", "k", "shared, %", _named(names, r"overlap@(\d+)"))
-    if name == "detection":
-        charts = []
-        for kind, noun in (("box", "boxes"), ("mask", "masks")):
-            sizes = {size: f"{kind}_ap_{size}" for size in SIZES if f"{kind}_ap_{size}" in names}
-            levels = {
-                level or "50-95": f"{kind}_ap{level}" for level in ("", "50", "75") if f"{kind}_ap{level}" in names
-            }
-            charts += drawn(f"AP of {noun} by size", "size", "AP, %", sizes)
-            charts += drawn(f"AP of {noun} by IoU", "IoU, %", "AP, %", levels)
-        return charts
-    return []
+    target = split(key)[1]
+    suffix = f", {set_title(target)}" if several or target else ""
+    charts = [_corruptions(results, key, suffix)]
+    charts += [_profile(results, key, axis, axis.caption + suffix) for axis in AXES]
+    return [chart for chart in charts if chart is not None]
 
 
-def _named(names: Sequence[str], pattern: str) -> dict[str, str]:
-    """Place on an axis -> figure, of the names that a pattern fits."""
-    found = ((re.fullmatch(pattern, name), name) for name in names)
-    return {match[1]: name for match, name in found if match}
+def _profile(results: Results, key: str, axis: Axis, caption: str) -> Chart | None:
+    """Figures of all models along an axis, with the error bars that are known; None with fewer than two places."""
+    import plotly.graph_objects as go
+
+    metrics = axis.metrics(results.all_metrics(key))
+    values, chances = _along(results, key, axis, metrics)
+    places = list(dict.fromkeys(place for _, line in values for place in line))
+    if len(places) < 2:
+        return None
+    traces, words = [], []
+    for row, line in values:
+        style, points = Style.of(row, results.run_names), list(line.values())
+        traces.append(
+            go.Scatter(
+                x=list(line), y=[point.value for point in points],
+                name=escaped(row.label), mode="lines+markers", hovertemplate="%{y:.4~g}",
+                line={"color": style.color, "dash": style.dash, "width": 1.5},
+                marker={"color": style.color, "symbol": style.symbol + "-open" * style.hollow, "size": 9},
+                error_y={
+                    "type": "data", "symmetric": False, "thickness": 1, "width": 3, "color": style.color,
+                    "array": [one.std or (one.high or one.value) - one.value for one in points],
+                    "arrayminus": [one.std or one.value - (one.value if one.low is None else one.low)
+                                   for one in points],
+                },
+            )
+        )  # fmt: skip
+        words.append(f"{row.label} " + ", ".join(f"{one.value:.3g} at {place}" for place, one in line.items()))
+    if chances:
+        known = [place for place in places if place in chances]
+        traces.append(
+            go.Scatter(
+                x=known, y=[chances[place] for place in known], name="guessing", mode="lines",
+                line={"color": MUTED, "dash": "dot", "width": 1.5}, hovertemplate="%{y:.3~g}",
+            )
+        )  # fmt: skip
+    across = {"title": {"text": axis.title}, "type": "category", "categoryorder": "array", "categoryarray": places}
+    figure = plotly_figure(traces, hovermode="x unified", xaxis=across, yaxis={"title": {"text": axis.unit}})
+    return Chart(figure, f"{axis.unit} by {axis.title}: {'; '.join(words)}.", "medium", caption=caption)
 
 
 def _along(
-    key: str, axis: str, unit: str, metrics: Mapping[str, str], rows: Sequence[Model],
-    last: tuple[str, str] | None = None,
-) -> Markup | None:  # fmt: skip
-    """Figures along an axis; None with fewer than two places.
-
-    Args:
-        key: PROTOCOL or PROTOCOL@SET.
-        axis: what the places are.
-        unit: what the figures are.
-        metrics: place on the axis -> figure.
-        rows: the models.
-        last: a further place, and the protocol whose top-1 stands there.
-    """
-    lines, luck = [], {}
-    for number, row in enumerate(rows):
-        values: dict[str, Result] = {}
+    results: Results, key: str, axis: Axis, metrics: Mapping[str, str]
+) -> tuple[list[tuple[Model, dict[str, Measurement]]], dict[str, float]]:
+    """Each model's figures by place, and what guessing reaches there."""
+    lines, chances = [], {}
+    for row in results.rows:
         # What a student asks of the teacher's bank is bounded by what the teacher itself asks of it.
-        asked = key.replace("asymmetric_knn", "knn", 1) if row.is_teacher else key
+        own_key = teacher_key(key) if row.is_teacher else key
+        line: dict[str, Measurement] = {}
         for place, metric in metrics.items():
-            found = result(row, asked, metric, rows)
-            if found is not None:
-                values[place] = found
-                chance = guessing(row.account, key, metric, row.scores.get(key, {}))
+            measurement = results.measurement(row, own_key, metric)
+            if measurement is not None:
+                line[place] = measurement
+                chance = results.chance(row, key, metric)
                 if chance is not None:
-                    luck[place] = chance
-        if last is not None and values and (end := result(row, last[1], "top1")) is not None:
-            values[last[0]] = end
-            luck |= {last[0]: next(iter(luck.values()))} if luck else {}
-        if values:
-            lines.append(figures.Profile(number, values))
-    if len({place for line in lines for place in line.values}) < 2:
-        return None
-    return figures.profile(axis, unit, rows, lines, luck)
+                    chances[place] = chance
+        whole_key = "@".join(filter(None, (axis.whole, split(key)[1])))
+        if axis.whole and line and (whole := results.measurement(row, whole_key, "top1")) is not None:
+            line["all"] = whole
+            chances |= {"all": next(iter(chances.values()))} if chances else {}
+        if line:
+            lines.append((row, line))
+    return lines, chances
 
 
-def _heat(key: str, place: str, names: Sequence[str], rows: Sequence[Model]) -> list[Markup]:
+def _corruptions(results: Results, key: str, suffix: str) -> Chart | None:
     """Corruptions against models."""
+    names, shown = results.all_metrics(key), [row for row in results.rows if row.scores.get(key)]
     corruptions = [name for name in CORRUPTIONS if name in names]
-    shown = [row for row in rows if row.scores.get(key)]
-    if not corruptions or not shown:
-        return []
+    if not corruptions:
+        return None
     lines = ["clean"] * ("clean" in names) + corruptions
     values = [[row.scores[key].get(name) for row in shown] for name in lines]
-    words = [name.replace("_", " ") for name in lines]
-    chart = figures.heat(words, [row.label for row in shown], values, "Top-1 by corruption, mean over severities, %")
-    return [figures.captioned(f"Top-1 by corruption, mean over severities, %{place}", chart)]
+    titles = [name.replace("_", " ") for name in lines]
+    axes = {
+        "x": [two_lines(row) for row in shown], "y": titles, "xaxis": {"side": "top"},
+        "yaxis": {"autorange": "reversed"},
+    }  # fmt: skip
+    texts = [["" if value is None else f"{value:.1f}" for value in line] for line in values]
+    words = "; ".join(
+        f"{title}: " + ", ".join(f"{row.label} {value:.1f}" for row, value in zip(shown, line, strict=True) if value)
+        for title, line in zip(titles, values, strict=True)
+    )
+    caption = "Top-1 by corruption, mean over severities, %"
+    return Chart(
+        heat_map(values, texts, axes, "%{y}, %{x}: %{text}"),
+        f"{caption}. {words}.",
+        height=70 + 26 * len(lines),
+        caption=caption + suffix,
+    )

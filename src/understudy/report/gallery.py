@@ -6,13 +6,68 @@ import base64
 import io
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
-from understudy.report.markup import Markup, join, tag
 from understudy.report.spaces import label_names
 
 QUERIES = 12
+SIDES = ("teacher", "student")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image on the page.
+
+    Args:
+        uri: its pixels.
+        words: its content, for those who cannot see it.
+        name: of the file, None where it has none.
+        width, height: in pixels.
+        kind: of a neighbor: "same" or "other" class than the query, or "unlabeled".
+        in_both: of a neighbor: whether the other model finds it too.
+    """
+
+    uri: str
+    words: str
+    name: str | None
+    width: int
+    height: int
+    kind: str = ""
+    in_both: bool = False
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query with its neighbors.
+
+    Args:
+        image: the query itself.
+        title: its class.
+        shared: how many of the teacher's neighbors the student finds.
+        listed: how many neighbors the teacher has.
+        neighbors: "teacher" and "student" -> their neighbors, nearest first.
+    """
+
+    image: Picture
+    title: str
+    shared: int
+    listed: int
+    neighbors: Mapping[str, list[Picture]]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """All thumbnails on one square sheet, row by row.
+
+    Args:
+        uri: its pixels.
+        side: how many thumbnails lie in a row, and how many rows there are.
+    """
+
+    uri: str
+    side: int
 
 
 def jpeg(pixels: np.ndarray) -> str:
@@ -24,21 +79,14 @@ def jpeg(pixels: np.ndarray) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def sheet(thumbnails: np.ndarray) -> tuple[str, int]:
-    """All thumbnails on one square sheet, row by row.
-
-    Args:
-        thumbnails: (n, H, W, 3) uint8.
-
-    Returns:
-        Its data URI, and how many thumbnails lie in a row (and how many rows there are).
-    """
+def thumbnail_sheet(thumbnails: np.ndarray) -> Sheet:
+    """The sheet of (n, H, W, 3) uint8 thumbnails."""
     n, height, width, _ = thumbnails.shape
     side = math.ceil(math.sqrt(n))
     filled = np.zeros((side * side, height, width, 3), np.uint8)
     filled[:n] = thumbnails
     grid = filled.reshape(side, side, height, width, 3).swapaxes(1, 2)
-    return jpeg(grid.reshape(side * height, side * width, 3)), side
+    return Sheet(jpeg(grid.reshape(side * height, side * width, 3)), side)
 
 
 def shared_neighbors(sample: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -48,54 +96,47 @@ def shared_neighbors(sample: Mapping[str, np.ndarray]) -> np.ndarray:
     return shared
 
 
-def chosen(shared: np.ndarray) -> np.ndarray:
+def chosen_queries(shared: np.ndarray) -> np.ndarray:
     """Queries at even quantiles of agreement, from the worst to the best: nobody picked them."""
     order = np.argsort(shared, kind="stable")
     picks: np.ndarray = order[np.linspace(0, len(order) - 1, min(QUERIES, len(order))).round().astype(int)]
     return picks
 
 
-def gallery(sample: Mapping[str, np.ndarray]) -> Markup:
-    """Each chosen query with two rows of neighbors, nearest first; every mark has a shape, not only a color."""
-    shared = shared_neighbors(sample)
-    return tag("div", *(_query(sample, int(query), int(shared[query])) for query in chosen(shared)), class_="gallery")
+def queries(sample: Mapping[str, np.ndarray]) -> list[Query]:
+    """Each chosen query with the neighbors of both models; every mark has a shape or words, not only a color."""
+    shared, names = shared_neighbors(sample), label_names(sample) or [None] * len(sample["thumbnails"])
+    entries = []
+    for query in chosen_queries(shared).tolist():
+        title = names[query] or "query"
+        listed = int((sample["teacher_neighbors"][query] >= 0).sum())
+        neighbors = {side: _neighbors(sample, query, side, names) for side in SIDES}
+        entries.append(Query(_picture(sample, query, f"Query: {title}"), title, int(shared[query]), listed, neighbors))
+    return entries
 
 
-def _query(sample: Mapping[str, np.ndarray], query: int, shared: int) -> Markup:
-    names = label_names(sample) or [None] * len(sample["thumbnails"])
-    lists = {"teacher": sample["teacher_neighbors"][query], "student": sample["student_neighbors"][query]}
-    rows = []
-    for who, other in (("teacher", "student"), ("student", "teacher")):
-        thumbs = [
-            _thumb(sample, int(image), f"{who}, neighbor {rank}", names[image], names[query], image in lists[other])
-            for rank, image in enumerate(lists[who], 1)
-            if image >= 0
-        ]
-        rows.append(join(tag("h4", who.capitalize()), tag("ol", *thumbs, class_="thumbs")))
-    title = names[query] or "query"
-    return tag(
-        "article",
-        tag("header", _image(sample, query, f"Query: {title}"),
-            tag("h3", title), tag("p", f"{shared} of {(lists['teacher'] >= 0).sum()} shared")),
-        tag("div", *rows),
-        class_="query",
-    )  # fmt: skip
+def _neighbors(sample: Mapping[str, np.ndarray], query: int, side: str, names: list[str | None]) -> list[Picture]:
+    other_side = SIDES[1 - SIDES.index(side)]
+    other_list = set(sample[f"{other_side}_neighbors"][query].tolist())
+    pictures = []
+    for rank, image in enumerate(sample[f"{side}_neighbors"][query].tolist(), 1):
+        if image < 0:
+            continue
+        labeled = names[image] is not None and names[query] is not None
+        kind = ("same" if names[image] == names[query] else "other") if labeled else "unlabeled"
+        words = [f"{side}, neighbor {rank}"]
+        if labeled:
+            words.append(f"{names[image]}, {kind} class")
+        in_both = image in other_list
+        words.append("found by both" if in_both else "found by this model only")
+        pictures.append(_picture(sample, image, "; ".join(words), kind, in_both))
+    return pictures
 
 
-def _thumb(
-    sample: Mapping[str, np.ndarray], image: int, place: str, name: str | None, wanted: str | None, both: bool
-) -> Markup:
-    known = name is not None and wanted is not None
-    kind = ("same" if name == wanted else "other") if known else "unlabeled"
-    words = [place, "found by both" if both else "found by this model only"]
-    if known:
-        words.insert(1, f"{name}, {kind} class")
-    mark = tag("span", "✓", class_="both", aria_hidden="true") if both else None
-    return tag("li", _image(sample, image, "; ".join(words)), mark, class_=kind)
-
-
-def _image(sample: Mapping[str, np.ndarray], image: int, words: str) -> Markup:
-    name = str(sample["names"][image]) if "names" in sample else None
+def _picture(
+    sample: Mapping[str, np.ndarray], image: int, words: str, kind: str = "", in_both: bool = False
+) -> Picture:
     pixels = sample["thumbnails"][image]
     height, width = pixels.shape[:2]
-    return tag("img", src=jpeg(pixels), alt=words, title=name, width=str(width), height=str(height))
+    name = str(sample["names"][image]) if "names" in sample else None
+    return Picture(jpeg(pixels), words, name, width, height, kind, in_both)

@@ -53,7 +53,7 @@ def interval(percentage: float, n: int) -> tuple[float, float]:
     return max(0.0, 100 * (center - half)), min(100.0, 100 * (center + half))
 
 
-def apart(a: float, b: float, n: int) -> bool:
+def distinguishable(a: float, b: float, n: int) -> bool:
     """Whether n test images can tell two accuracies apart (two-sided 95 %).
 
     Both models saw the same images, which the page cannot pair up; treating them as two independent samples is
@@ -66,3 +66,8 @@ def apart(a: float, b: float, n: int) -> bool:
     """
     spread = math.sqrt((a * (100 - a) + b * (100 - b)) / n)
     return abs(a - b) > NORMAL_95 * spread
+
+
+def share(part: float | None, whole: float | None) -> float | None:
+    """Per cent of the whole, None when either is unknown."""
+    return None if part is None or not whole else 100 * part / whole

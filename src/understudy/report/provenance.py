@@ -1,4 +1,4 @@
-"""What a run folder tells: its five files read into one plain object, nothing judged yet."""
+"""Where figures come from: the five files of a run folder, read into one plain object."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from understudy.settings import flatten, read_toml
 Scores = Mapping[str, Mapping[str, float]]
 """`{protocol: {metric: number}}`."""
 
-PLACES = frozenset({"out", "store", "device", "workers", "checkpoint_minutes", "signals", "tensorboard"})
-"""Configuration keys that say where and how a run was watched, not what it is."""
+NOT_COMPARED = frozenset({"out", "store", "device", "workers", "checkpoint_minutes", "signals", "tensorboard"})
+"""Configuration keys that say where a run lies and how it was watched, not what it is."""
 
 
 @dataclass(frozen=True)
-class Account:
+class RunRecord:
     """One run folder.
 
     Args:
@@ -84,17 +84,21 @@ class Account:
         """How many classes a set has, "" for the main one; None when the evaluation does not say."""
         return _whole(self._set(target).get("classes") if target else self.about.get("classes"))
 
+    def has_set(self, target: str) -> bool:
+        """Whether the evaluation describes a set, "" for the main one."""
+        return not target or bool(self._set(target))
+
     def _set(self, target: str) -> Mapping[str, Any]:
         return _table(_table(self.about.get("on")).get(target))
 
-    def changes(self, other: Account) -> dict[str, tuple[Any, Any]]:
-        """Settings that differ from another run's: `{dotted key: (other's value, ours)}`, places left out."""
-        keys = [key for key in dict.fromkeys([*other.config, *self.config]) if key.split(".")[0] not in PLACES]
+    def changes(self, other: RunRecord) -> dict[str, tuple[Any, Any]]:
+        """Settings that differ from another run's: `{dotted key: (other's value, ours)}`, but for `NOT_COMPARED`."""
+        keys = [key for key in dict.fromkeys([*other.config, *self.config]) if key.split(".")[0] not in NOT_COMPARED]
         pairs = {key: (other.config.get(key), self.config.get(key)) for key in keys}
         return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def read_accounts(runs: Sequence[Run]) -> list[Account]:
+def read_records(runs: Sequence[Run]) -> list[RunRecord]:
     """Read the run folders; files that were not written yet leave their part empty.
 
     Raises:
@@ -119,10 +123,10 @@ def _names(runs: Sequence[Run]) -> list[str]:
     return [name if names.index(name) == i else f"{name} ({names[:i].count(name) + 1})" for i, name in enumerate(names)]
 
 
-def _read(run: Run, name: str) -> Account:
+def _read(run: Run, name: str) -> RunRecord:
     rows = run.metrics()
     evaluation = _evaluation(run)
-    return Account(
+    return RunRecord(
         name=name,
         config=flatten(read_toml(run.config_path)) if run.config_path.is_file() else {},
         config_text=run.config_path.read_text(encoding="utf-8") if run.config_path.is_file() else "",

@@ -33,6 +33,11 @@ class Groups:
     member: np.ndarray
     clusters: bool
 
+    @property
+    def description(self) -> str:
+        """What the groups are."""
+        return "k-means clusters of the teacher's space (there are no labels)" if self.clusters else "class"
+
 
 def label_names(sample: Mapping[str, np.ndarray]) -> list[str | None] | None:
     """The class of each image by name, None for an image without a label; None if no image has one."""
@@ -49,8 +54,8 @@ def groups(sample: Mapping[str, np.ndarray]) -> Groups:
     if (named := label_names(sample)) is not None:
         keys, counts = np.unique([name for name in named if name is not None], return_counts=True)
         shown = sorted(keys[np.argsort(-counts, kind="stable")[:SHOWN]].tolist())
-        place = {name: i for i, name in enumerate(shown)}
-        return Groups(tuple(shown), np.array([-1 if name is None else place.get(name, -1) for name in named]), False)
+        position = {name: i for i, name in enumerate(shown)}
+        return Groups(tuple(shown), np.array([-1 if name is None else position.get(name, -1) for name in named]), False)
     from sklearn.cluster import KMeans
 
     rows = unit(sample["teacher"])
@@ -67,7 +72,7 @@ def unit(embeddings: np.ndarray) -> np.ndarray:
     return unit_rows
 
 
-def flatten(embeddings: np.ndarray) -> np.ndarray | None:
+def tsne_or_pca(embeddings: np.ndarray) -> np.ndarray | None:
     """A flat map of embeddings under cosine distance: t-SNE, or PCA when there are few images.
 
     Args:
@@ -119,7 +124,7 @@ def pacmap(embeddings: np.ndarray) -> np.ndarray | None:
         embeddings: (n, D).
 
     Returns:
-        (n, 2) float64, the same on every call; None where `flatten` gives no t-SNE either.
+        (n, 2) float64, the same on every call; None where `tsne_or_pca` gives no t-SNE either.
 
     Raises:
         MissingDependency: pacmap is not installed.
@@ -159,3 +164,32 @@ def aligned(points: np.ndarray, reference: np.ndarray) -> np.ndarray:
     left, _, right = np.linalg.svd(points.T @ reference)  # orthogonal Procrustes, Schönemann 1966
     turned: np.ndarray = points @ left @ right
     return turned
+
+
+def layouts(teacher: np.ndarray, student: np.ndarray) -> tuple[dict[str, dict[str, np.ndarray]], str]:
+    """Flat maps of both spaces: t-SNE and PaCMAP, or PCA of few images; the student's turned to lie like the teacher's.
+
+    Args:
+        teacher: (n, D) embeddings.
+        student: (n, D) embeddings of the same images.
+
+    Returns:
+        "teacher" and "student" -> method -> (n, 2), empty for a space that cannot be laid out; and a sentence on the
+        package that a further map needs, "" when none is missing.
+    """
+    few = len(teacher) < FEWEST_FOR_TSNE
+    methods = {"PCA": tsne_or_pca} if few else {"t-SNE": tsne_or_pca, "PaCMAP": pacmap}
+    maps: dict[str, dict[str, np.ndarray]] = {"teacher": {}, "student": {}}
+    for name, method in methods.items():
+        try:
+            reference, moved = method(teacher), method(student)
+        except MissingDependency as error:
+            return maps, str(error)
+        first = not maps["teacher"]
+        # A button steers both maps, so a further method has to lay out what the first one did.
+        if reference is None or (not first and (moved is None) != (not maps["student"])):
+            continue
+        maps["teacher"][name] = reference
+        if moved is not None:
+            maps["student"][name] = aligned(moved, reference)
+    return maps, ""

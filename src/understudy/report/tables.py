@@ -1,103 +1,150 @@
-"""The tables: models against measures, figures by protocol and set, and the facts of what was done."""
+"""The tables as plain rows: models against measures, figures by protocol and set, and the facts of what was done."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from understudy.report.markup import Markup, join, tag
 from understudy.report.numbers import count, duration, interval
-from understudy.report.protocols import (
-    in_percent,
-    less_is_better,
-    metric_title,
-    protocol_title,
-    quoted,
-    set_title,
-    split,
-    written,
-)
-from understudy.report.provenance import Account
-from understudy.report.results import Result, metrics_of, result
-from understudy.report.verdict import MEASURES, Measure, Model, figure, images_tested
+from understudy.report.protocols import set_title, split
+from understudy.report.results import Model, Results
+from understudy.report.verdict import MEASURES, Measure, images_tested
 
 ABSENT = "\u2013"
 
-COUNTED_ELSEWHERE = frozenset({"kind", "step", "steps", "images", "time"})
+NOT_OF_THE_MACHINE = frozenset({"kind", "step", "steps", "images", "time"})
 """Keys of the first metrics line that do not describe the machine."""
 
-Facts = Sequence[tuple[str, Any]]
 
-
-def result_table(rows: Sequence[Model], n: int | None) -> Markup:
-    """A row for each model and a column for each measure that any of them has; the best student of a column marked.
+@dataclass(frozen=True)
+class Cell:
+    """One cell.
 
     Args:
-        rows: the models.
-        n: test images behind the accuracies; their 95 % intervals are left out when it is unknown.
+        text: what stands in it.
+        note: smaller, below.
+        best: whether it is the best of its column.
+        star: what a star beside it means, in words; "" without one.
     """
-    measures = [measure for measure in MEASURES if any(measure.of(row) is not None for row in rows)]
-    headings = ["Model", *(measure.title for measure in measures), "Parameters", "Multiply-adds"]
-    body = []
-    for row in rows:
-        name = join(row.name, tag("span", " · ".join(filter(None, (row.part, row.note))), class_="note"))
-        cells = [_cell(measure, row, rows, n) for measure in measures]
-        cells += [tag("td", ABSENT if size is None else count(size)) for size in (row.parameters, row.flops)]
-        kind = "teacher" if row.is_teacher else "main" if row.main else None
-        body.append(tag("tr", tag("th", name, scope="row"), *cells, class_=kind))
+
+    text: str
+    note: str = ""
+    best: bool = False
+    star: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row.
+
+    Args:
+        title: its heading.
+        cells: what follows; None for a heading over the rows below it.
+        note: smaller, below the heading.
+        kind: class of the style sheet.
+        less: whether less is better in it.
+    """
+
+    title: str
+    cells: Sequence[Cell] | None = None
+    note: str = ""
+    kind: str = ""
+    less: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Args:
+        caption: what it shows.
+        headings: one a column.
+        rows: what follows.
+    """
+
+    caption: str
+    headings: Sequence[str]
+    rows: Sequence[Row]
+
+
+@dataclass(frozen=True)
+class FactGroup:
+    """Facts under a heading.
+
+    Args:
+        title: the heading, "" without one.
+        pairs: name and value.
+    """
+
+    title: str
+    pairs: Sequence[tuple[str, str]]
+
+
+def glance_table(results: Results) -> Table:
+    """A row for each model and a column for each measure that any of them has; the best student of a column marked.
+
+    The 95 % intervals of accuracies are left out where the number of test images is unknown.
+    """
+    n, models = images_tested(results), results.rows
+    measures = [measure for measure in MEASURES if any(measure.of(row) is not None for row in models)]
+    rows = []
+    for row in models:
+        cells = [_measure_cell(measure, row, models, n) for measure in measures]
+        cells += [Cell(ABSENT if size is None else count(size)) for size in (row.parameters, row.flops)]
+        kind = "teacher" if row.is_teacher else "main" if row.main else ""
+        rows.append(Row(row.name, cells, " · ".join(filter(None, (row.part, row.note))), kind))
     counted = ""
     if n and any(measure.accuracy for measure in measures):
         counted = f" Accuracies on {n:,} test images, with Wilson's 95 % interval below each."
-    return table(
-        f"Teacher and students under the same protocols.{counted} ★ marks the best student of a column.", headings, body
+    return Table(
+        f"Teacher and students under the same protocols.{counted} ★ marks the best student of a column.",
+        ["Model", *(measure.title for measure in measures), "Parameters", "Multiply-adds"],
+        rows,
     )
 
 
-def _cell(measure: Measure, row: Model, rows: Sequence[Model], n: int | None) -> Markup:
+def _measure_cell(measure: Measure, row: Model, models: Sequence[Model], n: int | None) -> Cell:
     value = measure.of(row)
     if value is None:
-        return tag("td", ABSENT)
-    students = [other for model in rows if not model.is_teacher and (other := measure.of(model)) is not None]
+        return Cell(ABSENT)
+    students = [other for model in models if not model.is_teacher and (other := measure.of(model)) is not None]
     best = not row.is_teacher and value == max(students) > min(students)
-    star = tag("span", "★", class_="star", role="img", aria_label="best student") if best else None
-    written = figure(measure, value).removesuffix("\u00a0%")
-    span = None
+    note = ""
     if n and measure.accuracy:
         low, high = interval(value, n)
-        span = tag("span", f"{low:.1f} to {high:.1f}", class_="note")
-    return tag("td", star, written, span, class_="best" if best else None)
+        note = f"{low:.1f} to {high:.1f}"
+    return Cell(measure.format(value).removesuffix("\u00a0%"), note, best, "best student" if best else "")
 
 
-def results_table(rows: Sequence[Model], keys: Sequence[str], *, whole: bool = False) -> Markup:
+def figures_table(results: Results, models: Sequence[Model], keys: Sequence[str], *, whole: bool = False) -> Table:
     """A column for each model, a row for each figure under its protocol and set, with what is known of its certainty.
 
     Args:
-        rows: the models.
+        results: all that was measured.
+        models: whose figures.
         keys: PROTOCOL or PROTOCOL@SET of the figures.
         whole: every figure there is, rather than those that papers quote.
     """
-    body = []
+    rows = []
     for key in keys:
-        protocol, target = split(key)
-        names = metrics_of(rows, key)
-        shown = [
-            (metric, [result(row, key, metric, rows) for row in rows])
-            for metric in (names if whole else quoted(key, names))
-        ]
-        shown = [(metric, results) for metric, results in shown if any(results)]
-        if not shown:
-            continue
-        title = set_title(target) if whole else f"{protocol_title(protocol)}, {set_title(target)}"
-        if protocol == "cost":
-            title = protocol_title(protocol)
-        heading = tag("th", tag("span", title), colspan=str(len(rows) + 1), scope="rowgroup")
-        body.append(tag("tr", heading, class_="group"))
-        for metric, results in shown:
-            unit = ",\u00a0%" if in_percent(key, metric) else ""
-            name = join(metric_title(metric) + unit, _less(key, metric))
-            cells = (_result_cell(key, metric, found) for found in results)
-            body.append(tag("tr", tag("th", name, scope="row"), *cells))
-    headings = ["Figure", *(row.label for row in rows)]
+        (protocol, target), display = split(key), results.displays.display(key)
+        metrics = results.metrics(key) if whole else display.quoted_in(results.metrics(key))
+        found = []
+        for metric in metrics:
+            measured = [results.measurement(row, key, metric) for row in models]
+            if any(measured):
+                cells = [
+                    Cell(ABSENT) if one is None
+                    else Cell(display.format(metric, one.value), one.certainty(display, metric))
+                    for one in measured
+                ]  # fmt: skip
+                unit = ",\u00a0%" if display.in_percent(metric) else ""
+                less = display.less_is_better(metric)
+                found.append(Row(display.metric_title(metric) + unit, cells, less=less))
+        if found:
+            title = set_title(target) if whole else f"{display.title}, {set_title(target)}"
+            rows += [Row(display.title if protocol == "cost" else title), *found]
     caption = (
         "Every figure, written as in the table above."
         if whole
@@ -106,96 +153,93 @@ def results_table(rows: Sequence[Model], keys: Sequence[str], *, whole: bool = F
             "fidelity; or, after \u00b1, the standard deviation over draws of the labels. \u2193: less is better."
         )
     )
-    return table(caption, headings, body)
+    return Table(caption, ["Figure", *(row.label for row in models)], rows)
 
 
-def _less(key: str, metric: str) -> Markup | None:
-    if not less_is_better(key, metric):
-        return None
-    return tag("span", "\u00a0\u2193", role="img", aria_label="less is better")
+def in_words(value: Any) -> str:
+    """A value of a settings or metrics file as people write it: lists by commas, tables by names, yes and no."""
+    if isinstance(value, Mapping):
+        pairs = ((str(key).replace("_", " "), in_words(one)) for key, one in value.items() if one not in (None, ""))
+        return ", ".join(f"on {one}" if key == "device" else f"{key} {one}" for key, one in pairs)
+    if isinstance(value, list | tuple):
+        parts = (in_words(one) for one in value)
+        return ("; " if any(isinstance(one, Mapping | list | tuple) for one in value) else ", ").join(parts)
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    return str(value)
 
 
-def _result_cell(key: str, metric: str, found: Result | None) -> Markup:
-    if found is None:
-        return tag("td", ABSENT)
-    sure = found.certainty(key, metric)
-    return tag("td", written(key, metric, found.value), tag("span", sure, class_="note") if sure else None)
+def fact_group(title: str, facts: Mapping[str, Any]) -> FactGroup:
+    """Facts in words, those that are not known left out."""
+    known = (
+        (key.replace("_", " "), in_words(value)) for key, value in facts.items() if value not in (None, "", [], {})
+    )
+    return FactGroup(title, [(key, words) for key, words in known if words])
 
 
-def table(caption: str, headings: Sequence[str], body: Sequence[Markup]) -> Markup:
-    """A table that scrolls by itself where the screen is narrower."""
-    head = tag("thead", tag("tr", *(tag("th", heading, scope="col") for heading in headings)))
-    whole = tag("table", tag("caption", tag("span", caption)), head, tag("tbody", *body))
-    return tag("div", whole, class_="scroll", tabindex="0", role="region", aria_label=caption)
-
-
-def what_was_done(main: Account) -> Markup:
+def what_was_done(results: Results) -> list[FactGroup]:
     """Teacher, student, data, training and machine of the main run, as far as its files tell."""
-    student, teacher, start = main.student, main.teacher, main.start
-    parameters, contract = student.get("parameters") or {}, student.get("contract") or {}
-    head, method = student.get("head") or {}, dict(student.get("method") or {})
-    size = contract.get("size")
-    seconds, images = main.end.get("seconds", student.get("seconds")), main.end.get("images")
-    groups: list[tuple[str, Facts]] = [
-        ("Teacher", [
-            ("Model", teacher.get("spec") or main.config.get("teacher")),
-            ("Weights", teacher.get("weights")),
-            ("Embedding width", teacher.get("width")),
-            ("Parameters", _count(teacher.get("parameters"))),
-            ("Multiply-adds per image", _count(teacher.get("flops"))),
-            ("Forward passes", _count(main.end.get("teacher_forwards"))),
-        ]),
-        ("Student", [
-            ("Model", student.get("spec") or main.config.get("student")),
-            ("Feature width", student.get("width")),
-            ("Head", f"{head.get('kind')}, {head.get('width')} to {head.get('out')}" if head else None),
-            ("Parameters", _count(parameters.get("backbone"))),
-            ("Head's parameters", _count(parameters.get("head"))),
-            ("Multiply-adds per image", _count(student.get("flops"))),
-            ("Input", f"{size} x {size} pixels" if size else None),
-            ("Weights fingerprint", student.get("weights")),
-        ]),
-        ("Data", [
-            ("Training images", main.data.get("spec") or main.config.get("data")),
-            ("Number", _count(main.data.get("images"))),
-            ("Unreadable, skipped", len(student["skipped"]) if student.get("skipped") else None),
-            ("Evaluation images", main.about.get("eval_data") or main.config.get("eval_data")),
-            ("Labeled training images", _count(_number(main.about.get("train_images")))),
-            ("Test images", _count(images_tested(main))),
-            ("Classes", main.about.get("classes")),
-            ("Listing fingerprint", main.data.get("fingerprint")),
-        ]),
-        ("Training", [
-            ("Method", main.method),
-            *((f"{key}", value) for key, value in method.items() if key != "name"),
-            ("Image passes", None if main.passes is None else f"{main.passes:g}"),
-            ("Steps", _count(student.get("steps"))),
-            ("Batch size", student.get("batch_size") or main.config.get("batch_size")),
-            ("Seed", student.get("seed", main.config.get("seed"))),
-            ("Time", None if seconds is None else duration(seconds)),
-            ("Images per second", _count(images / seconds) if images and seconds else None),
-        ]),
-        ("Machine", [
-            *((key.replace("_", " "), value) for key, value in start.items() if key not in COUNTED_ELSEWHERE),
-            ("understudy", student.get("understudy")),
-        ]),
+    main = results.main
+    student, teacher, config = main.student, main.teacher, main.config
+    no_teacher = bool(student) and not teacher
+    teacher_facts = {
+        "Model": teacher.get("spec") or config.get("teacher"),
+        "Weights": teacher.get("weights"),
+        "Embedding width": teacher.get("width"),
+        "Parameters": _count(teacher.get("parameters")),
+        "Multiply-adds per image": _count(teacher.get("flops")),
+        "Forward passes": _count(main.end.get("teacher_forwards")),
+    }
+    machine = {key: value for key, value in main.start.items() if key not in NOT_OF_THE_MACHINE}
+    groups = [
+        fact_group("Teacher", {"Model": "none: this method learns without a teacher"} if no_teacher else teacher_facts),
+        fact_group("Student", _student_facts(student, config)),
+        fact_group("Data", {
+            "Training images": main.data.get("spec") or config.get("data"),
+            "Number": _count(main.data.get("images")),
+            "Unreadable, skipped": len(student.get("skipped") or ()) or None,
+            "Evaluation images": main.about.get("eval_data") or config.get("eval_data"),
+            "Labeled training images": _count(main.about.get("train_images")) if main.about.get("train_images") else "",
+            "Test images": _count(images_tested(results)),
+            "Classes": main.about.get("classes"),
+            "Listing fingerprint": main.data.get("fingerprint"),
+        }),
+        fact_group("Training", _training_facts(results)),
+        fact_group("Machine", {**machine, "understudy": student.get("understudy")}),
     ]  # fmt: skip
-    if not teacher and student:
-        groups[0] = ("Teacher", [("Model", "none: this method learns without a teacher")])
-    return tag("div", *(_facts(title, metadata) for title, metadata in groups), class_="facts")
+    return [group for group in groups if group.pairs]
 
 
-def _facts(title: str, metadata: Facts) -> Markup | None:
-    known = [(key, value) for key, value in metadata if value not in (None, "")]
-    if not known:
-        return None
-    pairs = (join(tag("dt", key), tag("dd", str(value))) for key, value in known)
-    return tag("div", tag("h3", title), tag("dl", *pairs), class_="card")
+def _student_facts(student: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    parameters, head = student.get("parameters") or {}, student.get("head") or {}
+    size = (student.get("contract") or {}).get("size")
+    return {
+        "Model": student.get("spec") or config.get("student"),
+        "Feature width": student.get("width"),
+        "Head": f"{head.get('kind')}, {head.get('width')} to {head.get('out')}" if head else None,
+        "Parameters": _count(parameters.get("backbone")),
+        "Head's parameters": _count(parameters.get("head")),
+        "Multiply-adds per image": _count(student.get("flops")),
+        "Input": f"{size} x {size} pixels" if size else None,
+        "Weights fingerprint": student.get("weights"),
+    }
 
 
-def _number(value: Any) -> float | None:
-    return value if isinstance(value, int | float) and value else None
+def _training_facts(results: Results) -> dict[str, Any]:
+    main = results.main
+    student, images = main.student, main.end.get("images")
+    seconds = main.end.get("seconds", student.get("seconds"))
+    return {
+        "Method": main.method,
+        **{key: value for key, value in (student.get("method") or {}).items() if key != "name"},
+        "Image passes": None if main.passes is None else f"{main.passes:g}",
+        "Steps": _count(student.get("steps")),
+        "Batch size": student.get("batch_size") or main.config.get("batch_size"),
+        "Seed": student.get("seed", main.config.get("seed")),
+        "Time": None if seconds is None else duration(seconds),
+        "Images per second": _count(images / seconds) if images and seconds else None,
+    }
 
 
-def _count(value: float | None) -> str | None:
-    return None if value is None else count(value)
+def _count(value: Any) -> str | None:
+    return count(value) if isinstance(value, int | float) else None

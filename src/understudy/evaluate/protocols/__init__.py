@@ -28,8 +28,11 @@ PROTOCOLS: Registry[Protocol] = Registry(
     "understudy.evaluate.protocols",
     "Protocol",
     "protocol",
-    first=("knn", "linear", "linear_sgd", "asymmetric_knn", "semi", "transfer", "retrieval", "robustness", "fidelity"),
-)
+    first=(
+        "knn", "linear", "linear_sgd", "asymmetric_knn", "semi", "transfer", "retrieval", "robustness", "fidelity",
+        "cost", "detection", "segmentation", "davis",
+    ),
+)  # fmt: skip
 """The protocols by name, in the order of the report: a file of this package that declares one is an entry."""
 
 

@@ -1,0 +1,145 @@
+"""What all charts share: plotly's look in colors of the style sheet, which follow light and dark, and legends."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+MUTED = "var(--muted)"
+
+REFERENCE_LINE = {"color": MUTED, "dash": "dash", "width": 1.5}
+"""The teacher's line, or another one that the runs are held against."""
+
+DASHES = {
+    "solid": None,
+    "dash": "9 5",
+    "dot": "3 3",
+    "dashdot": "9 4 3 4",
+    "longdash": "13 6",
+    "longdashdot": "13 4 3 4",
+}
+"""Plotly's dashes, and how SVG draws them in a legend."""
+
+GLYPHS = {
+    "circle": "●○", "square": "■□", "triangle-up": "▲△", "diamond": "◆◇", "star": "★☆",
+    "triangle-down": "▼▽", "cross": "✚✚", "pentagon": "⬟⬠", "x": "✖✕", "hexagon": "⬢⬡",
+}  # fmt: skip
+"""Plotly's marker shapes, and the characters that stand for the filled and the open one in a legend."""
+
+SYMBOLS = tuple(GLYPHS)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart on the page.
+
+    Args:
+        figure: plotly's data and layout.
+        description: its content in words, for those who cannot see it.
+        size: class of the style sheet that gives its height: "small", "medium", "map".
+        height: in pixels, where the content decides it.
+        caption: the heading.
+    """
+
+    figure: Mapping[str, Any]
+    description: str
+    size: str = ""
+    height: int | None = None
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class LegendKey:
+    """One entry of a legend.
+
+    Args:
+        name: what it stands for.
+        color: of its line or bar.
+        dash: of its line, one of `DASHES`.
+        glyph: character of the marks on its line.
+        kind: "line", "bar" or "tick".
+    """
+
+    name: str
+    color: str = MUTED
+    dash: str = "solid"
+    glyph: str = ""
+    kind: str = "line"
+
+    @property
+    def strokes(self) -> str | None:
+        """The dash as SVG has it."""
+        return DASHES[self.dash]
+
+
+def color(series: int) -> str:
+    """The style sheet's color of a series."""
+    return f"var(--series-{series % 10})"
+
+
+def dash(series: int) -> str:
+    """The dash of a series."""
+    return list(DASHES)[series % len(DASHES)]
+
+
+def series_key(series: int, name: str) -> LegendKey:
+    """Legend entry of a run: a piece of its line."""
+    return LegendKey(name, color(series), dash(series))
+
+
+def plotly_figure(data: Sequence[Any], **layout: Any) -> dict[str, Any]:
+    """A plotly figure in the look of the page, without the buttons and the zoom that a page to read does not need."""
+    import plotly.graph_objects as go
+
+    axis = {
+        "gridcolor": "var(--line)", "linecolor": "var(--line)", "zerolinecolor": "var(--line)",
+        "automargin": True, "fixedrange": True, "title": {"font": {"size": 12}},
+    }  # fmt: skip
+    look = {
+        "template": {},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"color": "var(--ink)", "size": 12, "family": "system-ui, sans-serif"},
+        "hoverlabel": {"bgcolor": "var(--card)", "bordercolor": "var(--line)", "font": {"color": "var(--ink)"}},
+        "margin": {"l": 8, "r": 12, "t": 8, "b": 8},
+        "showlegend": False,
+        "dragmode": False,
+        "xaxis": axis | layout.pop("xaxis", {}),
+        "yaxis": axis | layout.pop("yaxis", {}),
+    }
+    figure: dict[str, Any] = go.Figure(list(data), look | layout).to_dict()
+    return figure
+
+
+def heat_map(
+    values: Sequence[Sequence[float | None]], texts: Sequence[Sequence[str]], axes: Mapping[str, Any], hover: str
+) -> dict[str, Any]:
+    """A heat map with its numbers written in: darker is more.
+
+    Args:
+        values: one list for each row; None where nothing was measured.
+        texts: what stands in each cell.
+        axes: "x" and "y" with names across and downwards; "xaxis" and "yaxis" with plotly's layout of them.
+        hover: plotly's template of what the pointer shows.
+    """
+    import plotly.graph_objects as go
+
+    trace = go.Heatmap(
+        z=[list(line) for line in values], x=axes["x"], y=axes["y"], text=[list(line) for line in texts],
+        texttemplate="%{text}", textfont={"color": "#191c20"}, colorscale=[[0, "#dfe9f5"], [1, "#7fb2e5"]],
+        showscale=False, xgap=2, ygap=2, hovertemplate=f"{hover}<extra></extra>", hoverongaps=False,
+    )  # fmt: skip
+    flat = {"type": "category", "showgrid": False}
+    return plotly_figure([trace], xaxis=flat | axes.get("xaxis", {}), yaxis=flat | axes.get("yaxis", {}))
+
+
+def escaped(text: str) -> str:
+    """Somebody's text for a name in a chart: plotly reads a little markup of its own in all it writes."""
+    return html.escape(text, quote=False)
+
+
+def shortened(text: str, length: int) -> str:
+    """The end of a text that is longer than that many characters."""
+    return text if len(text) <= length else f"…{text[1 - length :]}"

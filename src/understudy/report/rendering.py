@@ -1,0 +1,44 @@
+"""Pages from the templates, every value escaped, with styles and scripts inside."""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+from typing import TYPE_CHECKING, Any
+
+from understudy.report.numbers import count, duration, percent
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+
+@functools.cache
+def environment() -> Environment:
+    """The templates' environment: a misspelled name is an error, text is escaped, data is JSON without markup."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from plotly.utils import PlotlyJSONEncoder
+
+    found = Environment(
+        loader=PackageLoader("understudy.report"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    found.policies["json.dumps_kwargs"] = {"cls": PlotlyJSONEncoder, "separators": (",", ":")}
+    found.filters |= {"count": count, "duration": duration, "percent": percent}
+    found.tests["text"] = lambda value: isinstance(value, str)
+    return found
+
+
+def render(template: str, **values: Any) -> str:
+    """A whole page.
+
+    Args:
+        template: name of a file in `templates/`.
+        **values: what the template reads.
+    """
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    files = importlib.resources.files("understudy.report")
+    style, script = ((files / name).read_text(encoding="utf-8") for name in ("style.css", "page.js"))
+    assets = {"style": Markup(style), "scripts": [Markup(get_plotlyjs()), Markup(script)]}
+    return environment().get_template(template).render(**assets, **values)
