@@ -31,7 +31,7 @@ from torch.fx.experimental.optimization import fuse
 from understudy.hardware import hardware
 from understudy.losses.coss import coss
 from understudy.models.encoder import build_encoder
-from understudy.models.precision import precision_on
+from understudy.models.precision import resolve_precision
 from understudy.models.student import build_student
 from understudy.models.teacher import Teacher
 from understudy.train.compile import compiled_copy, compiled_teacher, noise, wait
@@ -56,7 +56,7 @@ def sides(spec: str, role: str, size: int, batch: int, device: torch.device) -> 
     images = noise(batch, size, device)
     if role == "teacher":
         backbone = build_encoder(spec, pretrained=False, image_size=size)
-        teacher = Teacher(backbone, precision_on("auto", device)).to(device)
+        teacher = Teacher(backbone, resolve_precision("auto", device)).to(device)
         folded = copy.copy(teacher)
         folded._modules = {"module": fuse(teacher.module)}
         teachers = {"eager": teacher, "compiled": compiled_teacher(teacher), "folded": folded}

@@ -34,11 +34,15 @@ LIGHT_ROOMS = {
     "cli", "compare", "settings", "registry", "errors", "artifacts", "doctor", "citation", "pipeline", "recipes",
     "demo", "plan", "report", "sources",
 }  # fmt: skip
-LIGHT_FILES = {"neighbors.search", "neighbors.graph"}
+LIGHT_FILES = {"neighbors.search", "neighbors.graph", "models.heads"}
+LIGHT_PACKAGES = ("models.families.",)  # declarations: what they build is imported when they build it
 TORCH_FREE = [
     name
     for name in (".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in SOURCES)
-    if name.split(".")[0] in LIGHT_ROOMS or name in LIGHT_FILES or name.endswith("settings")
+    if name.split(".")[0] in LIGHT_ROOMS
+    or name in LIGHT_FILES
+    or name.endswith("settings")
+    or name.startswith(LIGHT_PACKAGES)
 ]
 
 

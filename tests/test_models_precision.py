@@ -21,7 +21,7 @@ from understudy.errors import ConfigError, ModelError, StoreError
 from understudy.evaluate.runner import _teacher_of
 from understudy.models.contract import Contract
 from understudy.models.encoder import Encoder
-from understudy.models.precision import arithmetic, precision_on
+from understudy.models.precision import arithmetic, resolve_precision
 from understudy.models.resnet import small_resnet
 from understudy.models.teacher import Teacher, build_teacher
 from understudy.pipeline import evaluate_stage, resolve_run, train_stage
@@ -152,15 +152,15 @@ def test_on_cuda_products_and_convolutions_follow_alike(defaults, precision: str
 
 
 def test_auto_is_what_the_device_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert precision_on("auto", CPU) == precision_on("auto", torch.device("mps")) == "fp32"
+    assert resolve_precision("auto", CPU) == resolve_precision("auto", torch.device("mps")) == "fp32"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for supported, expected in ((True, "tf32"), (False, "fp32")):
         monkeypatch.setattr(torch.cuda, "is_tf32_supported", lambda supported=supported: supported)
-        assert precision_on("auto", CUDA) == expected
+        assert resolve_precision("auto", CUDA) == expected
         for wanted in ("fp32", "bf16", "fp16"):
-            assert precision_on(wanted, CUDA) == precision_on(wanted, CPU) == wanted
+            assert resolve_precision(wanted, CUDA) == resolve_precision(wanted, CPU) == wanted
     with pytest.raises(ConfigError, match="'cuda' does not have it"):
-        precision_on("tf32", CUDA)
+        resolve_precision("tf32", CUDA)
 
 
 def test_tf32_where_there_is_none_is_a_sentence(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:

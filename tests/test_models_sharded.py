@@ -22,7 +22,7 @@ from understudy.cli import main
 from understudy.errors import ConfigError, ModelError
 from understudy.models.contract import Contract
 from understudy.models.encoder import Encoder
-from understudy.models.sharded import ShardedTeacher, groups, together
+from understudy.models.sharded import ShardedTeacher, collective_calls, gather_groups
 from understudy.models.teacher import Teacher, build_teacher
 from understudy.pipeline import RunSettings, train_stage
 from understudy.plan import plan
@@ -173,13 +173,13 @@ def test_parts_that_use_the_weights_of_others_are_refused_by_all(place: Path):
 
 def test_what_is_gathered_as_one():
     vit = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=0)
-    found = groups(vit)
+    found = gather_groups(vit)
     assert [type(part).__name__ for part in found] == ["PatchEmbed"] + ["Block"] * 12
     resnet = timm.create_model("resnet18", pretrained=False, num_classes=0)
-    largest = max(sum(parameter.numel() for parameter in part.parameters()) for part in groups(resnet))
+    largest = max(sum(parameter.numel() for parameter in part.parameters()) for part in gather_groups(resnet))
     assert largest == 512 * 512 * 9  # a convolution, which cannot be taken apart
     attention = nn.Sequential(nn.MultiheadAttention(16, 2), nn.Linear(2, 2))
-    assert groups(attention) == [attention[0]]
+    assert gather_groups(attention) == [attention[0]]
 
 
 class Flat(nn.Module):
@@ -211,7 +211,7 @@ def test_what_cannot_be_sharded(tmp_path: Path):
 
 
 def test_a_whole_teacher_needs_nobody():
-    with together(flat()), together(None):
+    with collective_calls(flat()), collective_calls(None):
         pass
 
 
@@ -235,7 +235,7 @@ def test_settings_that_ask_for_it_in_vain(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_methods_that_look_inside_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("understudy.models.sharded.refuse_alone", lambda _: None)
+    monkeypatch.setattr("understudy.models.sharded.require_processes", lambda _: None)
     asked = {"data": "digits", "student": "small:resnet8", "teacher": "onnx:nowhere.onnx", "out": str(tmp_path / "run")}
     with pytest.raises(ConfigError, match="Method 'proteus' compares tokens or attention, and a sharded teacher"):
         train_stage(resolve(RunSettings, {**asked, "teacher_sharding": "fsdp", "method": {"name": "proteus"}}))

@@ -286,7 +286,7 @@ def _run(run: Run, seen: set[Path]) -> list[tuple[str, str]]:
 
 
 def _model(use: str, spec: str) -> list[tuple[str, str]]:
-    if not spec:
+    if not spec or spec.startswith("run:"):  # a run cites what it used itself
         return []
     family, name, file = parse_spec(spec)
     entries = [(f"{use} {family.name}:{name}", family.paper)] if family.paper else []
@@ -294,7 +294,7 @@ def _model(use: str, spec: str) -> list[tuple[str, str]]:
         papers = [PAPERS[key] for pattern, key in ARCHITECTURES.items() if re.search(pattern, name.lower())]
         unknown = "% (cite its architecture as its library's documentation says)"
         entries += [(f"{use} {family.name}:{name}", text) for text in papers or [unknown]]
-    if file or not family.names_authors:
+    if file or not family.names_architecture:
         entries.append((f"{use} {spec}", "% (cite whoever trained it: a file does not say)"))
     return entries
 

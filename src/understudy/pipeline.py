@@ -118,7 +118,7 @@ def train_stage(settings: RunSettings, *, quiet: bool = False) -> Run | None:
     from understudy.embed.transform import transform_of
     from understudy.losses import LOSSES
     from understudy.models.outputs import require_outputs
-    from understudy.models.sharded import ShardedTeacher, refuse_alone, together
+    from understudy.models.sharded import ShardedTeacher, collective_calls, require_processes
     from understudy.sources.remote import RemoteImages
     from understudy.train.data import TrainingData
     from understudy.train.distributed import join
@@ -132,7 +132,7 @@ def train_stage(settings: RunSettings, *, quiet: bool = False) -> Run | None:
     processes = join(settings.device)
     quiet = quiet or not processes.main
     if settings.teacher_sharding == "fsdp":
-        refuse_alone(processes)
+        require_processes(processes)
         if method.needs_tokens or method.needs_attention:
             raise ConfigError(
                 f"Method '{settings.method['name']}' compares tokens or attention, and a sharded teacher shows its "
@@ -169,7 +169,7 @@ def train_stage(settings: RunSettings, *, quiet: bool = False) -> Run | None:
     rows = decoded_images(settings, rows, processes)
     if not quiet and isinstance(rows.images, RemoteImages) and (advice := rows.images.advice(rows.rows)) is not None:
         notify(advice)
-    with together(teacher):
+    with collective_calls(teacher):
         probe = probe_of(settings, teacher, held_out, processes) if processes.main else None
     if probe is not None and probe.teacher is not None and transform is not None:
         probe.target = transform.apply(probe.teacher)

@@ -291,7 +291,7 @@ def embed(options: argparse.Namespace) -> int:
     """Teacher (or student) over a data source: images to an embedding store; resumes; torchrun shares the work."""
     from understudy.embed.embedding import embed as embed_images
     from understudy.embed.settings import EmbedSettings
-    from understudy.models.sharded import ShardedTeacher, refuse_alone
+    from understudy.models.sharded import ShardedTeacher, require_processes
     from understudy.models.teacher import build_teacher
     from understudy.sources.source import open_source
     from understudy.train.distributed import join
@@ -300,7 +300,7 @@ def embed(options: argparse.Namespace) -> int:
     settings = layered(EmbedSettings, options)
     processes = join(settings.device)
     if settings.teacher_sharding == "fsdp":
-        refuse_alone(processes)
+        require_processes(processes)
     source = open_source(settings.data, limit=settings.limit, listings=Path(settings.store) / "listings")
     teacher = build_teacher(
         settings.teacher, mean=settings.teacher_mean, std=settings.teacher_std, image_size=settings.image_size,

@@ -19,7 +19,7 @@ from understudy.artifacts import ALONE, Store, StoreKey, Writers, blocks_of, loc
 from understudy.embed.blocks import Block, merge, take_back
 from understudy.errors import ConfigError, DataError, ModelError, StoreError
 from understudy.models.malloc import keep_freed_memory
-from understudy.models.sharded import together
+from understudy.models.sharded import collective_calls
 from understudy.sources.source import Source, read_listing, write_listing
 from understudy.views.image_loader import ImageLoader
 from understudy.views.reader import Skipped
@@ -165,13 +165,13 @@ def embed(
             with lock(folder):  # nobody else of a run that was killed is still writing
                 sweep(folder)
                 take_back(store)
-        with together(teacher):
+        with collective_calls(teacher):
             if writers.main and not store.complete and judge and not any(folder.glob("*.json")):
                 _refuse_bad_teacher(teacher, source, device, batch_size, workers)
         writers.barrier()
         if writers.agree(store.complete):
             return store
-        with lock(folder, shared=True), keep_freed_memory(device), together(teacher):
+        with lock(folder, shared=True), keep_freed_memory(device), collective_calls(teacher):
             blocks = [
                 Block(store, number, images, teacher.width, np.dtype(dtype))
                 for number, images in enumerate(blocks_of(len(source), smallest=BLOCK, most=BLOCKS))

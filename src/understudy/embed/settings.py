@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from understudy.settings import setting
 
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
-"""What a teacher can compute in; `models.precision.precision_on` says what auto is."""
+"""What a teacher can compute in; `models.precision.resolve_precision` says what auto is."""
 
 TRANSFORMS = ("none", "center", "standardize", "whiten", "phi-s")
 """What can be done to the teacher's space before the loss; `embed.transform.fit` says what each is."""

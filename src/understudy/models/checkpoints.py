@@ -120,31 +120,29 @@ def recognize(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> tu
     """
     covered: Counter[str] = Counter()
     for name, tensor in state.items():
-        for start in _starts(name):
-            wanted = expected.get(name[start:])
-            if wanted is not None and wanted.shape == tensor.shape:
+        # A dotted name may be cut into prefix and parameter name at its start and behind every dot.
+        for start in (0, *(position + 1 for position, letter in enumerate(name) if letter == ".")):
+            parameter = expected.get(name[start:])
+            if parameter is not None and parameter.shape == tensor.shape:
                 covered[name[:start]] += max(1, tensor.numel())
     if not covered:
         return {}, "", ""
-    best = max(covered.values())
-    order = list(FORMATS)
-    ties = [prefix for prefix, count in covered.items() if count == best]
-    known = sorted((one for one in ties if _core(one) in FORMATS), key=lambda one: order.index(_core(one)))
+    ties = [prefix for prefix, count in covered.items() if count == max(covered.values())]
+    known = [prefix for prefix in ties if _without_wrappers(prefix) in FORMATS]
     if not known and len(ties) > 1:
         raise ModelError(
             f"The file holds this backbone {len(ties)} times, under {', '.join(repr(prefix) for prefix in ties)}. Save "
             "the one you want on its own: torch.save(model.state_dict(), FILE)."
         )
-    prefix = (known or ties)[0]
-    found = {
+    order = list(FORMATS)
+    prefix = min(known, key=lambda prefix: order.index(_without_wrappers(prefix))) if known else ties[0]
+    tensors = {
         name: state[prefix + name]
-        for name, wanted in expected.items()
-        if prefix + name in state and state[prefix + name].shape == wanted.shape
+        for name, parameter in expected.items()
+        if prefix + name in state and state[prefix + name].shape == parameter.shape
     }
-    label = FORMATS.get(_core(prefix), f"'{prefix}'")
-    if any("prototypes" in name for name in state):
-        label = "SwAV"
-    return found, label, prefix
+    swav = any("prototypes" in name for name in state)
+    return tensors, "SwAV" if swav else FORMATS.get(_without_wrappers(prefix), f"'{prefix}'"), prefix
 
 
 def load_into(module: nn.Module, file: str | os.PathLike[str]) -> str:
@@ -162,30 +160,30 @@ def load_into(module: nn.Module, file: str | os.PathLike[str]) -> str:
     """
     state = read_weights(file)
     expected = module.state_dict()
-    found, label, prefix = recognize(state, expected)
+    tensors, label, prefix = recognize(state, expected)
     # Counters of BatchNorm batches are absent from older files and have no bearing on the output.
     needed = {name: tensor for name, tensor in expected.items() if not name.endswith("num_batches_tracked")}
     parameters = {name: parameter.numel() for name, parameter in module.named_parameters()}
-    share = sum(size for name, size in parameters.items() if name in found) / max(1, sum(parameters.values()))
-    missing = [name for name in needed if name not in found]
+    share = sum(size for name, size in parameters.items() if name in tensors) / max(1, sum(parameters.values()))
+    missing = [name for name in needed if name not in tensors]
     reshaped = {
         name: (tuple(state[prefix + name].shape), tuple(needed[name].shape))
         for name in missing
         if prefix + name in state
     }
-    taken = {prefix + name for name in found}
-    dropped = [name for name in state if name not in taken and name[len(prefix) :] not in reshaped]
+    used = {prefix + name for name in (*tensors, *reshaped)}
+    dropped = [name for name in state if name not in used]
     if share < COVERAGE:
         shapes = "".join(
-            f" {name} is {_by(there)} in the file and {_by(here)} in the model."
-            for name, (there, here) in _few(reshaped.items())
+            f" {name} is {_by(in_file)} in the file and {_by(in_model)} in the model."
+            for name, (in_file, in_model) in list(reshaped.items())[:3]
         )
         raise ModelError(
             f"{file} covers {100 * share:.0f} % of the backbone's parameters, {100 * COVERAGE:.0f} % are needed. "
             f"Missing: {_examples([name for name in missing if name not in reshaped])}.{shapes} In the file but not in "
             f"the model: {_examples(dropped)}. Is the file from another architecture?"
         )
-    module.load_state_dict(found, strict=False)
+    module.load_state_dict(tensors, strict=False)
     line = f"{Path(file).name}: {label} format, {len(needed) - len(missing)} of {len(needed)} backbone tensors taken"
     line += f" ({100 * share:.1f} % of the parameters)"
     line += f"; dropped: {_parts(dropped, prefix)}" if dropped else ""
@@ -209,39 +207,30 @@ def _flatten(content: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from _flatten(value, f"{prefix}{key}.")
 
 
-def _starts(name: str) -> Iterator[int]:
-    """Where a dotted name may be cut into prefix and parameter name."""
-    yield 0
-    yield from (position + 1 for position, letter in enumerate(name) if letter == ".")
-
-
 def _words(name: str) -> list[str]:
     return [word for word in name.split(".") if word and word not in WRAPPERS]
 
 
-def _core(prefix: str) -> str:
+def _without_wrappers(prefix: str) -> str:
     return ".".join(_words(prefix))
 
 
 def _parts(names: list[str], prefix: str) -> str:
-    """The parts of a network behind many tensor names, told from the backbone: `fc (4), encoder_k (320), queue (1)`."""
-    taken = _words(prefix)
+    """The parts of the file beside the backbone, from their tensors' names: `fc (4), encoder_k (320), queue (1)`."""
+    backbone = _words(prefix)
 
     def part(name: str) -> str:
         words = _words(name)
-        depth = next((i for i, (one, other) in enumerate(zip(words, taken, strict=False)) if one != other), len(taken))
+        pairs = enumerate(zip(words, backbone, strict=False))
+        depth = next((i for i, (word, other) in pairs if word != other), len(backbone))
         return words[min(depth, len(words) - 1)] if words else name
 
     parts = Counter(map(part, names))
     return ", ".join(f"{part} ({count})" for part, count in parts.most_common(5)) + (", ..." if len(parts) > 5 else "")
 
 
-def _few(items: Any, count: int = 3) -> list[Any]:
-    return list(items)[:count]
-
-
 def _examples(names: list[str]) -> str:
-    return ", ".join(_few(names)) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "none"
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "none"
 
 
 def _by(shape: tuple[int, ...]) -> str:

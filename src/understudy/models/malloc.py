@@ -1,4 +1,4 @@
-"""Freed memory kept for the next tensor, instead of being given back to the system and asked for anew."""
+"""Settings of the C library's malloc: freed memory is kept for the next tensor instead of given back to the system."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import torch
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
 """What `mallopt` of the GNU C library calls its settings."""
 
-KEPT = {MMAP_MAX: 0, TRIM_THRESHOLD: 2**31 - 1, TOP_PAD: 256 * 2**20}
-USUAL = {MMAP_MAX: 65_536, TRIM_THRESHOLD: 64 * 2**20, TOP_PAD: 128 * 2**10}
-"""The library's own, and for the trim threshold the one that it arrives at by itself once large blocks were freed."""
+KEEP_FREED = {MMAP_MAX: 0, TRIM_THRESHOLD: 2**31 - 1, TOP_PAD: 256 * 2**20}
+DEFAULTS = {MMAP_MAX: 65_536, TRIM_THRESHOLD: 64 * 2**20, TOP_PAD: 128 * 2**10}
+"""Those of the library; the trim threshold is the one that it sets itself once large blocks were freed."""
 
-_inside = 0
+_depth = 0
 
 
 @contextlib.contextmanager
@@ -31,19 +31,19 @@ def keep_freed_memory(device: str | torch.device) -> Iterator[None]:
     Args:
         device: where the networks run.
     """
-    global _inside
+    global _depth
     library = _glibc() if torch.device(device).type == "cpu" else None
     if library is None:
         yield
         return
-    _inside += 1
-    _set(library, KEPT)
+    _depth += 1
+    _set(library, KEEP_FREED)
     try:
         yield
     finally:
-        _inside -= 1
-        if _inside == 0:
-            _set(library, USUAL)
+        _depth -= 1
+        if _depth == 0:
+            _set(library, DEFAULTS)
             library.malloc_trim(0)
 
 

@@ -1,4 +1,4 @@
-"""In which arithmetic a teacher computes, and the switches of torch that make it so."""
+"""Precisions of a teacher: which one a device has, and a block in which networks compute in it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """Precisions in which matrix products and convolutions are those of a 16-bit type, the rest as autocast has it."""
 
 
-def precision_on(wanted: str, device: torch.device) -> str:
-    """What a wanted precision is on a device.
+def resolve_precision(name: str, device: torch.device) -> str:
+    """The precision that a setting stands for on a device.
 
     Args:
-        wanted: "auto", "fp32", "tf32", "bf16" or "fp16". Auto is tf32 on a CUDA device that has it, fp32 elsewhere.
+        name: "auto", "fp32", "tf32", "bf16" or "fp16". Auto is tf32 on a CUDA device that has it, fp32 elsewhere.
         device: where the teacher will run.
 
     Returns:
@@ -27,11 +27,11 @@ def precision_on(wanted: str, device: torch.device) -> str:
     Raises:
         ConfigError: tf32 on a device without it.
     """
-    if wanted == "auto":
+    if name == "auto":
         return "tf32" if has_tf32(device) else "fp32"
-    if wanted == "tf32" and not has_tf32(device):
+    if name == "tf32" and not has_tf32(device):
         raise _no_tf32(device)
-    return wanted
+    return name
 
 
 def has_tf32(device: torch.device) -> bool:

@@ -47,26 +47,25 @@ class Pyramid(nn.Module):
         self.side = size if patch is None else max(1, round(size / patch)) * patch
         self.body = dense_features(module, (self.side, self.side), spec=spec)
         self.fixed = self.body.fixed
-        places = {round(math.log2(stride)): place for place, stride in enumerate(self.body.strides)}
-        self.levels = [places[level] for level in (2, 3, 4, 5) if level in places]
+        positions = {round(math.log2(stride)): position for position, stride in enumerate(self.body.strides)}
+        self.levels = [positions[level] for level in (2, 3, 4, 5) if level in positions]
         self.simple = len(self.levels) < len(STRIDES)
         if self.simple:
             level = round(math.log2(self.body.strides[-1]))
             self.neck: nn.Module = SimplePyramid(self.body.channels[-1], CHANNELS, level)
         else:
-            channels = [self.body.channels[place] for place in self.levels]
+            channels = [self.body.channels[position] for position in self.levels]
             self.neck = FeaturePyramidNetwork(channels, CHANNELS, LastLevelMaxPool())
         self.body.requires_grad_(True)  # a teacher is frozen, its copy in a detector is not
-        for part in self.body.modules():
-            if isinstance(part, nn.modules.batchnorm._BatchNorm):
-                part.requires_grad_(False)
+        self._norms = [part for part in self.body.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+        for norm in self._norms:
+            norm.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Pyramid:
         """Training for all but the BatchNorm of the backbone."""
         super().train(mode)
-        for part in self.body.modules():
-            if isinstance(part, nn.modules.batchnorm._BatchNorm):
-                part.eval()
+        for norm in self._norms:
+            norm.eval()
         return self
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> OrderedDict[str, Tensor]:
@@ -79,11 +78,11 @@ class Pyramid(nn.Module):
         if self.simple:
             coarsest = 2 ** round(math.log2(self.body.strides[-1]))
             grid = (height // coarsest, width // coarsest)
-            one = maps[-1]
-            if one.shape[-2:] != grid:  # patches of 14 pixels: torchvision's detectors know powers of two only
-                one = F.interpolate(one, grid, mode="bilinear", align_corners=False)
-            return self.neck(one)  # type: ignore[no-any-return]
-        chosen = OrderedDict((str(name), maps[place]) for name, place in enumerate(self.levels))
+            last = maps[-1]
+            if last.shape[-2:] != grid:  # patches of 14 pixels: torchvision's detectors know powers of two only
+                last = F.interpolate(last, grid, mode="bilinear", align_corners=False)
+            return self.neck(last)  # type: ignore[no-any-return]
+        chosen = OrderedDict((str(name), maps[position]) for name, position in enumerate(self.levels))
         return self.neck(chosen)  # type: ignore[no-any-return]
 
 

@@ -28,8 +28,8 @@ class ShardedTeacher(Teacher):
     """A frozen encoder of which each process holds a share of every weight (FSDP2, `fully_shard`).
 
     Differs from `Teacher` in that a pass needs all processes: the weights of one part of the network after the other
-    are gathered, used and dropped. Processes need not have equally many images: in the block of `together`, whoever has
-    none left takes part with a blank one until nobody has any.
+    are gathered, used and dropped. Processes need not have equally many images: in the block of `collective`, one that
+    has none left takes part with a blank one until nobody has any.
 
     Its embeddings are those of the whole teacher: bit for bit, but for convolutional networks on CPUs, which are not
     laid out channels last here and so differ by rounding.
@@ -46,7 +46,7 @@ class ShardedTeacher(Teacher):
 
     def __init__(self, teacher: Teacher, writers: Writers, device: torch.device) -> None:
         nn.Module.__init__(self)
-        refuse_alone(writers)
+        require_processes(writers)
         if device.type not in ("cpu", "cuda"):
             raise ConfigError(f"A teacher is sharded on CPUs or CUDA devices, not on {device.type}.")
         if onnx_encoders(teacher):
@@ -63,10 +63,10 @@ class ShardedTeacher(Teacher):
         self.module: Any = _contiguous(teacher.module)
         self.eval()
         mesh = init_device_mesh(device.type, (writers.world,))
-        for part in [*groups(self.module), self.module]:
+        for part in [*gather_groups(self.module), self.module]:
             fully_shard(part, mesh=mesh, reshard_after_forward=True)
         try:
-            self._pass(self._nothing())
+            self._pass(self._blank())
         except (RuntimeError, TypeError) as error:
             if "DTensor" not in str(error):
                 raise
@@ -76,25 +76,25 @@ class ShardedTeacher(Teacher):
             ) from None
 
     def to(self, *args: Any, **kwargs: Any) -> ShardedTeacher:  # noqa: ARG002
-        """Stay where it is: its processes have settled on their devices."""
+        """Stay where it is: the shards lie on the devices of their processes."""
         return self
 
     @torch.no_grad()
     def features(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
-        """(B, 3, S, S) prepared -> (B, D) float32; inside of `together` only."""
+        """(B, 3, S, S) prepared -> (B, D) float32; inside of `collective` only."""
         self.writers.agree(True)  # somebody has images: the others join in
         return self._pass(x)
 
     def forward_outputs(self, images: Tensor, *, attention: bool = False) -> EncoderOutput:  # noqa: ARG002
-        """Not to be had: tokens are read from parts of the network, out of turn."""
+        """Refused: tokens are read from parts of the network, whose weights are not there when it is their turn."""
         raise ConfigError(f"{self.spec} is sharded, and shows its embedding only: leave out --teacher-sharding.")
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
+    def collective(self) -> Iterator[None]:
         """A block that all processes enter, and leave when nobody has images for the teacher any more."""
         yield
         while self.writers.agree(False):
-            self._pass(self._nothing())
+            self._pass(self._blank())
 
     def _pass(self, x: Tensor) -> Tensor:
         # FSDP keeps tensors from one pass to the next, so they must not be those of inference mode.
@@ -102,17 +102,17 @@ class ShardedTeacher(Teacher):
             features: Tensor = self.module(x.clone() if x.is_inference() else x)
             return features.float()
 
-    def _nothing(self) -> Tensor:
+    def _blank(self) -> Tensor:
         return torch.zeros(1, 3, self.contract.size, self.contract.size, device=self.device)
 
 
-def together(teacher: object) -> contextlib.AbstractContextManager[None]:
-    """A block in which a teacher is called; where it is sharded, all processes enter and leave the block."""
-    return teacher.together() if isinstance(teacher, ShardedTeacher) else contextlib.nullcontext()
+def collective_calls(teacher: object) -> contextlib.AbstractContextManager[None]:
+    """A block in which a teacher is called; all processes enter and leave it together where the teacher is sharded."""
+    return teacher.collective() if isinstance(teacher, ShardedTeacher) else contextlib.nullcontext()
 
 
-def refuse_alone(writers: Writers) -> None:
-    """Refuse to shard what one process has to hold anyway.
+def require_processes(writers: Writers) -> None:
+    """Refuse to shard what one process has to hold whole.
 
     Raises:
         ConfigError: there is one process.
@@ -124,7 +124,7 @@ def refuse_alone(writers: Writers) -> None:
         )
 
 
-def groups(module: nn.Module) -> list[nn.Module]:
+def gather_groups(module: nn.Module) -> list[nn.Module]:
     """The parts of a network that are gathered one after the other, in an order that has inner ones first.
 
     A part with more than 1 / `GROUPS` of all weights is taken apart, as long as it has parts; weights that are left
@@ -133,15 +133,15 @@ def groups(module: nn.Module) -> list[nn.Module]:
     limit = sum(parameter.numel() for parameter in module.parameters()) / GROUPS
 
     def parts(whole: nn.Module) -> list[nn.Module]:
-        found: list[nn.Module] = []
+        chosen: list[nn.Module] = []
         for child in whole.children():
             count = sum(parameter.numel() for parameter in child.parameters())
             # It uses the weights of its projection without calling it.
             if count > limit and any(True for _ in child.children()) and not isinstance(child, nn.MultiheadAttention):
-                found += parts(child)
+                chosen += parts(child)
             elif count > limit / GROUPS:  # less is not worth a gathering of its own
-                found.append(child)
-        return found
+                chosen.append(child)
+        return chosen
 
     return parts(module)
 

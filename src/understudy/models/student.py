@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,23 +68,16 @@ class Student(nn.Module):
         embedding: Tensor = self.inverse_transform(self.head(features))
         return embedding
 
-    def forward_outputs(self, x: Float[Tensor, "B 3 H W"], **requested: Any) -> EncoderOutput:
-        """(B, 3, S, S) prepared -> embeddings in the teacher's space, and what lies under them.
+    def forward(self, x: Float[Tensor, "B 3 H W"], **requested: Any) -> Float[Tensor, "B D"] | EncoderOutput:
+        """What is trained: `embed` without the inverse transform; DDP sees one call, whatever is requested.
 
         Args:
             x: as for `embed`.
-            **requested: see `outputs.forward_outputs`; of networks that `outputs.require_outputs` lets pass.
-        """
-        output = forward_outputs(self.backbone, x, **requested)
-        return EncoderOutput(self.head(output.embedding), output.tokens, output.attention)
-
-    def forward(self, x: Float[Tensor, "B 3 H W"], **requested: Any) -> Float[Tensor, "B D"] | EncoderOutput:
-        """What is trained: `embed` without the inverse transform, or `forward_outputs` where more is requested.
-
-        DDP sees one call either way.
+            **requested: as for `outputs.forward_outputs`, which then says what lies under the embedding too.
         """
         if requested:
-            return self.forward_outputs(x, **requested)
+            output = forward_outputs(self.backbone, x, **requested)
+            return replace(output, embedding=self.head(output.embedding))
         embedding: Tensor = self.head(self.features(x))
         return embedding
 
@@ -119,8 +113,8 @@ def build_student(
     encoder = build_encoder(spec, pretrained=False, image_size=image_size)
     if transform != "none" and head == "auto":
         head = "mlp"
-    built, table = build_head(encoder.width, embed_dim, head, hidden)
-    return Student(encoder, built, table if transform == "none" else {**table, "transform": transform})
+    module, table = build_head(encoder.width, embed_dim, head, hidden)
+    return Student(encoder, module, table if transform == "none" else {**table, "transform": transform})
 
 
 def save_student(student: Student, run: Run, metadata: Mapping[str, Any]) -> None:
@@ -136,7 +130,7 @@ def save_student(student: Student, run: Run, metadata: Mapping[str, Any]) -> Non
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in student.state_dict().items()}
     with atomic(run.weights_path) as temporary:
         save_file(state, temporary, metadata={"format": "pt"})
-    table = {
+    written = {
         "format": FORMAT,
         "understudy": __version__,
         "spec": student.spec,
@@ -148,7 +142,7 @@ def save_student(student: Student, run: Run, metadata: Mapping[str, Any]) -> Non
         "parameters": {"backbone": parameters(student.backbone), "head": parameters(student.head)},
         "weights": fingerprint_weights(student),
     }
-    write_json(run.student_path, {**metadata, **table})
+    write_json(run.student_path, {**metadata, **written})
 
 
 def load_student(path: str | os.PathLike[str]) -> Student:
@@ -167,11 +161,8 @@ def load_student(path: str | os.PathLike[str]) -> Student:
         raise StoreError(f"There is no run folder {run.path}. A student is loaded from the folder that training wrote.")
     if not run.trained:
         started = run.config_path.exists() or run.checkpoint_path.exists()
-        reason = (
-            "training is not finished: run `understudy train` again, it resumes"
-            if started
-            else "it is not a run folder"
-        )
+        unfinished = "training is not finished: run `understudy train` again, it resumes"
+        reason = unfinished if started else "it is not a run folder"
         raise StoreError(f"{run.path} holds no finished student (student.safetensors and student.json): {reason}.")
     table = run.student
     if table.get("format") != FORMAT:
@@ -179,10 +170,8 @@ def load_student(path: str | os.PathLike[str]) -> Student:
     contract, head = table["contract"], table["head"]
     with torch.random.fork_rng(devices=[]):  # The initialization that the weights replace shall cost no random numbers.
         encoder = build_encoder(table["architecture"], pretrained=False, image_size=int(contract["size"]))
-        built_head = build_head(head["width"], head["out"], head["kind"], head["hidden"] or 0)
-    encoder.contract = Contract.from_table(contract)
-    encoder.spec = table["spec"]
-    student = Student(encoder, built_head[0], head)
+        module, _ = build_head(head["width"], head["out"], head["kind"], head["hidden"] or 0)
+    student = Student(replace(encoder, contract=Contract.from_table(contract), spec=table["spec"]), module, head)
     try:
         student.load_state_dict(load_file(run.weights_path))
     except (SafetensorError, OSError, RuntimeError) as error:

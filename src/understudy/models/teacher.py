@@ -17,7 +17,7 @@ from understudy.models.cost import parameters
 from understudy.models.encoder import Encoder, build_encoder
 from understudy.models.onnx_encoder import onnx_encoders
 from understudy.models.outputs import EncoderOutput, forward_outputs
-from understudy.models.precision import HALVES, arithmetic, precision_on
+from understudy.models.precision import HALVES, arithmetic, resolve_precision
 
 EDGE = 8.0
 """How far above the edge of randomness a weight matrix's largest singular value must lie; see `refuse_untrained`."""
@@ -118,14 +118,14 @@ def build_teacher(
         mean: three numbers on [0, 1]; default the network's own.
         std: three numbers on [0, 1]; default the network's own.
         image_size: input side in pixels; default the network's own.
-        precision: "fp32", "tf32", "bf16", "fp16", or "auto", see `precision_on`.
+        precision: "fp32", "tf32", "bf16", "fp16", or "auto", see `resolve_precision`.
         device: where it is going to run, which decides what "auto" is; the CPU unless given.
 
     Raises:
         ModelError: the spec cannot be built, brings no weights, or its weights are those of a random initialization.
         ConfigError: a precision that the device does not have.
     """
-    precision = precision_on(precision, device or torch.device("cpu"))
+    precision = resolve_precision(precision, device or torch.device("cpu"))
     encoder = build_encoder(spec, pretrained=True, image_size=image_size, mean=mean, std=std)
     refuse_untrained(encoder.module, spec)
     return Teacher(encoder, precision)

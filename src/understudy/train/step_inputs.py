@@ -14,7 +14,7 @@ from understudy.embed.recorded import in_fixed_batches
 from understudy.losses import Loss
 from understudy.losses.terms import next_in_bag
 from understudy.models.outputs import EncoderOutput, patch_count
-from understudy.models.sharded import together
+from understudy.models.sharded import collective_calls
 from understudy.train.state import TrainState
 from understudy.views.augmentation import photometry
 from understudy.views.cutmix import cutmix
@@ -54,7 +54,7 @@ def gather(state: TrainState, batch: ImageBatch, timer: contextlib.AbstractConte
     ]
     keywords: dict[str, Any] = {}
     if loss.needs_teacher and state.teacher is not None:
-        with timer, together(state.teacher), state.stance(batch):
+        with timer, collective_calls(state.teacher), state.stance(batch):
             keywords |= keywords_of("teacher", teacher_output(state, images, batch), loss, loss.teacher_views)
     if state.networks.key is not None:
         keywords["key"] = key_embedding(state, images, batch)

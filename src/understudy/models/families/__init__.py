@@ -23,16 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """A spec, taken apart, and what is asked of the network.
+    """A spec, taken apart, and what is asked of the network; the rest is as in `build_encoder`.
 
     Args:
         spec: as written.
         name: between the prefix and `@`.
         file: the local weight file after `@`, or None.
-        pretrained: whether weights are required: they are downloaded where the family publishes them.
-        image_size: the side the user asked for, in pixels, or None.
-        mean: the normalization the user gave, or None.
-        std: as `mean`.
     """
 
     spec: str
@@ -45,8 +41,14 @@ class Request:
 
     @property
     def download(self) -> bool:
-        """Whether published weights are wanted."""
+        """Whether the published weights are asked for."""
         return self.pretrained and self.file is None
+
+    def load_file(self, module: nn.Module) -> str:
+        """Load the local weight file, if there is one, into a network; one line on it, or ""."""
+        from understudy.models.checkpoints import load_into
+
+        return load_into(module, self.file) if self.file else ""
 
     def downloaded(self, build: Callable[[], nn.Module]) -> nn.Module:
         """What `build` returns, which downloads weights.
@@ -94,7 +96,6 @@ class Family(ABC):
         publishes_weights: whether a teacher without `@FILE` gets weights that the library publishes.
         trainable: whether it can be a student.
         names_architecture: whether the name tells the architecture, whose paper is then cited.
-        names_authors: whether the spec tells who trained the weights, if there is no `@FILE`.
     """
 
     name: ClassVar[str]
@@ -105,7 +106,6 @@ class Family(ABC):
     publishes_weights: ClassVar[bool] = False
     trainable: ClassVar[bool] = True
     names_architecture: ClassVar[bool] = False
-    names_authors: ClassVar[bool] = True
 
     @staticmethod
     @abstractmethod

@@ -15,7 +15,6 @@ class Onnx(Family):
     summary = "a frozen encoder as an ONNX file, a teacher only; metadata `understudy.input` is its contract"
     takes_file = False
     trainable = False
-    names_authors = False
 
     @staticmethod
     def build(request: Request) -> BuiltNetwork:

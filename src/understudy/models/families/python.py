@@ -19,14 +19,12 @@ class Python(Family):
     name = "python"
     form = "python:module:callable"
     summary = "your own: a function without arguments that returns a headless `torch.nn.Module`"
-    names_authors = False
 
     @staticmethod
     def build(request: Request) -> BuiltNetwork:
         """See `Family.build`."""
         from torch import nn
 
-        from understudy.models.checkpoints import load_into
         from understudy.models.contract import Contract
 
         path, _, attribute = request.name.partition(":")
@@ -48,7 +46,7 @@ class Python(Family):
             contract = Contract.untrained(request.image_size or 224)
         else:
             contract = own if isinstance(own, Contract) else Contract.from_table(own)
-        weights = load_into(module, request.file) if request.file else ""
+        weights = request.load_file(module)
         if request.pretrained and not weights:
             weights = f"as returned by {request.name}"
         if weights and own is None:

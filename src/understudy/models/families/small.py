@@ -16,10 +16,9 @@ class Small(Family):
     @staticmethod
     def build(request: Request) -> BuiltNetwork:
         """See `Family.build`."""
-        from understudy.models.checkpoints import load_into
         from understudy.models.contract import Contract
         from understudy.models.resnet import small_resnet
 
         module = small_resnet(request.name)
-        weights = load_into(module, request.file) if request.file else ""
-        return BuiltNetwork(module, Contract.untrained(request.image_size or 32, "bicubic"), weights)
+        contract = Contract.untrained(request.image_size or 32, "bicubic")
+        return BuiltNetwork(module, contract, request.load_file(module))

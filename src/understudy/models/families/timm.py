@@ -41,7 +41,6 @@ class Timm(Family):
             import timm
         except ImportError:
             raise MissingDependency("timm: specs need timm: pip install timm.") from None
-        from understudy.models.checkpoints import load_into
         from understudy.models.contract import RESAMPLING, SMALL, Contract
 
         name, size = request.name, request.image_size
@@ -58,7 +57,7 @@ class Timm(Family):
             weights = f"timm's published weights ({module.pretrained_cfg.get('hf_hub_id') or name}), classifier dropped"
         else:
             module = timm.create_model(name, pretrained=False, num_classes=0)
-            weights = load_into(module, request.file) if request.file else ""
+            weights = request.load_file(module)
         config = timm.data.resolve_model_data_config(module)
         native = int(config["input_size"][-1])
         interpolation = config["interpolation"] if config["interpolation"] in RESAMPLING else "bicubic"

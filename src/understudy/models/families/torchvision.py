@@ -30,7 +30,6 @@ class Torchvision(Family):
         """See `Family.build`."""
         import torchvision
 
-        from understudy.models.checkpoints import load_into
         from understudy.models.contract import Contract
 
         name = request.name
@@ -57,9 +56,7 @@ class Torchvision(Family):
             module = torchvision.models.get_model(name, weights=None, **options)
             contract, weights = Contract.untrained(request.image_size or 224), ""
         _remove_classifier(module, name)
-        if request.file:
-            weights = load_into(module, request.file)
-        return BuiltNetwork(module, contract, weights)
+        return BuiltNetwork(module, contract, weights or request.load_file(module))
 
 
 def _remove_classifier(module: nn.Module, name: str) -> None:
