@@ -148,7 +148,9 @@ def test_errors_are_sentences_and_leave_the_store_as_it_was(tmp_path: Path):
     rows = clusters(20, 8, 5)
     store = store_of(tmp_path, rows)
     build_graph(store, NeighborSettings(k=3, n=9))
-    with pytest.raises(ConfigError, match=r"k = 31 .* of 20 rows \(19 without the query itself\)"):
+    with pytest.raises(
+        ConfigError, match=r"k = 31 .* of 20 rows \(19 without the query itself\)\. Set --neighbors\.n to"
+    ):
         build_graph(store, NeighborSettings())
     with pytest.raises(ConfigError, match=r"ivf needs at least 10,000 rows, the store has 20\. .*exact"):
         build_graph(store, NeighborSettings(k=3, n=12, index="ivf"))

@@ -13,6 +13,7 @@ from understudy.train.schedule import build_optimizer, learning_rate
 from understudy.train.settings import OptimizerSettings, TrainSettings
 from understudy.train.signals import verdict
 from understudy.train.state import follow
+from understudy.views.batches import NeighborBatches
 
 
 def test_learning_rate_warms_up_then_follows_a_cosine_to_zero():
@@ -27,11 +28,14 @@ def test_compress_steps_down_after_epochs_90_and_120_of_130():
     settings = OptimizerSettings(
         name="sgd", lr=0.01, schedule="step", milestones=(90 / 130, 120 / 130), decay=0.2, every="epoch"
     )
-    # 7 steps an epoch, and 3 more: ImageNet is no whole number of batches either.
-    rates = [learning_rate(step, 130 * 7 + 3, 0, settings, 7) for step in range(130 * 7 + 3)]
+    # 7 steps an epoch, and 23 of 58 images are left over: ImageNet is no whole number of batches either.
+    batches = NeighborBatches(58, 8)
+    steps = batches.steps_for(130, whole_epochs=True)
+    assert steps == 130 * 7 == batches.steps_for(130) - 33 and batches.steps_per_epoch == 7
+    rates = [learning_rate(step, steps, 0, settings, 7) for step in range(steps)]
     assert rates[: 90 * 7] == [0.01] * (90 * 7)
     assert rates[90 * 7 : 120 * 7] == pytest.approx([0.002] * (30 * 7))
-    assert rates[120 * 7 :] == pytest.approx([0.0004] * (10 * 7 + 3))
+    assert rates[120 * 7 :] == pytest.approx([0.0004] * (10 * 7))
     every_step = OptimizerSettings(name="sgd", lr=1.0, schedule="step", milestones=(0.5,), decay=0.1)
     assert [learning_rate(step, 4, 0, every_step, 3) for step in range(4)] == [1, 1, 0.1, 0.1]
 
@@ -47,12 +51,38 @@ def test_coss_stays_at_its_peak_for_5_epochs_of_25_and_is_then_on_the_cosine():
 
 def test_an_epochwise_rate_begins_at_its_peak_after_warm_up_and_never_rises_again():
     settings = OptimizerSettings(name="sgd", lr=1.0, every="epoch")
-    rates = [learning_rate(step, 26, 5, settings, 4) for step in range(26)]
-    assert rates[:5] == [0.2, 0.4, 0.6, 0.8, 1.0] and rates[5:8] == [1.0] * 3
-    assert rates[5:] == sorted(rates[5:], reverse=True)
-    assert len(set(rates[8:12])) == 1 and rates[-1] < 0.05
+    rates = [learning_rate(step, 26, 8, settings, 4) for step in range(26)]
+    assert rates[:4] == [0.5] * 4 and rates[4:12] == [1.0] * 8  # two epochs of warm-up, each of one rate
+    assert rates[8:] == sorted(rates[8:], reverse=True)
+    assert len(set(rates[12:16])) == 1 and 0 < rates[-1] < 0.05  # the seventh epoch has only begun
+    # Warm-up that is no whole number of epochs: an epoch has the rate at which a warm-up by steps would end it.
+    assert [learning_rate(step, 40, 10, settings, 4) for step in range(0, 16, 4)] == [
+        0.4,
+        0.8,
+        1.0,
+        pytest.approx(1, abs=0.05),
+    ]
     # Shorter than an epoch: all of it is the first one.
     assert {learning_rate(step, 3, 0, settings, 100) for step in range(3)} == {1.0}
+
+
+def test_no_step_of_whole_epochs_is_wasted_and_passes_are_what_was_seen():
+    """200 epochs of ImageNet in batches of 256; counted by images they were 112 steps longer, all of them at rate 0."""
+    batches = NeighborBatches(1_281_167, 256)
+    steps = batches.steps_for(200, whole_epochs=True)
+    assert (steps, batches.steps_for(200)) == (200 * 5004, 200 * 5004 + 112)
+    settings = OptimizerSettings(name="sgd", lr=1.0, every="epoch")
+    last = [learning_rate(step, steps, 0, settings, 5004) for step in (steps - 5004, steps - 1)]
+    assert last == pytest.approx([0.5 * (1 + math.cos(math.pi * 199 / 200))] * 2)
+    assert "199.978 image passes = 1,000,800 steps = 200 epochs" in batches.describe(200, whole_epochs=True)
+    # With neighbors an epoch of anchors is 1 + k image passes; 0.5 of one is rounded up to steps.
+    graph = np.zeros((1000, 3), np.int64)
+    assert NeighborBatches(1000, 64, k=3, n=3, graph=graph).steps_for(2, whole_epochs=True) == 31
+
+
+def test_a_length_of_nothing_is_refused():
+    with pytest.raises(ConfigError, match="'passes' must be above 0; got 0, with which nothing would be trained"):
+        resolve(TrainSettings, {"data": "digits", "student": "x", "passes": 0})
 
 
 def test_milestones_are_asked_for_and_are_shares():

@@ -141,7 +141,7 @@ def plan(settings: RunSettings, *, seconds: float = SECONDS) -> Plan:
         some = source.subset(np.arange(min(len(source), SAMPLE)))
         measured = measure(settings, decoded(some, folder), teacher, seconds)
     batches = NeighborBatches(len(source), settings.batch_size)
-    steps = batches.steps_for(settings.passes)
+    steps = batches.steps_for(settings.passes, whole_epochs=settings.optimizer.whole_epochs)
     views = len(method.teacher_views)
     ways = tuple(
         way(

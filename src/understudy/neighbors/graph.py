@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from understudy.artifacts import ALONE, Store, Writers, atomic, blocks_of, lock, sweep
-from understudy.errors import StoreError
+from understudy.errors import ConfigError, StoreError
 from understudy.neighbors.approximate import approximate
 from understudy.neighbors.search import Progress, Rows, search
 from understudy.neighbors.settings import NeighborSettings
@@ -61,6 +61,12 @@ def build_graph(
             neighbors.
     """
     rows = int(store.manifest["rows"])
+    if settings.n >= rows:
+        raise ConfigError(
+            f"k = {settings.n} neighbors were asked of {rows:,} rows ({rows - 1:,} without the query itself). Set "
+            f"--neighbors.n to at most {rows - 1} and --neighbors.k to no more, or --neighbors.k 0 for batches without "
+            "neighbors; or use more images (--data, --limit)."
+        )
     kind = settings.index
     if kind == "auto":
         place = "cuda" if str(device).startswith("cuda") else "cpu"

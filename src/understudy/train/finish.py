@@ -97,7 +97,7 @@ def metadata(state: TrainState, seconds: float) -> dict[str, Any]:
             "fingerprint": source.fingerprint,
             "listing": state.data.listing or source.fingerprint,
         },
-        "passes": state.settings.passes,
+        "passes": min(state.settings.passes, round(state.passes, 4)),
         "steps": state.steps,
         "batch_size": state.batches.batch_size,
         "seed": state.settings.seed,

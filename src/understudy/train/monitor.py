@@ -58,10 +58,11 @@ class Monitor:
         begin = "resumed at step" if self._first else "from step"
         self.notify(f"{self.title}, {begin} {self._first:,} of {state.steps:,}")
         size = f"{views.size}" if views.teacher is None else f"{views.size} (teacher {views.teacher.size})"
-        length = state.batches.describe(state.settings.passes)
+        settings = state.settings
+        length = state.batches.describe(settings.passes, whole_epochs=settings.optimizer.whole_epochs)
         self.notify(f"  {length}; {views.recipe.name} views of {size} px; {state.precision} on {state.device}")
         live = state.recorded is None and state.loss.needs_teacher and not state.requested
-        if live and 0 < views.pool < state.settings.passes * views.per_image:
+        if live and 0 < views.pool < settings.passes * views.per_image:
             self.notify(
                 f"  An image has {views.pool:,} different views, and the live teacher runs on each of them again and "
                 "again: with --views.teacher recorded it runs once on each."

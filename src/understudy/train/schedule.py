@@ -14,8 +14,8 @@ from understudy.train.settings import OptimizerSettings
 def learning_rate(step: int, steps: int, warmup_steps: int, settings: OptimizerSettings, epoch_steps: int = 1) -> float:
     """The learning rate of one step: linear warm-up, then cosine to zero, steps down, or constant.
 
-    It moves every step unless `settings.every` says epoch, as all of the authors' codes do: then a whole epoch has the
-    rate of its first step, and training counts as its nearest whole number of epochs.
+    It moves every step unless `settings.every` says epoch, as all of the authors' codes do: then it moves once an
+    epoch, in the warm-up too, and is for a whole epoch what it is in the first step.
 
     Args:
         step: 0 ... steps - 1.
@@ -24,12 +24,11 @@ def learning_rate(step: int, steps: int, warmup_steps: int, settings: OptimizerS
         settings: peak rate and schedule.
         epoch_steps: steps of an epoch, one pass over the anchors.
     """
+    span = epoch_steps if settings.whole_epochs else 1
+    step = step // span * span
     if step < warmup_steps:
-        return settings.peak * (step + 1) / warmup_steps
-    if settings.every == "epoch":
-        step = max(warmup_steps, step // epoch_steps * epoch_steps)
-        steps = max(1, round(steps / epoch_steps)) * epoch_steps
-    progress = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
+        return settings.peak * min(step + span, warmup_steps) / warmup_steps
+    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
     if settings.schedule == "constant" or progress < settings.hold:
         return settings.peak
     if settings.schedule == "step":

@@ -43,7 +43,8 @@ class OptimizerSettings:
     )
     every: str = setting(
         "step",
-        "How often the learning rate moves; an epoch is one pass over the anchors.",
+        "How often the learning rate moves, warm-up included. epoch: once in each pass over the anchors; training is "
+        "then as many of these as the authors' codes run, whose incomplete last batches are not made up for.",
         choices=("step", "epoch"),
     )
     warmup: float = setting(0.0, "Linear warm-up, in image passes.", minimum=0)
@@ -57,6 +58,11 @@ class OptimizerSettings:
             raise ConfigError(f"optimizer.milestones are shares of training, between 0 and 1; got {listed}.")
 
     @property
+    def whole_epochs(self) -> bool:
+        """Whether training is counted in epochs of anchors."""
+        return self.every == "epoch"
+
+    @property
     def peak(self) -> float:
         """The peak learning rate, the optimizer's own default where none was written."""
         return self.lr if self.lr is not None else {"adamw": 0.002, "sgd": 0.03}[self.name]
@@ -64,7 +70,11 @@ class OptimizerSettings:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """One training run."""
+    """One training run.
+
+    Raises:
+        ConfigError: a length of nothing.
+    """
 
     data: str = setting(
         help="Training images: a folder, *.parquet, *.tar, *.arrow, *.npy, list:FILE, torchvision:NAME, hf:ORG/NAME, "
@@ -166,6 +176,13 @@ class TrainSettings:
         "eval_data",
         "evaluation",
     )
+
+    def __post_init__(self) -> None:
+        if self.passes <= 0:
+            raise ConfigError(
+                f"'passes' must be above 0; got {self.passes:g}, with which nothing would be trained. Give the length "
+                "of training in image passes, e.g. --passes 100."
+            )
 
     @property
     def student_settings(self) -> StudentSettings:

@@ -124,11 +124,13 @@ class TrainState:
 
         optimizer = build_optimizer([student, loss], settings.optimizer, device)
         precision, autocast, scaler = setup.choose_arithmetic(settings.precision, device)
-        warmup = settings.optimizer.warmup
+        steps, warmup_steps = (
+            batches.steps_for(passes, whole_epochs=settings.optimizer.whole_epochs)
+            for passes in (settings.passes, settings.optimizer.warmup)
+        )
         return cls(
             settings, data, processes, loss, student, average, teacher, recorded, batches, views, optimizer, scaler,
-            precision, autocast, batches.steps_for(settings.passes), batches.steps_for(warmup) if warmup else 0,
-            Networks(student, average, needed if recorded is None else None),
+            precision, autocast, steps, warmup_steps, Networks(student, average, needed if recorded is None else None),
         )  # fmt: skip
 
     @property
@@ -154,7 +156,7 @@ class TrainState:
     @property
     def passes(self) -> float:
         """How often an image was in a batch so far, on average."""
-        return self.step * self.batches.batch_size / len(self.data.source)
+        return self.batches.passes_of(self.step)
 
     @property
     def seconds(self) -> float:

@@ -108,17 +108,29 @@ class NeighborBatches:
         """Steps in which every image is an anchor once, but for those dropped at the end."""
         return self.images // self.bags
 
-    def steps_for(self, passes: float) -> int:
-        """Steps until as many images were seen as `passes` times the data set holds, rounded up."""
+    def steps_for(self, passes: float, *, whole_epochs: bool = False) -> int:
+        """How many steps so many image passes are, rounded up.
+
+        Args:
+            passes: how often an image is in a batch, on average.
+            whole_epochs: count as the authors' codes do, an epoch of anchors as 1 + k passes. What an epoch drops at
+                its end is then not made up for, and images are in batches a little less often.
+        """
+        if whole_epochs:
+            return math.ceil(passes * self.steps_per_epoch / (self.k + 1))
         return math.ceil(passes * self.images / self.batch_size)
 
-    def describe(self, passes: float) -> str:
-        """One line: how long `passes` image passes are."""
-        steps = self.steps_for(passes)
+    def passes_of(self, steps: int) -> float:
+        """How often an image is in a batch of so many steps, on average."""
+        return steps * self.batch_size / self.images
+
+    def describe(self, passes: float, *, whole_epochs: bool = False) -> str:
+        """One line: how long `passes` image passes are; arguments as for `steps_for`."""
+        steps = self.steps_for(passes, whole_epochs=whole_epochs)
         bags = f"{self.bags} anchors x (1 + {self.k} of the nearest {self.n})" if self.k else "plain random"
         return (
-            f"{passes:g} image passes = {steps:,} steps = {steps / self.steps_per_epoch:.4g} epochs of anchors; "
-            f"batches of {self.batch_size:,}: {bags}"
+            f"{min(passes, self.passes_of(steps)):.6g} image passes = {steps:,} steps = "
+            f"{steps / self.steps_per_epoch:.4g} epochs of anchors; batches of {self.batch_size:,}: {bags}"
         )
 
     def at(self, step: int) -> tuple[Int64[np.ndarray, " B"], Int64[np.ndarray, " B"]]:
