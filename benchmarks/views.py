@@ -102,8 +102,8 @@ def main() -> None:
 
 def bytes_of(source: Source, i: int) -> bytes:
     """The encoded file of an image, as a data set on disk would give it."""
-    from understudy.sources.folders import FolderImages
-    from understudy.sources.parquet import ParquetImages
+    from understudy.sources.formats.folder import FolderImages
+    from understudy.sources.formats.parquet import ParquetImages
 
     images, row = source.images, int(source.rows[i])
     if isinstance(images, FolderImages):

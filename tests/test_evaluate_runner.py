@@ -29,7 +29,8 @@ from understudy.evaluate.settings import HOW, OWN, PROTOCOLS, EvaluationSettings
 from understudy.models.contract import Contract
 from understudy.models.student import Student, build_student, load_student, save_student
 from understudy.models.teacher import Teacher, build_teacher
-from understudy.sources.source import Source, open_evaluation, open_source
+from understudy.sources.evaluation import open_evaluation
+from understudy.sources.source import Source, open_source
 
 TRAIN, TEST = 150, 60
 

@@ -14,7 +14,8 @@ import pytest
 
 from test_sources_source import png, shades, table, write
 from understudy.errors import DataError, UnreadableImage
-from understudy.sources.source import open_evaluation, open_source
+from understudy.sources.evaluation import open_evaluation
+from understudy.sources.source import open_source
 
 
 def save(folder: Path, *parts: pa.Table, names: list[str] | None = None, rows: int = 2, **state: Any) -> Path:

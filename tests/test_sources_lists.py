@@ -9,8 +9,7 @@ import pytest
 
 from test_sources_source import shades, table, tree, write
 from understudy.errors import DataError, UnreadableImage
-from understudy.sources import folders
-from understudy.sources.folders import ListedImages
+from understudy.sources.formats.list import ListedImages
 from understudy.sources.source import open_source
 
 
@@ -91,7 +90,7 @@ def test_what_names_nothing(tmp_path: Path):
 def test_long_lists_hold_no_python_object_per_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     count = 50_000
     (tmp_path / "a.txt").write_text("\n".join(f"class_{i // 1000}/image_{i:08d}.jpg" for i in range(count)))
-    monkeypatch.setattr(folders.ListedImages, "_states", lambda *_: ([0] * count, [0] * count))
+    monkeypatch.setattr(ListedImages, "_states", lambda *_: ([0] * count, [0] * count))
     tracemalloc.start()
     images = ListedImages(tmp_path / "a.txt")
     held, _ = tracemalloc.get_traced_memory()

@@ -24,9 +24,10 @@ from test_sources_source import shades, table
 from understudy.errors import ConfigError, DataError, MissingDependency
 from understudy.sources import addresses
 from understudy.sources.cache import Cache
+from understudy.sources.evaluation import open_evaluation
+from understudy.sources.formats.address import RemoteImages
 from understudy.sources.pixels import PixelMap, decoded
-from understudy.sources.remote import RemoteImages
-from understudy.sources.source import Source, open_evaluation, open_source
+from understudy.sources.source import Source, open_source
 from understudy.views.image_loader import ImageLoader
 
 
@@ -121,7 +122,7 @@ def test_the_same_images_and_labels_as_from_a_local_file(tmp_path: Path, compres
 
 
 def test_a_footer_longer_than_the_first_request(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("understudy.sources.remote.TAIL", 64)
+    monkeypatch.setattr("understudy.sources.formats.address.TAIL", 64)
     source = open_source(put("elsewhere://set/a.parquet", table(range(5)), row_group_size=1))
     assert len(Elsewhere.asked) == 2
     assert shades(source) == list(range(5))

@@ -17,15 +17,12 @@ import pytest
 from PIL import Image
 
 from understudy.errors import ConfigError, DataError, UnreadableImage
-from understudy.sources import parquet
-from understudy.sources.folders import FolderImages
-from understudy.sources.source import (
-    Source,
-    open_evaluation,
-    open_source,
-    read_listing,
-    write_listing,
-)
+from understudy.sources.evaluation import open_evaluation
+from understudy.sources.formats import parquet
+from understudy.sources.formats.folder import FolderImages
+from understudy.sources.listing import read_listing, write_listing
+from understudy.sources.source import Source, open_source
+from understudy.sources.splits import example_of
 
 
 def color(number: int) -> np.ndarray:
@@ -282,7 +279,7 @@ def test_the_column_that_is_said_to_hold_images(tmp_path: Path):
     ],
 )
 def test_how_one_split_of_several_is_named(names: tuple[str, ...], example: str):
-    assert parquet.example_of(names) == example
+    assert example_of(names) == example
 
 
 @pytest.mark.parametrize("name", ["img", "jpg", "picture"])

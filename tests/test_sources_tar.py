@@ -20,8 +20,12 @@ from PIL import Image
 
 from test_sources_source import png, shades
 from understudy.errors import DataError, UnreadableImage
-from understudy.sources import tar as shards
-from understudy.sources.source import open_evaluation, open_source, read_listing, write_listing
+from understudy.sources import tar_index
+from understudy.sources.evaluation import open_evaluation
+from understudy.sources.formats import tar
+from understudy.sources.formats.tar import TarImages
+from understudy.sources.listing import read_listing, write_listing
+from understudy.sources.source import open_source
 
 
 def pack(path: Path, members: Iterable[tuple[str, bytes]], form: int = tarfile.USTAR_FORMAT) -> Path:
@@ -77,7 +81,7 @@ def test_sizes_beyond_octal():
     info.size = big
     header = info.tobuf(tarfile.GNU_FORMAT)
     assert header[124] & 0x80
-    assert shards._size(header) == big
+    assert tar_index._size(header) == big
 
 
 def test_what_is_no_image_is_passed_over(tmp_path: Path):
@@ -183,7 +187,7 @@ def test_the_index_is_made_once_and_found_again(tmp_path: Path, monkeypatch: pyt
     first = open_source(path, listings=kept)
     packed = pickle.dumps(first)
     assert [file.suffix for file in kept.iterdir()] == [".index"]
-    monkeypatch.setattr(shards, "index", lambda *_: pytest.fail("the shards were scanned again"))
+    monkeypatch.setattr(tar, "index", lambda *_: pytest.fail("the shards were scanned again"))
     for again in (open_source(path, listings=kept), pickle.loads(packed)):
         assert shades(again) == list(range(6))
         assert again.names == first.names
@@ -197,13 +201,13 @@ def test_the_index_is_made_once_and_found_again(tmp_path: Path, monkeypatch: pyt
 
 
 def test_few_files_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(shards, "OPEN_SHARDS", 2)
+    monkeypatch.setattr(tar, "OPEN_SHARDS", 2)
     for i in range(5):
         pack(tmp_path / f"{i}.tar", sample(i))
     source = open_source(tmp_path)
     for order in ([0, 1, 2, 3, 4], [4, 0, 3, 1, 2]):
         assert shades(source.subset(order)) == order
-        assert isinstance(source.images, shards.ShardImages)
+        assert isinstance(source.images, TarImages)
         assert len(source.images._open) == 2
     assert len(pickle.loads(pickle.dumps(source)).images._open) == 0
 

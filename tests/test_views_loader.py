@@ -287,7 +287,9 @@ def test_training_never_reads_labels(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         Image.fromarray(image).save(path)
     source = open_source(tmp_path / "images")
     assert source.labels is not None
-    monkeypatch.setattr("understudy.sources.folders.FolderImages.labels", lambda _: pytest.fail("labels were read"))
+    monkeypatch.setattr(
+        "understudy.sources.formats.folder.FolderImages.labels", lambda _: pytest.fail("labels were read")
+    )
     source = open_source(tmp_path / "images", limit=16)
     fast = decoded(source, tmp_path / "store")
     assert len(list(loader_of(fast, size=32))) == 7
@@ -549,6 +551,6 @@ def test_an_error_of_the_reader_is_not_mistaken_for_a_lost_worker(folder: Source
     def broken(*_: object) -> None:
         raise OSError("a broken disk")
 
-    monkeypatch.setattr("understudy.sources.folders.FolderImages.read", broken)
+    monkeypatch.setattr("understudy.sources.formats.folder.FolderImages.read", broken)
     with pytest.raises(OSError, match="a broken disk"):
         next(iter(loader_of(folder, reading=Reading(workers=1))))

@@ -119,7 +119,7 @@ def train_stage(settings: RunSettings, *, quiet: bool = False) -> Run | None:
     from understudy.losses import LOSSES
     from understudy.models.outputs import require_outputs
     from understudy.models.sharded import ShardedTeacher, collective_calls, require_processes
-    from understudy.sources.remote import RemoteImages
+    from understudy.sources.formats.address import RemoteImages
     from understudy.train.data import TrainingData
     from understudy.train.distributed import join
     from understudy.train.log import notify
@@ -343,7 +343,8 @@ def probe_of(
     import torch
 
     from understudy.models.encoder import build_encoder
-    from understudy.sources.source import limited, open_evaluation
+    from understudy.sources.evaluation import open_evaluation
+    from understudy.sources.source import limited
     from understudy.train.signals import Probe
     from understudy.views.image_loader import ImageLoader
 

@@ -39,7 +39,8 @@ from understudy.models.precision import has_tf32
 from understudy.models.student import load_student
 from understudy.models.teacher import Teacher, build_teacher
 from understudy.settings import as_table
-from understudy.sources.source import Source, limited, open_evaluation, open_source
+from understudy.sources.evaluation import open_evaluation
+from understudy.sources.source import Source, limited, open_source
 
 FORMAT = 3
 UNLABELED = 2000

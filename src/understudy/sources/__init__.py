@@ -1,8 +1,6 @@
-"""The data room: image sources in, replayable batches of views out.
+"""Sources: sets of images by number, whatever stores them; they are listed once and read one by one.
 
-`sources` lists and reads images (never their labels unless asked), `decode` makes RGB of whatever a file holds,
-`pixels` keeps small images decoded, `views` augments, `batches` decides which images meet, `loader` brings it all to
-the training loop. Everything random is addressed, not drawn: the same seed, image and view number give the same pixels
-on any machine, for any number of workers, in any order (`philox`). `targets` names the sets that an encoder is judged
-on; `objects`, `masks` and `videos` read those with boxes, class masks and masks in time.
+`formats` holds the registry `FORMATS`: a class a storage format. `source` opens a spec, `evaluation` the two halves of
+a labeled set, `listing` writes down which images they were. `decode` makes RGB of whatever a file holds, `pixels`
+makes sets cheap to read at random, `cache` keeps what was fetched from an address. Labels are read only when asked for.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -19,7 +20,7 @@ LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class")
 """Names under which data sets keep one class per image."""
 
 LONGEST = 65_536
-"""Bytes of a path that are looked at: more than any system allows."""
+"""Bytes of a path, more than any system allows."""
 
 FRESH_NAMES = 65_536
 """Names that may be Python objects at once while a listing is made."""
@@ -27,11 +28,17 @@ FRESH_NAMES = 65_536
 
 @runtime_checkable
 class Images(Protocol):
-    """One kind of storage behind a `Source`. Picklable; files are opened on first use in each process."""
+    """Images by row, whatever stores them: what a format opens, and what lies behind a `Source`.
+
+    Differs from a `Source` in that it always holds all of them, in their own order, and reads nothing ahead. It is
+    picklable: files are opened on first use in each process.
+    """
 
     fingerprint: str
+    """Changes when the set of images, their order or their content (by size and time) does."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """How many."""
 
     def read(self, row: int) -> Image.Image:
         """The image as RGB. Raises `UnreadableImage`."""
@@ -75,6 +82,13 @@ def below_common(paths: pa.Array) -> pa.Array:
     pairs = enumerate(zip(ends["min"], ends["max"], strict=False))
     differ = next((place for place, (one, other) in pairs if one != other), 0)
     return pc.binary_slice(paths, ends["min"].rfind(b"/", 0, differ) + 1, stop=LONGEST)
+
+
+def below_common_folder(files: Sequence[str]) -> list[str]:
+    """The names of some files: their paths below the folder that all of them lie in."""
+    paths = [os.path.abspath(file) for file in files]
+    common = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return [os.path.relpath(path, common).replace(os.sep, "/") for path in paths]
 
 
 def class_columns(values: pa.ChunkedArray, names: list[str] | None) -> Labels | None:
@@ -130,14 +144,14 @@ class Names:
         """Add names at the end."""
         self._fresh += names
         if len(self._fresh) >= FRESH_NAMES:
-            self._settle()
+            self._pack()
 
     def finish(self) -> pa.Array:
         """All names, (N,) large_binary in one piece."""
-        self._settle()
+        self._pack()
         return pa.concat_arrays(self._chunks)
 
-    def _settle(self) -> None:
+    def _pack(self) -> None:
         self._chunks.append(pa.array(self._fresh, type=pa.large_binary()))
         self._fresh = []
 
@@ -180,17 +194,16 @@ class JoinedImages:
         """See `Images`."""
         rows = np.asarray(rows)
         part = np.searchsorted(self.starts, rows, side="right") - 1
-        found = np.empty(len(rows), dtype=object)
+        names = np.empty(len(rows), dtype=object)
         for number in np.unique(part).tolist():
-            here = part == number
-            found[here] = self.parts[number].names(rows[here] - self.starts[number]).to_pylist()
-        return pa.array(found.tolist(), type=pa.large_string())
+            places = part == number
+            names[places] = self.parts[number].names(rows[places] - self.starts[number]).to_pylist()
+        return pa.array(names.tolist(), type=pa.large_string())
 
     def labels(self) -> Labels | None:
         """See `Images`."""
-        found = [part.labels() for part in self.parts]
-        known = [one for one in found if one is not None]
-        if len(known) < len(found):
+        labels = [labels for part in self.parts if (labels := part.labels()) is not None]
+        if len(labels) < len(self.parts):
             return None
-        assert all(names == known[0][1] for _, names in known)
-        return np.concatenate([numbers for numbers, _ in known]), known[0][1]
+        assert all(names == labels[0][1] for _, names in labels)
+        return np.concatenate([numbers for numbers, _ in labels]), labels[0][1]

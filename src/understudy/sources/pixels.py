@@ -18,10 +18,10 @@ from PIL import Image
 
 from understudy.artifacts import atomic, read_json, write_json
 from understudy.errors import DataError, UnreadableImage
-from understudy.sources.arrays import ArrayImages
 from understudy.sources.decode import to_rgb
+from understudy.sources.formats.npy import ArrayImages
+from understudy.sources.formats.parquet import ROW_GROUP_CACHE, ParquetImages
 from understudy.sources.images import Labels
-from understudy.sources.parquet import ROW_GROUP_CACHE, ParquetImages
 from understudy.sources.source import Source
 
 SMALL = 64

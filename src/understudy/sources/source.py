@@ -10,47 +10,27 @@ import copy
 import functools
 import glob
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from PIL import Image
 
-from understudy.artifacts import atomic, fingerprint
+from understudy.artifacts import fingerprint
 from understudy.errors import ConfigError, DataError
 from understudy.philox import SUBSET, permutation
-from understudy.sources.arrays import ArrayImages, digits
-from understudy.sources.arrow import ArrowImages, saved_files
-from understudy.sources.decode import EXTENSIONS
-from understudy.sources.folders import FolderImages, ListedImages, lines, scan
+from understudy.sources.formats import FORMATS, format_of_file, holders, known_forms
+from understudy.sources.formats.address import RemoteImages
+from understudy.sources.formats.npy import ArrayImages
 from understudy.sources.images import Images, Labels
-from understudy.sources.parquet import ParquetImages, example_of, split_of
-from understudy.sources.remote import RemoteImages, hub_splits, open_hub, open_listed, open_remote
-from understudy.sources.tar import ShardImages
-from understudy.sources.torchvision_sets import TorchvisionImages
-
-EVALUATION_SPLITS = ("val", "valid", "validation", "test")
-"""Names of the held-out half of a labeled root, in order of preference (ImageNet's public test half has no labels)."""
-
-KINDS = (
-    "a folder of images, *.parquet, *.tar, *.arrow, *.npy, list:FILE, torchvision:NAME, hf:ORG/NAME, an address of "
-    "parquet files (s3://..., https://...), or digits"
-)
-"""What a data spec may be, for messages."""
-
-LISTS = (".txt", ".csv", ".tsv")
-"""Endings of files that name images, or files of images."""
 
 
 class Source:
     """Images by number, with names and, where they exist, labels.
 
     Args:
-        spec: what was asked for.
+        spec: as the user wrote it.
         images: the storage.
         rows: (N,) int64, the storage's row of each image; all rows unless given.
         ids: (N,) int64, the number that an image's views are drawn with; it stays with the image through `subset`. The
@@ -97,8 +77,8 @@ class Source:
 
     @functools.cached_property
     def _labels(self) -> Labels | None:
-        found = self.images.labels()
-        return None if found is None else (found[0][self.rows], found[1])
+        labels = self.images.labels()
+        return None if labels is None else (labels[0][self.rows], labels[1])
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -112,12 +92,12 @@ class Source:
 
     def subset(self, indices: np.ndarray | Sequence[int]) -> Source:
         """The source of these images, in this order; each keeps its id, so its views stay the same."""
-        chosen = np.asarray(indices, dtype=np.int64)
-        ids = self.ids[chosen]
-        part = Source(self.spec, self.images, self.rows[chosen], ids, fingerprint(self.fingerprint, ids))
-        known: Labels | None = self.__dict__.get("_labels")
-        if known is not None:
-            part.__dict__["_labels"] = (known[0][chosen], known[1])
+        places = np.asarray(indices, dtype=np.int64)
+        ids = self.ids[places]
+        part = Source(self.spec, self.images, self.rows[places], ids, fingerprint(self.fingerprint, ids))
+        labels: Labels | None = self.__dict__.get("_labels")
+        if labels is not None:
+            part.__dict__["_labels"] = (labels[0][places], labels[1])
         return part
 
     def relabeled(self, labels: Labels) -> Source:
@@ -148,7 +128,7 @@ def open_source(
         limit: use only this many images, drawn at random by their place in the listing, always the same ones; the
             first ones would all be of one class where folders are classes. Of images that are not on this
             machine, whole row groups are drawn.
-        listings: folder where what one scan of tar shards found is kept for later calls; kept in memory unless given.
+        listings: folder where the index of tar shards is kept for later calls; in memory unless given.
 
     Raises:
         DataError: nothing there, no images in it, or more than one way to read it.
@@ -173,245 +153,37 @@ def limited(source: Source, limit: int | None) -> Source:
     if limit < 1:
         raise ConfigError(f"A limit is at least 1 image; got {limit}.")
     if isinstance(source.images, RemoteImages):  # images from all over would be fetched with all that is around them
-        return source.subset(source.images.near(source.rows, limit))
+        return source.subset(source.images.in_few_groups(source.rows, limit))
     return source.subset(np.sort(permutation(0, SUBSET, 0, len(source))[:limit]))
 
 
 def _images(spec: str, listings: Path | None) -> Images:
-    kind, _, rest = spec.partition(":")
-    if kind == "digits":
-        return digits(rest)
-    if kind == "torchvision":
-        name, _, split = rest.partition(":")
-        return TorchvisionImages(name, os.environ.get("UNDERSTUDY_DATA", "data"), split or "train")
-    if kind == "list":
-        return _listed(Path(rest).expanduser(), listings)
-    if kind == "hf":
-        return open_hub(rest)
-    if "://" in spec:
-        return open_remote(spec)
+    for kind in FORMATS.values():
+        if kind.accepts(spec):
+            return kind.open(spec.partition(":")[2] if kind.prefix else spec, listings)
     path = Path(spec).expanduser()
     if any(mark in spec for mark in "*?[") and not path.exists():
-        files = sorted(Path(found) for found in glob.glob(str(path), recursive=True))
-        endings = sorted({file.suffix for file in files})
-        if len(endings) != 1 or endings[0] not in HOLDERS:
-            found = f"{files[0]} and {len(files) - 1} more" if files else "nothing"
-            raise DataError(
-                f"The pattern {spec} must match files of one kind, {', '.join(HOLDERS)}; it matches {found}."
-            )
-        return _held(files, endings[0], listings)
+        return _glob(spec, path, listings)
     if path.is_dir():
-        return _folder(path, listings)
+        return FORMATS["folder"].open(spec, listings)
     if not path.exists():
         hint = " Write a range of shards as a pattern (shard-*.tar): braces mean nothing here." if "{" in spec else ""
-        raise DataError(f"The data {spec} does not exist. Give {KINDS}.{hint}")
-    if path.suffix in HOLDERS:
-        return _held([path], path.suffix, listings)
-    if path.suffix in LISTS:
-        return _listed(path, listings)
-    if path.suffix == ".npy":
-        return ArrayImages(path)
-    if path.suffix in (".tgz", ".gz", ".bz2", ".xz", ".zst"):
-        return ShardImages([path])  # whose sentence names the compression
-    raise DataError(
-        f"{spec} is not a kind of data this version reads ('{path.suffix}'). Give {KINDS}; unpack an archive into a "
-        "folder first."
-    )
-
-
-HOLDERS = {".parquet": "parquet files", ".tar": "tar shards", ".arrow": "Arrow files"}
-"""Endings of files that hold many images each."""
-
-
-def _held(files: list[Path], ending: str, listings: Path | None) -> Images:
-    """Files of one kind that hold many images each."""
-    if ending == ".tar":
-        return ShardImages(files, listings)
-    return ParquetImages(files) if ending == ".parquet" else ArrowImages(files)
-
-
-def _listed(file: Path, listings: Path | None) -> Images:
-    """The images, or files of images, that a list names."""
-    if not file.is_file():
-        raise DataError(f"The list {file} does not exist. Give a text file with one path a line.")
-    if file.suffix not in (".csv", ".tsv"):
-        ending = _ending_of(file)
-        if ending in HOLDERS:
-            urls = lines(file).to_pylist()
-            if b"://" in urls[0]:
-                return open_listed([os.fsdecode(url) for url in urls])
-            files = [file.parent / os.fsdecode(line) for line in urls]
-            missing = [str(name) for name in files if not name.is_file() or name.suffix != ending]
-            if missing:
-                raise DataError(
-                    f"{file} names {len(files)} files, and {len(missing)} of them are no {HOLDERS[ending]} that are "
-                    f"there, e.g. {missing[0]}. Paths are relative to the list's own folder."
-                )
-            return _held(files, ending, listings)
-    return ListedImages(file)
-
-
-def _ending_of(file: Path) -> str:
-    """The ending of the first path in a list."""
-    with open(file, "rb") as content:
-        first = next((line for line in content if line.strip()), b"")
-    return os.path.splitext(os.fsdecode(first.strip()))[1]
-
-
-def _folder(root: Path, listings: Path | None) -> Images:
-    """A folder of images, or of files that hold many when it has those and no images."""
-    found = scan(root)
-    if len(found.names):
-        return FolderImages(root, found.names, found.sizes, found.times)
-    kinds = [ending for ending, names in found.containers.items() if names]
-    if len(kinds) > 1:
-        counts = " and ".join(f"{len(found.containers[ending])} {HOLDERS[ending]}" for ending in kinds)
-        raise DataError(f"{root} holds {counts}. Name the ones to use, e.g. {root / ('*' + kinds[0])}.")
-    if not kinds:
+        raise DataError(f"The data {spec} does not exist. Give {known_forms()}.{hint}")
+    file_format = format_of_file(path)
+    if file_format is None:
         raise DataError(
-            f"There are no images in {root}: {found.others} other files, none ending in "
-            f"{', '.join(sorted(EXTENSIONS)[:6])}, ... or {', '.join(HOLDERS)}. Check the path."
+            f"{spec} is not a kind of data this version reads ('{path.suffix}'). Give {known_forms()}; unpack an "
+            "archive into a folder first."
         )
-    names = found.containers[kinds[0]]
-    of_split = Counter(map(split_of, names))
-    if len(of_split) > 1:
-        counts = ", ".join(f"{split or 'other'}: {of_split[split]}" for split in sorted(of_split))
-        raise DataError(
-            f"{root} holds {HOLDERS[kinds[0]]} of several splits ({counts}). Name the one to use, e.g. "
-            f"{root / example_of(names)}."
-        )
-    files = saved_files(root, names) if kinds[0] == ".arrow" else [root / name for name in names]
-    return _held(files, kinds[0], listings)
+    return file_format.open(spec, listings)
 
 
-def open_evaluation(
-    spec: str | os.PathLike[str], *, listings: str | os.PathLike[str] | None = None
-) -> tuple[Source, Source]:
-    """Open labeled images to evaluate on.
-
-    Args:
-        spec: a root with `train` and one of `val`, `valid`, `validation`, `test` (folders of class folders, or parquet,
-            tar or Arrow files named so); `digits`; `torchvision:NAME`; or two specs separated by a comma.
-        listings: as for `open_source`.
-
-    Returns:
-        The training and the test half, their class numbers meaning the same: those of the training half.
-
-    Raises:
-        DataError: a half is missing, has no labels, or the test half has a class that the training half lacks.
-    """
-    spec = os.fspath(spec)
-    parts = [spec] if Path(spec).exists() else [part.strip() for part in spec.split(",")]
-    if len(parts) == 2:
-        first, second = parts
-    elif len(parts) != 1:
-        raise DataError(f"Evaluation data is one labeled root or two specs 'TRAIN,TEST'; got {len(parts)} in '{spec}'.")
-    elif spec.startswith("hf:") and spec.count(":") == 1:
-        splits = hub_splits(spec.removeprefix("hf:"))[1]
-        held_out = next((name for name in EVALUATION_SPLITS if name in splits), None)
-        if "train" not in splits or held_out is None:
-            raise DataError(
-                f"{spec} has the splits {', '.join(splits)}, and evaluation needs train and one of "
-                f"{', '.join(EVALUATION_SPLITS)}. Give two specs separated by a comma, e.g. {spec}:A,{spec}:B."
-            )
-        first, second = f"{spec}:train", f"{spec}:{held_out}"
-    elif spec == "digits" or (spec.startswith("torchvision:") and spec.count(":") == 1):
-        first, second = f"{spec}:train", f"{spec}:test"
-    else:
-        return _agreeing(*_halves(spec, None if listings is None else Path(listings)), spec)
-    return _agreeing(open_source(first, listings=listings), open_source(second, listings=listings), spec)
-
-
-def _halves(spec: str, listings: Path | None) -> tuple[Source, Source]:
-    root = Path(spec).expanduser()
-    if not root.is_dir():
-        raise DataError(
-            f"The evaluation data {spec} is not a folder. Give a labeled root with train and val or test, or two "
-            "specs separated by a comma."
-        )
-    held_out = next((name for name in EVALUATION_SPLITS if (root / name).is_dir()), None)
-    if (root / "train").is_dir() and held_out is not None:
-        return open_source(root / "train", listings=listings), open_source(root / held_out, listings=listings)
-    for ending, names in scan(root).containers.items():
-        by_split: dict[str, list[Path]] = {}
-        for name in names:
-            by_split.setdefault(split_of(name), []).append(root / name)
-        held_out = next((name for name in EVALUATION_SPLITS if name in by_split), None)
-        if "train" in by_split and held_out is not None:
-            first, second = (_held(by_split[name], ending, listings) for name in ("train", held_out))
-            return Source(f"{spec}/train", first), Source(f"{spec}/{held_out}", second)
-    inside = ", ".join(sorted(os.listdir(root))[:8]) or "nothing"
-    raise DataError(
-        f"{spec} is not a labeled root: it needs train and one of {', '.join(EVALUATION_SPLITS)} (folders of class "
-        f"folders, or parquet, tar or Arrow files so named), and holds {inside}. Give such a root, or two specs "
-        "separated by a comma."
-    )
-
-
-def _agreeing(train: Source, test: Source, spec: str) -> tuple[Source, Source]:
-    """Both halves with the class numbers of the training half."""
-    for title, half in (("training", train), ("test", test)):
-        if half.labels is None:
-            raise DataError(
-                f"The {title} half {half.spec} of the evaluation data {spec} has no labels. Classes come from folders "
-                "(CLASS/IMAGE), from a column called label, from .cls or .json members of tar shards, or from the "
-                "data set itself."
-            )
-    known, names = train.class_names, test.class_names
-    assert known is not None
-    assert names is not None
-    if known == names:
-        return train, test
-    assert test.labels is not None
-    used = {names[number] for number in np.unique(test.labels).tolist()}
-    unknown = sorted(used - set(known))
-    if unknown:
-        raise DataError(
-            f"{len(unknown)} of {len(used)} test classes are not among the {len(known)} training classes of {spec}, "
-            f"e.g. '{unknown[0]}'. Training classes: {', '.join(known[:8])}, ..."
-        )
-    place = {name: number for number, name in enumerate(known)}
-    renumber = np.array([place.get(name, -1) for name in names], dtype=np.int64)
-    return train, test.relabeled((renumber[test.labels], known))
-
-
-def write_listing(path: str | os.PathLike[str], source: Source) -> None:
-    """Write which image stands in which row, columns id and name; labels stay where they are."""
-    table = pa.table({"id": pa.array(source.ids), "name": source.names})
-    table = table.replace_schema_metadata({"spec": source.spec, "fingerprint": source.fingerprint})
-    with atomic(path) as temporary:
-        pq.write_table(table, temporary)
-
-
-def read_listing(path: str | os.PathLike[str], source: Source | str | os.PathLike[str]) -> Source:
-    """The images of a listing, in its order.
-
-    Args:
-        path: what `write_listing` wrote.
-        source: the source that the listing was taken from, or its spec.
-
-    Raises:
-        DataError: the listing cannot be read, or the source no longer has these images under these numbers.
-    """
-    if not isinstance(source, Source):
-        source = open_source(source)
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"The listing {path} cannot be read ({error}). Embed the images again.") from None
-    ids = table.column("id").to_numpy()
-    order = np.argsort(source.ids, kind="stable")
-    place = np.searchsorted(source.ids, ids, sorter=order)
-    known = place < len(order)
-    indices = order[np.where(known, place, 0)]
-    chosen = source.subset(indices)
-    if not (known.all() and (chosen.ids == ids).all() and _same_names(chosen.names, table.column("name"))):
-        raise DataError(
-            f"{path} lists {len(ids)} images that {source.spec} no longer has under the same names and numbers (it has "
-            f"{len(source)}). Embed the images again."
-        )
-    return chosen
-
-
-def _same_names(names: pa.Array, listed: pa.ChunkedArray) -> bool:
-    return bool(pc.all(pc.equal(names, listed.combine_chunks().cast(names.type))).as_py())
+def _glob(spec: str, path: Path, listings: Path | None) -> Images:
+    """The images of files that match a pattern."""
+    files = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
+    endings = {file.suffix for file in files}
+    kinds = holders()
+    if len(endings) != 1 or not endings <= kinds.keys():
+        matches = f"{files[0]} and {len(files) - 1} more" if files else "nothing"
+        raise DataError(f"The pattern {spec} must match files of one kind, {', '.join(kinds)}; it matches {matches}.")
+    return kinds[endings.pop()].open_files(files, listings)

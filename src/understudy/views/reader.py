@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from understudy.errors import ConfigError, UnreadableImage
-from understudy.sources.arrays import ArrayImages
+from understudy.sources.formats.npy import ArrayImages
 from understudy.sources.pixels import SMALL
 from understudy.sources.source import Source
 from understudy.views.augmentation import SIGMA, Recipe, draw, geometry, geometry_of_batch

@@ -11,7 +11,7 @@ import time
 import torch
 from torch import Tensor
 
-from understudy.sources.arrays import ArrayImages
+from understudy.sources.formats.npy import ArrayImages
 from understudy.sources.pixels import SMALL
 from understudy.sources.source import Source
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from understudy.errors import DataError
-from understudy.sources.folders import FolderImages
+from understudy.sources.formats.folder import FolderImages
 from understudy.sources.source import Source
 
 

@@ -15,9 +15,9 @@ import numpy as np
 
 from understudy.errors import DataError
 from understudy.evaluate.datasets.dataset import Layout, Target, below, listed
+from understudy.sources.formats.torchvision import TorchvisionImages
 from understudy.sources.images import JoinedImages
 from understudy.sources.source import Source
-from understudy.sources.torchvision_sets import TorchvisionImages
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",

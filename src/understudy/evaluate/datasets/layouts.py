@@ -21,8 +21,10 @@ from understudy.evaluate.datasets.objects import open_objects
 from understudy.evaluate.datasets.shifted import SHIFTED
 from understudy.evaluate.datasets.videos import open_videos
 from understudy.settings import nearest
-from understudy.sources.parquet import split_of
-from understudy.sources.source import EVALUATION_SPLITS, HOLDERS, open_evaluation, open_source
+from understudy.sources.evaluation import open_evaluation
+from understudy.sources.formats import holders
+from understudy.sources.source import open_source
+from understudy.sources.splits import HELD_OUT_SPLITS, split_of
 
 
 def _halves(kind: str, open_halves: Callable[[Path], Any]) -> Layout:
@@ -116,7 +118,7 @@ def open_target(text: str, *, listings: str | os.PathLike[str] | None = None) ->
 def has_halves(spec: str) -> bool:
     """Whether a folder is a labeled root: train beside val or test, as folders, or as parquet, tar or Arrow files."""
     root = Path(spec).expanduser()
-    folders = {name for name in ("train", *EVALUATION_SPLITS) if (root / name).is_dir()}
+    folders = {name for name in ("train", *HELD_OUT_SPLITS) if (root / name).is_dir()}
     # A folder down only where it is the one folder: beside others it is one set of several.
     alone = len([path for path in root.glob("*/") if path.is_dir() and not path.name.startswith(".")]) == 1
     files = [
@@ -125,6 +127,6 @@ def has_halves(spec: str) -> bool:
             for depth in (("", "*/") if alone else ("",))
             for path in root.glob(f"{depth}*{ending}")
         }
-        for ending in HOLDERS
+        for ending in holders()
     ]
-    return any("train" in found and bool(found & set(EVALUATION_SPLITS)) for found in (folders, *files))
+    return any("train" in found and bool(found & set(HELD_OUT_SPLITS)) for found in (folders, *files))

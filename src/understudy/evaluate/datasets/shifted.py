@@ -18,7 +18,7 @@ from jaxtyping import Int
 
 from understudy.errors import DataError
 from understudy.evaluate.datasets.dataset import Layout, Target, below, within
-from understudy.sources.arrays import ArrayImages
+from understudy.sources.formats.npy import ArrayImages
 from understudy.sources.images import JoinedImages
 from understudy.sources.source import Source, open_source
 

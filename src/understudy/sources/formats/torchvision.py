@@ -1,10 +1,11 @@
-"""Published data sets, as torchvision keeps them on disk."""
+"""Data sets of torchvision, as it keeps them on disk."""
 
 from __future__ import annotations
 
 import inspect
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from understudy.artifacts import fingerprint
 from understudy.errors import DataError, UnreadableImage
 from understudy.settings import nearest
 from understudy.sources.decode import to_rgb
-from understudy.sources.images import Labels, numbered
+from understudy.sources.formats import Format
+from understudy.sources.images import Images, Labels, numbered
 
 
 class TorchvisionImages:
@@ -104,21 +106,35 @@ class TorchvisionImages:
 
     def labels(self) -> Labels | None:
         """See `Images`: whichever list of class numbers the data set keeps."""
-        kept = (getattr(self.dataset, name, None) for name in ("targets", "_labels", "labels", "y"))
-        found = next((np.asarray(values) for values in kept if values is not None), None)
+        lists = (getattr(self.dataset, name, None) for name in ("targets", "_labels", "labels", "y"))
+        numbers = next((np.asarray(values) for values in lists if values is not None), None)
         pairs = getattr(self.dataset, "_samples", None)  # (path, class number), as StanfordCars keeps them
-        if found is None and pairs:
-            found = np.asarray([number for _, number in pairs])
-        if (
-            found is None
-            or found.ndim != 1
-            or len(found) != len(self)
-            or found.dtype.kind not in "iu"
-            or found.min() < 0
-        ):
+        if numbers is None and pairs:
+            numbers = np.asarray([number for _, number in pairs])
+        if numbers is None or numbers.shape != (len(self),) or numbers.dtype.kind not in "iu" or numbers.min() < 0:
             return None
         names = getattr(self.dataset, "classes", None)
-        count = int(found.max()) + 1
+        count = int(numbers.max()) + 1
         if names is None or len(names) < count:
             names = range(count)
-        return found.astype(np.int64), [str(name) for name in names]
+        return numbers.astype(np.int64), [str(name) for name in names]
+
+
+class Torchvision(Format):
+    """A data set of torchvision, by the name of its class."""
+
+    name = "torchvision"
+    form = "torchvision:NAME"
+    summary = "a data set already downloaded, below the folder in `UNDERSTUDY_DATA` (`data` unless set)"
+    prefix = "torchvision"
+
+    @staticmethod
+    def halves(spec: str) -> tuple[str, str] | None:
+        """See `Format`."""
+        return (f"{spec}:train", f"{spec}:test") if spec.count(":") == 1 else None
+
+    @staticmethod
+    def open(place: str, listings: Path | None) -> Images:
+        """The images of NAME or NAME:SPLIT; see `Format`."""
+        name, _, split = place.partition(":")
+        return TorchvisionImages(name, os.environ.get("UNDERSTUDY_DATA", "data"), split or "train")

@@ -1,4 +1,4 @@
-"""Decoded images in one array: a `.npy` file, an array in memory, the embedded digits."""
+"""Decoded images in one array: a `.npy` file, or an array in memory."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from PIL import Image
 
 from understudy.artifacts import fingerprint
 from understudy.errors import DataError, UnreadableImage
-from understudy.philox import SUBSET, permutation
-from understudy.sources.images import Labels, numbered
+from understudy.sources.formats import Format
+from understudy.sources.images import Images, Labels, numbered
 
 
 class ArrayImages:
@@ -99,26 +99,15 @@ class ArrayImages:
         return self._given_labels
 
 
-def digits(split: str) -> ArrayImages:
-    """scikit-learn's 1,797 handwritten digits, 8 x 8 grayscale, upscaled to 32 x 32 RGB.
+class Npy(Format):
+    """One array in a file."""
 
-    Args:
-        split: "" for all, "train" or "test" for a fixed random 80 / 20 split.
+    name = "npy"
+    form = "*.npy"
+    summary = "uint8, (N, H, W, 3), (N, H, W) or (N, 3, H, W)"
+    endings = (".npy",)
 
-    Raises:
-        DataError: another split.
-    """
-    from sklearn.datasets import load_digits
-
-    if split not in ("", "train", "test"):
-        raise DataError(f"The digits have the splits train and test; got 'digits:{split}'.")
-    table = load_digits()
-    small = np.rint(table.images * (255 / 16)).astype(np.uint8)
-    large = (Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC) for image in small)
-    pixels = np.stack([np.asarray(image.convert("RGB")) for image in large])
-    order = permutation(0, SUBSET, 0, len(pixels))
-    held_out = len(pixels) // 5
-    chosen = np.sort({"": order, "train": order[held_out:], "test": order[:held_out]}[split])
-    return ArrayImages(
-        pixels[chosen], (table.target[chosen].astype(np.int64), [str(name) for name in table.target_names])
-    )
+    @staticmethod
+    def open(place: str, listings: Path | None) -> Images:
+        """See `Format`."""
+        return ArrayImages(Path(place).expanduser())

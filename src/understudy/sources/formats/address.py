@@ -1,4 +1,4 @@
-"""Images in parquet files that are not on this machine: `hf:NAME`, or any address that fsspec understands.
+"""Images in parquet files that are not on this machine, at any address that fsspec understands.
 
 A listing asks for the footers alone. Images come a row group at a time, by its offset, and stay on this machine's disk
 up to a bound, shared by all processes: in order, each row group is fetched once; at random, once if all fit.
@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import io
 import os
-import re
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +21,12 @@ import pyarrow.parquet as pq
 from understudy.artifacts import fingerprint
 from understudy.errors import DataError
 from understudy.philox import SUBSET, permutation
-from understudy.sources.addresses import NoParquet, Shard, file_system, patiently, shards_below
+from understudy.sources.addresses import Shard, file_system, patiently, shards_below
 from understudy.sources.cache import Cache
-from understudy.sources.parquet import RowGroupImages, encoded, example_of, leaf_of, split_of
+from understudy.sources.formats import Format
+from understudy.sources.formats.parquet import RowGroupImages, encoded, leaf_of
+from understudy.sources.images import Images
+from understudy.sources.splits import example_of, several_splits
 
 THREADS = 16
 """Requests at once while a listing is made: each waits for the network most of its time."""
@@ -87,7 +89,7 @@ class RemoteImages(RowGroupImages):
 
     def _group(self, group: int) -> pa.ChunkedArray:
         if group not in self._mapped:
-            number, inner = self.groups[group].tolist()
+            number, inner = self.parts[group].tolist()
             name = f"{self.versions[number]}-{fingerprint(self.column)[:4]}-{inner}"
             self._mapped[group] = self.cache.table(name, lambda: self._load(number, inner)).column(0)
             while len(self._mapped) > MAPPED:
@@ -106,7 +108,7 @@ class RemoteImages(RowGroupImages):
             return window.read_row_group(inner, columns=[column], use_threads=False).column(0)
 
         with ThreadPoolExecutor(THREADS) as threads:
-            parts = list(threads.map(one, self.groups.tolist()))
+            parts = list(threads.map(one, self.parts.tolist()))
         return pa.chunked_array([chunk for part in parts for chunk in part.chunks])
 
     def _window(self, number: int, inner: int, column: str) -> pq.ParquetFile:
@@ -134,15 +136,14 @@ class RemoteImages(RowGroupImages):
 
         return patiently(shard.path, request)
 
-    def near(self, rows: np.ndarray, limit: int) -> np.ndarray:
+    def in_few_groups(self, rows: np.ndarray, limit: int) -> np.ndarray:
         """Places of `limit` of these rows, out of as few row groups as hold them, drawn always the same."""
-        group = np.searchsorted(self.starts, rows, side="right") - 1
-        rank = np.argsort(permutation(0, SUBSET, 0, len(self.groups)))
-        return np.sort(np.argsort(rank[group], kind="stable")[:limit])
+        rank = np.argsort(permutation(0, SUBSET, 0, len(self.parts)))
+        return np.sort(np.argsort(rank[self.part_of(rows)], kind="stable")[:limit])
 
     def advice(self, rows: np.ndarray) -> str | None:
         """What reading these rows at random will cost where not all of their row groups can be kept; else None."""
-        used = self.sizes[np.unique(np.searchsorted(self.starts, rows, side="right") - 1)]
+        used = self.sizes[np.unique(self.part_of(rows))]
         total, most = int(used.sum()), self.cache.most
         if total <= most:
             return None
@@ -182,98 +183,44 @@ class _Window(io.RawIOBase):
         return bytes(content)
 
 
-def open_remote(url: str) -> RemoteImages:
-    """Parquet files behind an address: one, a folder of them, or a pattern.
+class Address(Format):
+    """Parquet files behind an address: one, a folder of them, or a pattern."""
 
-    Args:
-        url: PROTOCOL://..., e.g. `s3://bucket/photos/train-*.parquet`.
+    name = "address"
+    form = "an address of parquet files (s3://..., https://...)"
+    summary = "a file, folder or pattern of parquet, at any address that fsspec reads (`s3://...`, `https://...`)"
+    remote = True
 
-    Raises:
-        DataError: nothing there, no parquet files, files of several splits, or no network.
-        MissingDependency: the protocol needs a package that is not installed.
-    """
-    found = shards_below(url)
-    counts = Counter(split_of(shard.name) for shard in found)
-    if len(counts) > 1:
-        listed = ", ".join(f"{split or 'other'}: {counts[split]}" for split in sorted(counts))
-        raise DataError(
-            f"{url} holds parquet files of several splits ({listed}). Name the one to use, e.g. "
-            f"{url.rstrip('/')}/{example_of([shard.name for shard in found])}."
-        )
-    return RemoteImages(url, found)
+    @staticmethod
+    def accepts(spec: str) -> bool:
+        """See `Format`."""
+        return "://" in spec
+
+    @staticmethod
+    def open(place: str, listings: Path | None) -> Images:
+        """See `Format`.
+
+        Args:
+            place: PROTOCOL://..., e.g. `s3://bucket/photos/train-*.parquet`.
+            listings: not used.
+
+        Raises:
+            DataError: nothing there, no parquet files, files of several splits, or no network.
+            MissingDependency: the protocol needs a package that is not installed.
+        """
+        shards = shards_below(place)
+        names = [shard.name for shard in shards]
+        if splits := several_splits(names):
+            raise DataError(
+                f"{place} holds parquet files of several splits ({splits}). Name the one to use, e.g. "
+                f"{place.rstrip('/')}/{example_of(names)}."
+            )
+        return RemoteImages(place, shards)
 
 
-def open_listed(urls: Sequence[str]) -> RemoteImages:
+def open_addresses(urls: Sequence[str]) -> RemoteImages:
     """Parquet files at these addresses, all on one file system, in this order."""
     others = [url for url in urls if url.partition("://")[0] != urls[0].partition("://")[0]]
     if others:
         raise DataError(f"A list names files of one file system; this one names {urls[0]} and {others[0]}.")
-    found = [shard for url in urls for shard in shards_below(url)]
-    return RemoteImages(urls[0], found)
-
-
-def open_hub(name: str) -> RemoteImages:
-    """A split of a data set of the Hugging Face hub.
-
-    Args:
-        name: `ORG/NAME`, `ORG/NAME@REVISION` or `ORG/NAME/FOLDER`, and `:SPLIT` after it; `train` where there is one,
-            or the only split, unless written.
-
-    Raises:
-        DataError: no such set or split, no parquet files, several folders with files of the split, or no network.
-    """
-    name, _, split = name.partition(":")
-    url, splits = hub_splits(name)
-    if not split:
-        split = "train" if "train" in splits else next(iter(splits)) if len(splits) == 1 else ""
-    if split not in splits:
-        have = ", ".join(found or "(without a name)" for found in splits)
-        raise DataError(f"hf:{name} has no split '{split or 'train'}'. It has: {have}. Write hf:{name}:SPLIT.")
-    folders = sorted({_folder(shard.name) for shard in splits[split]})
-    if len(folders) > 1:
-        raise DataError(
-            f"hf:{name} has files of the split '{split}' in several folders: {', '.join(folders[:8])}. Name one, e.g. "
-            f"hf:{name}/{folders[0]}:{split}."
-        )
-    return RemoteImages(url, splits[split])
-
-
-def hub_splits(name: str) -> tuple[str, dict[str, list[Shard]]]:
-    """The address of a data set of the hub, and its parquet files by split.
-
-    Args:
-        name: without a split.
-    """
-    if not re.fullmatch(r"[\w.-]+(/[\w.@-]+)*", name):
-        raise DataError(
-            f"'hf:{name}' is not the name of a data set of the hub. Write hf:ORG/NAME or hf:ORG/NAME:SPLIT."
-        )
-    url = f"hf://datasets/{name}"
-    try:
-        return url, by_split(shards_below(url))
-    except NoParquet as error:
-        raise DataError(
-            f"{error} The hub makes parquet of many other sets: try hf:{name.partition('@')[0]}@refs/convert/parquet. "
-            f"Or fetch it (`hf download {name.partition('@')[0]} --repo-type dataset --local-dir FOLDER`) and give the "
-            "folder."
-        ) from None
-
-
-def by_split(shards: Sequence[Shard]) -> dict[str, list[Shard]]:
-    """Files by the split that their names say, "" where they say none."""
-    found: dict[str, list[Shard]] = {}
-    for shard in shards:
-        found.setdefault(hub_split(shard.name), []).append(shard)
-    return found
-
-
-def hub_split(name: str) -> str:
-    """The split of a file of the hub, of any name: `unlabeled-00000-of-00005.parquet`, `CONFIG/SPLIT/0000.parquet`."""
-    match = re.search(r"(?:^|/)([\w.]+)-\d{4,}-of-\d{4,}[^/]*$", name) or re.search(r"(?:^|/)([\w.-]+)/\d{4,}\.", name)
-    return match[1] if match else split_of(name)
-
-
-def _folder(name: str) -> str:
-    """The folder of a file, less the part that only names its split."""
-    parent = PurePosixPath(name).parent
-    return str(parent.parent if parent.name and parent.name == hub_split(name) else parent)
+    return RemoteImages(urls[0], [shard for url in urls for shard in shards_below(url)])

@@ -1,0 +1,98 @@
+"""Labeled images to evaluate on: a training half and a test half whose class numbers mean the same."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from understudy.errors import DataError
+from understudy.sources.formats import FORMATS, holders
+from understudy.sources.formats.folder import scan
+from understudy.sources.source import Source, open_source
+from understudy.sources.splits import HELD_OUT_SPLITS, split_of
+
+
+def open_evaluation(
+    spec: str | os.PathLike[str], *, listings: str | os.PathLike[str] | None = None
+) -> tuple[Source, Source]:
+    """Open labeled images to evaluate on.
+
+    Args:
+        spec: a root with `train` and one of `val`, `valid`, `validation`, `test` (folders of class folders, or parquet,
+            tar or Arrow files named so); `digits`; `torchvision:NAME`; or two specs separated by a comma.
+        listings: as for `open_source`.
+
+    Returns:
+        The training and the test half, their class numbers meaning the same: those of the training half.
+
+    Raises:
+        DataError: a half is missing, has no labels, or the test half has a class that the training half lacks.
+    """
+    spec = os.fspath(spec)
+    parts = [spec] if Path(spec).exists() else [part.strip() for part in spec.split(",")]
+    if len(parts) == 2:
+        first, second = parts
+    elif len(parts) != 1:
+        raise DataError(f"Evaluation data is one labeled root or two specs 'TRAIN,TEST'; got {len(parts)} in '{spec}'.")
+    else:
+        halves = next((kind.halves(spec) for kind in FORMATS.values() if kind.accepts(spec)), None)
+        if halves is None:
+            return _with_same_classes(*_halves_of_root(spec, None if listings is None else Path(listings)), spec)
+        first, second = halves
+    train, test = (open_source(half, listings=listings) for half in (first, second))
+    return _with_same_classes(train, test, spec)
+
+
+def _halves_of_root(spec: str, listings: Path | None) -> tuple[Source, Source]:
+    root, kinds = Path(spec).expanduser(), holders()
+    if not root.is_dir():
+        raise DataError(
+            f"The evaluation data {spec} is not a folder. Give a labeled root with train and val or test, or two "
+            "specs separated by a comma."
+        )
+    held_out = next((name for name in HELD_OUT_SPLITS if (root / name).is_dir()), None)
+    if (root / "train").is_dir() and held_out is not None:
+        return open_source(root / "train", listings=listings), open_source(root / held_out, listings=listings)
+    for ending, names in scan(root).holders.items():
+        by_split: dict[str, list[Path]] = {}
+        for name in names:
+            by_split.setdefault(split_of(name), []).append(root / name)
+        held_out = next((name for name in HELD_OUT_SPLITS if name in by_split), None)
+        if "train" in by_split and held_out is not None:
+            first, second = (kinds[ending].open_files(by_split[name], listings) for name in ("train", held_out))
+            return Source(f"{spec}/train", first), Source(f"{spec}/{held_out}", second)
+    inside = ", ".join(sorted(os.listdir(root))[:8]) or "nothing"
+    raise DataError(
+        f"{spec} is not a labeled root: it needs train and one of {', '.join(HELD_OUT_SPLITS)} (folders of class "
+        f"folders, or parquet, tar or Arrow files so named), and holds {inside}. Give such a root, or two specs "
+        "separated by a comma."
+    )
+
+
+def _with_same_classes(train: Source, test: Source, spec: str) -> tuple[Source, Source]:
+    """Both halves with the class numbers of the training half."""
+    for title, half in (("training", train), ("test", test)):
+        if half.labels is None:
+            raise DataError(
+                f"The {title} half {half.spec} of the evaluation data {spec} has no labels. Classes come from folders "
+                "(CLASS/IMAGE), from a column called label, from .cls or .json members of tar shards, or from the "
+                "data set itself."
+            )
+    train_names, test_names = train.class_names, test.class_names
+    assert train_names is not None
+    assert test_names is not None
+    if train_names == test_names:
+        return train, test
+    assert test.labels is not None
+    used = {test_names[number] for number in np.unique(test.labels).tolist()}
+    unknown = sorted(used - set(train_names))
+    if unknown:
+        raise DataError(
+            f"{len(unknown)} of {len(used)} test classes are not among the {len(train_names)} training classes of "
+            f"{spec}, e.g. '{unknown[0]}'. Training classes: {', '.join(train_names[:8])}, ..."
+        )
+    numbers = {name: number for number, name in enumerate(train_names)}
+    renumber = np.array([numbers.get(name, -1) for name in test_names], dtype=np.int64)
+    return train, test.relabeled((renumber[test.labels], train_names))

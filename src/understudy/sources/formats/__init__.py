@@ -1,0 +1,103 @@
+"""The storage formats of images, a class each: `FORMATS` finds them, and everything that lists formats asks it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from understudy.registry import Registry
+from understudy.sources.images import Images
+
+
+class Format:
+    """One way in which images are stored.
+
+    A spec belongs to the first format that accepts it, a file to the one that has its ending.
+    """
+
+    name: ClassVar[str]
+    """As in the registry."""
+    form: ClassVar[str]
+    """How a spec is written, for messages and tables."""
+    summary: ClassVar[str]
+    """One line."""
+    prefix: ClassVar[str] = ""
+    """The word before the colon of a spec; "" for formats of files and folders."""
+    endings: ClassVar[tuple[str, ...]] = ()
+    """Endings of its files."""
+    rejected_endings: ClassVar[tuple[str, ...]] = ()
+    """Endings of files that it opens only to say why it cannot read them."""
+    files_title: ClassVar[str] = ""
+    """What to call its files where each holds many images, e.g. "tar shards"; "" where they do not."""
+    remote: ClassVar[bool] = False
+    """Whether the images are not on this machine."""
+
+    @classmethod
+    def accepts(cls, spec: str) -> bool:
+        """Whether a spec that is no path belongs to this format."""
+        return bool(cls.prefix) and spec.partition(":")[0] == cls.prefix
+
+    @staticmethod
+    def halves(spec: str) -> tuple[str, str] | None:
+        """The specs of the training and the test half of a set that is given as a whole; None where there are none.
+
+        Args:
+            spec: one that this format accepts.
+        """
+        return None
+
+    @classmethod
+    def open(cls, place: str, listings: Path | None) -> Images:
+        """The images of a spec.
+
+        Args:
+            place: a path, an address, or what follows the prefix and its colon.
+            listings: folder where the result of a long scan is kept; None keeps it in memory.
+
+        Raises:
+            DataError: nothing there, or something else.
+        """
+        return cls.open_files([Path(place).expanduser()], listings)
+
+    @staticmethod
+    def open_files(files: Sequence[Path], listings: Path | None) -> Images:
+        """The images of several files that hold many each, those of the first before those of the second."""
+        raise NotImplementedError
+
+    @staticmethod
+    def files_in(folder: Path, names: Sequence[str]) -> list[Path]:
+        """Which of the files of this format in a folder to read, in their order.
+
+        Args:
+            folder: the folder.
+            names: sorted paths below it of all files with this format's endings.
+        """
+        return [folder / name for name in names]
+
+
+FORMATS: Registry[Format] = Registry(
+    "understudy.sources.formats",
+    "Format",
+    "data format",
+    one_per_file=True,
+    first=("folder", "parquet", "tar", "arrow", "npy", "list", "torchvision", "hub", "address"),
+)
+
+
+def holders() -> dict[str, type[Format]]:
+    """The formats whose files hold many images each, by ending."""
+    return {ending: kind for kind in FORMATS.values() if kind.files_title for ending in kind.endings}
+
+
+def format_of_file(path: Path) -> type[Format] | None:
+    """The format that reads a file, by its ending."""
+    return next(
+        (kind for kind in FORMATS.values() if path.suffix and path.suffix in kind.endings + kind.rejected_endings), None
+    )
+
+
+def known_forms() -> str:
+    """What a data spec may be, for messages."""
+    *others, last = [kind.form for kind in FORMATS.values()]
+    return f"{', '.join(others)}, or {last}"

@@ -1,0 +1,128 @@
+"""Images inside Arrow files, as the `datasets` library of Hugging Face saves them to disk; it is not needed to read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from understudy.artifacts import fingerprint, read_json
+from understudy.errors import DataError, UnreadableImage
+from understudy.sources.decode import to_rgb
+from understudy.sources.formats import Format
+from understudy.sources.images import Images, below_common_folder
+from understudy.sources.tables import TableImages, image_column
+
+
+class ArrowImages(TableImages):
+    """Images inside memory-mapped Arrow files: rows are reached directly, and only what is read is loaded.
+
+    Args:
+        files: Arrow files (streams, or files with a footer) with one schema; their rows follow each other.
+
+    Raises:
+        DataError: a file cannot be read, or has no column of images, or several; the sentence lists the columns.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        paths = [os.fspath(file) for file in files]
+
+        def tables() -> Iterator[tuple[pa.Schema, list[int]]]:
+            for file in paths:
+                table = _mapped(file)
+                column = image_column(table.schema, file).split(".")[0]
+                yield table.schema, [len(chunk) for chunk in table.column(column).chunks]
+
+        super().__init__(paths, below_common_folder(paths), tables())
+        states = [os.stat(file) for file in paths]
+        rows = np.diff(self.file_starts).tolist()
+        self.fingerprint = fingerprint(
+            "arrow",
+            [
+                (name, state.st_size, state.st_mtime_ns, count)
+                for name, state, count in zip(self.shown, states, rows, strict=True)
+            ],
+        )
+        self._chunks: dict[int, list[pa.Array]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_chunks": {}}
+
+    def read(self, row: int) -> Image.Image:
+        """See `Images`. A row without bytes is read from its path, if that file is there."""
+        part = int(self.part_of(row))
+        number, inner = self.parts[part].tolist()
+        if number not in self._chunks:
+            self._chunks[number] = _mapped(self.files[number]).column(self.column.split(".")[0]).chunks
+        chunk, within = self._chunks[number][inner], row - int(self.starts[part])
+        path = None
+        if pa.types.is_struct(chunk.type):
+            if chunk.type.get_field_index("path") >= 0:
+                path = chunk.field("path")[within].as_py()
+            chunk = chunk.field("bytes")
+        content = chunk[within].as_buffer()
+        if content is None and path is not None:
+            try:
+                content = Path(path).read_bytes()
+            except OSError as error:
+                title = f"{self.title(row)} has no bytes, and its file {path}"
+                raise UnreadableImage(f"{title} cannot be opened ({error.strerror}).") from None
+        return to_rgb(memoryview(b"" if content is None else content), lambda: self.title(row))
+
+    def _values(self, column: str) -> pa.ChunkedArray:
+        return pa.chunked_array([chunk for file in self.files for chunk in _mapped(file).column(column).chunks])
+
+
+def _mapped(file: str) -> pa.Table:
+    try:
+        content = pa.memory_map(file)
+        opened = pa.ipc.open_file if content.read(6) == b"ARROW1" else pa.ipc.open_stream
+        content.seek(0)
+        return opened(content).read_all()
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{file} is not an Arrow file that can be read ({error}).") from None
+
+
+class Arrow(Format):
+    """Arrow files, as a data set saved to disk has them."""
+
+    name = "arrow"
+    form = "*.arrow"
+    summary = "a Hugging Face data set saved to disk, memory-mapped; `datasets` is not needed"
+    endings = (".arrow",)
+    files_title = "Arrow files"
+
+    @staticmethod
+    def open_files(files: Sequence[Path], listings: Path | None) -> Images:
+        """See `Format`."""
+        return ArrowImages(files)
+
+    @staticmethod
+    def files_in(folder: Path, names: Sequence[str]) -> list[Path]:
+        """The files of a saved data set in their order: as `state.json` says, else by name.
+
+        Those that `map` and `filter` keep beside them (`cache-...`) are no part of it.
+
+        Raises:
+            DataError: `state.json` names a file that is not there, or rows chosen by an index beside the data.
+        """
+        if not (folder / "state.json").is_file():
+            return [folder / name for name in names if not os.path.basename(name).startswith("cache-")]
+        state = read_json(folder / "state.json")
+        if state.get("_indices_data_files"):
+            raise DataError(
+                f"{folder} is a data set with a selection of rows beside it, of an old version of datasets. Load it, "
+                "call flatten_indices() and save it again."
+            )
+        files = [folder / entry["filename"] for entry in state["_data_files"]]
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            raise DataError(
+                f"{folder} is not complete: {len(missing)} of {len(files)} files are missing, e.g. {missing[0]}."
+            )
+        return files

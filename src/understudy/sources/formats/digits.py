@@ -1,0 +1,54 @@
+"""The handwritten digits that scikit-learn brings along: images without any file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from understudy.errors import DataError
+from understudy.philox import SUBSET, permutation
+from understudy.sources.formats import Format
+from understudy.sources.formats.npy import ArrayImages
+from understudy.sources.images import Images
+
+
+class Digits(Format):
+    """scikit-learn's 1,797 handwritten digits, 8 x 8 grayscale, upscaled to 32 x 32 RGB."""
+
+    name = "digits"
+    form = "digits"
+    summary = "scikit-learn's handwritten digits, 32 x 32; also `digits:train`, `digits:test`, a fixed random 80 / 20"
+    prefix = "digits"
+
+    @staticmethod
+    def halves(spec: str) -> tuple[str, str] | None:
+        """See `Format`."""
+        return ("digits:train", "digits:test") if spec == "digits" else None
+
+    @staticmethod
+    def open(place: str, listings: Path | None) -> Images:
+        """The digits of a split.
+
+        Args:
+            place: "" for all, "train" or "test" for a fixed random 80 / 20 split.
+            listings: not used.
+
+        Raises:
+            DataError: another split.
+        """
+        from sklearn.datasets import load_digits
+
+        if place not in ("", "train", "test"):
+            raise DataError(f"The digits have the splits train and test; got 'digits:{place}'.")
+        table = load_digits()
+        small = np.rint(table.images * (255 / 16)).astype(np.uint8)
+        large = (Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC) for image in small)
+        pixels = np.stack([np.asarray(image.convert("RGB")) for image in large])
+        order = permutation(0, SUBSET, 0, len(pixels))
+        test = len(pixels) // 5
+        rows = np.sort({"": order, "train": order[test:], "test": order[:test]}[place])
+        return ArrayImages(
+            pixels[rows], (table.target[rows].astype(np.int64), [str(name) for name in table.target_names])
+        )
