@@ -52,9 +52,9 @@ def run_folder(folder: Path, evaluation: dict[str, object] | None = None, **conf
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_every_method_names_its_paper(name: str):
-    fields = parse(LOSSES[name].citation)
+    fields = parse(LOSSES[name].paper)
     assert {"title", "author", "year"} <= set(fields)
-    assert keys(cite(name)) == [fields["key"], *(["cai2021eman"] if LOSSES[name].needs_key else []), "understudy"]
+    assert keys(cite(name)) == [fields["key"], *(["cai2021eman"] if LOSSES[name].needs.key else []), "understudy"]
 
 
 def test_the_table_parses_and_repeats_nothing():
@@ -62,7 +62,7 @@ def test_the_table_parses_and_repeats_nothing():
     entries = [parse(text) for text in [*citation.PAPERS.values(), *libraries, citation.SOFTWARE]]
     assert all({"title", "author", "year"} <= set(entry) for entry in entries)
     assert len({entry["key"] for entry in entries}) == len(entries)
-    assert citation.PAPERS["moco-v2"] == LOSSES["moco"].citation  # one work, one entry
+    assert citation.PAPERS["moco-v2"] == LOSSES["moco"].paper  # one work, one entry
     assert set(citation.ARCHITECTURES.values()) <= set(citation.PAPERS)
 
 

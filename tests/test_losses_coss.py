@@ -207,7 +207,7 @@ def test_settings_are_checked():
         build("coss", weight="much")
     with pytest.raises(ConfigError, match="at least 0; got -1"):
         build("coss", weight=-1)
-    with pytest.raises(ConfigError, match="paper, unit"):
+    with pytest.raises(ConfigError, match="must be a number, unit, paper or code; got 'big'"):
         build("coss", scale="big")
     with pytest.raises(ConfigError, match="one of global, process"):
         build("coss", scope="node")

@@ -6,7 +6,7 @@ import torch
 
 from understudy.errors import ConfigError, ShapeError
 from understudy.losses import build
-from understudy.losses.queue import Queue
+from understudy.losses.base.queue import Queue
 
 
 def batches(count, rows=4, width=3, seed=0):
@@ -79,7 +79,7 @@ def test_only_pushed_rows_are_ever_returned():
 
 
 def test_settings_and_shapes_are_checked():
-    with pytest.raises(ConfigError, match="at least 1 row; got 0"):
+    with pytest.raises(ConfigError, match="'method.queue' must be at least 1; got 0"):
         build("moco", queue=0)
     with pytest.raises(ConfigError, match="temperature"):
         build("moco", temperature=0.0)

@@ -14,6 +14,7 @@ from understudy.losses import LOSSES
 CASES = {
     "coss": ("coss", {"weight": 0.7}),
     "coss balanced": ("coss", {"weight": "balanced"}),
+    "coss centered": ("coss_centered", {}),
     "simreg": ("simreg", {}),
     "seed": ("seed", {"queue": 12, "tau_teacher": 0.1}),
     "compress 1q": ("compress", {"queue": 12, "queues": 1}),
@@ -58,20 +59,20 @@ def train(name, settings, data, rank, world):
         made = wrapped(torch.cat([x.flatten(0, 1), tokens.flatten(0, 1)]))
         made, tokens = made.split([x.shape[1] * 3, len(tokens) * 5])
         made, tokens = made.unflatten(0, x.shape[:2]), tokens.unflatten(0, (-1, 5))
-        given = {"student": pick(made, loss.student_views)}
-        if loss.needs_teacher: given["teacher"] = pick(data["teacher"][step, :, mine], loss.teacher_views)
-        if loss.needs_key: given["key"] = pick(data["key"][step, :, mine], loss.key_views)
-        if loss.needs_bags: given["bags"] = torch.arange(rows)[mine] // 2
-        if loss.needs_passes: given["passes"] = float(step)
-        if loss.needs_attention:
+        given = {"student": pick(made, loss.needs.student_views)}
+        if loss.needs.teacher: given["teacher"] = pick(data["teacher"][step, :, mine], loss.needs.teacher_views)
+        if loss.needs.key: given["key"] = pick(data["key"][step, :, mine], loss.needs.key_views)
+        if loss.needs.bags: given["bags"] = torch.arange(rows)[mine] // 2
+        if loss.needs.passes: given["passes"] = float(step)
+        if loss.needs.attention:
             given["student_attention"] = tokens.softmax(1).mT  # as many heads as dimensions
             given["teacher_attention"] = data["teacher_tokens"][step, mine].softmax(1).mT
-        if loss.needs_tokens:
+        if loss.needs.tokens:
             given["student_tokens"], given["teacher_tokens"] = tokens, data["teacher_tokens"][step, mine]
-        if loss.needs_masking:
+        if loss.needs.masks:
             given["masked"], given["masks"] = torch.arange(1, len(tokens), 2), data["masks"][step, mine][1::2]
             given["masked_tokens"] = torch.where(given["masks"][:, :, None], loss.mask_token, tokens[1::2])
-        if loss.needs_mixture: given.update(mixed=made[2], share=data["share"][step, mine])
+        if loss.needs.cutmix: given.update(mixed=made[2], share=data["share"][step, mine])
         total = loss(**given).total
         optimizer.zero_grad(); total.backward(); processes.average_gradients(loss); optimizer.step()
         total = total.detach().clone()

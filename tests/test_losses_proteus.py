@@ -92,7 +92,7 @@ def test_gradient_reaches_the_student_and_the_maps():
 
 def test_without_the_third_term_nothing_is_hidden():
     loss = proteus(patch=0)
-    assert not loss.needs_masking and not hasattr(loss, "mask_token") and not hasattr(loss, "patch_head")
+    assert not loss.needs.masks and not hasattr(loss, "mask_token") and not hasattr(loss, "patch_head")
     given = {name: value for name, value in batch().items() if not name.startswith("mask")}
     assert set(loss(**given).parts) == {"token", "feature"}
 

@@ -8,7 +8,7 @@ import torch
 
 from understudy.errors import ConfigError, ShapeError
 from understudy.losses import build
-from understudy.losses.queue import Queue
+from understudy.losses.base.queue import Queue
 
 E1, E2 = [1.0, 0.0], [0.0, 1.0]
 
@@ -239,9 +239,9 @@ def test_scores_of_a_queue():
 
 
 def test_what_a_setting_changes_in_the_needs():
-    assert build("compress").needs_key and not build("compress", queues="1").needs_key
+    assert build("compress").needs.key and not build("compress", queues="1").needs.key
     assert build("compress", momentum=0.5).key_momentum == 0.5
-    with pytest.raises(ConfigError, match="1 or 2; got 3"):
+    with pytest.raises(ConfigError, match="one of 1, 2; got 3"):
         build("compress", queues=3)
     with pytest.raises(ShapeError, match="needs `key`"):
         build("compress")(torch.ones(2, 3), torch.ones(2, 3))

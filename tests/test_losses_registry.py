@@ -1,15 +1,15 @@
 """What every method promises, whatever it computes: fed by its declared needs, over the whole registry."""
 
 import copy
+import dataclasses
 import inspect
 
 import pytest
 import torch
 
-from understudy.cli import METHOD_SETTINGS
 from understudy.errors import ConfigError, ShapeError
-from understudy.losses import LOSSES, build, settings_of
-from understudy.losses.terms import next_in_bag
+from understudy.losses import LOSSES, build
+from understudy.losses.base.bags import next_in_bag
 
 # Every method as its authors ran it, and where a setting changes what it needs or which code runs, that too.
 METHODS = [
@@ -28,7 +28,7 @@ TOKEN_WIDTH = 5
 
 def small(name, settings, width=4):
     """The method with a queue that these few rows fill and wrap, and its own parameters, if any, in float64."""
-    loss = build(name, **settings, **({"queue": 10} if "queue" in settings_of(name) else {}))
+    loss = build(name, **settings, **({"queue": 10} if "queue" in vars(LOSSES[name].Settings()) else {}))
     loss.prepare(TOKEN_WIDTH, width)
     return loss.double() if list(loss.parameters()) else loss
 
@@ -43,25 +43,25 @@ def inputs(loss, step, rows=6, width=4, dtype=torch.float64, scale=1.0):
     def views(which):
         return draw(rows, width) if len(which) == 1 else draw(len(which), rows, width)
 
-    given = {"student": views(loss.student_views)}
-    if loss.needs_teacher:
-        given["teacher"] = views(loss.teacher_views)
-    if loss.needs_key:
-        given["key"] = views(loss.key_views)
-    if loss.needs_bags:
+    given = {"student": views(loss.needs.student_views)}
+    if loss.needs.teacher:
+        given["teacher"] = views(loss.needs.teacher_views)
+    if loss.needs.key:
+        given["key"] = views(loss.needs.key_views)
+    if loss.needs.bags:
         given["bags"] = torch.arange(rows) // 2
-    if loss.needs_passes:
+    if loss.needs.passes:
         given["passes"] = 6.0 * step  # from step 2 on, past every method's first phase
-    if loss.needs_mixture:
+    if loss.needs.cutmix:
         given["mixed"] = draw(rows, width)
         given["share"] = torch.rand(rows, generator=generator)
-    if loss.needs_tokens:
+    if loss.needs.tokens:
         given["student_tokens"], given["teacher_tokens"] = draw(rows, 4, TOKEN_WIDTH), draw(rows, 4, width)
-    if loss.needs_masking:
+    if loss.needs.masks:
         given["masked"] = torch.arange(rows)[1::2]
         given["masked_tokens"] = draw(len(given["masked"]), 4, TOKEN_WIDTH)
         given["masks"] = torch.rand(len(given["masked"]), 4, generator=generator) < 0.5
-    if loss.needs_attention:  # two heads over four patches
+    if loss.needs.attention:  # two heads over four patches
         for who in ("student", "teacher"):
             shares = draw(rows, 2, 5).detach().double().softmax(2)
             given[f"{who}_attention"] = shares.to(dtype).requires_grad_()
@@ -79,18 +79,15 @@ def warm(loss, steps=3, **kwargs):
     return loss
 
 
-def test_the_command_line_lists_the_settings_of_every_method():
-    assert {name: tuple(settings_of(name)) for name in LOSSES} == METHOD_SETTINGS
-
-
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_method_has_a_citation_and_a_docstring(name):
     method = LOSSES[name]
-    assert method.citation.startswith("@") and method.citation.count("{") == method.citation.count("}")
+    assert method.paper.startswith("@") and method.paper.count("{") == method.paper.count("}")
+    assert method.summary and "\n" not in method.summary
     document = " ".join(inspect.getdoc(method).split())
     assert "Source:" in document and ("arXiv" in document or "ECCV 2022" in document)
-    for setting in settings_of(name):
-        assert f"{setting}:" in document, setting
+    for setting in dataclasses.fields(method.Settings):
+        assert setting.metadata["help"].endswith("."), setting.name
 
 
 @every_method
@@ -114,9 +111,9 @@ def test_forward_takes_exactly_what_is_declared(name, settings):
     parameters = inspect.signature(loss.forward).parameters
     required = {p.name for p in parameters.values() if p.default is p.empty}
     assert required <= set(inputs(loss, 0)) <= set(parameters) <= {"student"} | OPTIONAL
-    declared = [*loss.student_views, *loss.teacher_views, *loss.key_views]
-    assert max(declared) < loss.views
-    assert loss.needs_teacher or loss.embed_dim
+    declared = [*loss.needs.student_views, *loss.needs.teacher_views, *loss.needs.key_views]
+    assert max(declared) < loss.needs.views
+    assert loss.needs.teacher or loss.embed_dim
 
 
 @every_method
@@ -221,11 +218,11 @@ def test_a_state_dict_continues_the_exact_sequence(name, settings):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_numbers_out_of_range_get_a_sentence(name):
-    for setting, default in settings_of(name).items():
+    for setting, default in vars(LOSSES[name].Settings()).items():
         if isinstance(default, int | float) and not isinstance(default, bool):
             with pytest.raises(ConfigError, match="got -7"):
                 build(name, **{setting: -7})
-            with pytest.raises(ConfigError, match="must be a number( or balanced)?; got 'much'"):
+            with pytest.raises(ConfigError, match="must be a( whole)? number.*; got 'much'"):
                 build(name, **{setting: "much"})
 
 
@@ -251,7 +248,7 @@ def test_no_method_asks_for_a_value_which_would_wait_for_the_device(name, settin
 
     given = [inputs(small(name, settings), step, dtype=torch.float32) for step in range(3)]
     with FakeTensorMode() as without_values:
-        loss = build(name, **settings, **({"queue": 10} if "queue" in settings_of(name) else {}))
+        loss = build(name, **settings, **({"queue": 10} if "queue" in vars(LOSSES[name].Settings()) else {}))
         loss.prepare(TOKEN_WIDTH, 4)
         for values in given:
             told = {key: without_values.from_tensor(x) if torch.is_tensor(x) else x for key, x in values.items()}

@@ -9,7 +9,6 @@ import torch
 
 from understudy.losses import build
 from understudy.losses.coss import coss
-from understudy.losses.rkd import RKD
 
 # The three images of tests/test_losses_coss.py: rows (3,4)|(4,3), (1,0)|(0,2), (0,-2)|(0,5).
 STUDENT = torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, -2.0]])
@@ -236,10 +235,10 @@ def test_dist_columns_are_the_centered_space_term_of_coss():
 def test_rkd_in_blocks_is_rkd(monkeypatch):
     student, teacher = pair(9, 4)
     student.requires_grad_()
-    whole = RKD()(student, teacher)
+    whole = build("rkd")(student, teacher)
     (gradient,) = torch.autograd.grad(whole.total, student)
     monkeypatch.setattr("understudy.losses.rkd.CHUNK", 2 * 9 * 9)  # two vertices at a time, the last one alone
-    blocks = RKD()(student, teacher)
+    blocks = build("rkd")(student, teacher)
     torch.testing.assert_close(blocks.parts["angle"], whole.parts["angle"])
     torch.testing.assert_close(torch.autograd.grad(blocks.total, student)[0], gradient)
 

@@ -95,9 +95,9 @@ def test_the_cosine_helps_for_the_first_passes_only():
 
 
 def test_views_are_a_need_and_a_setting():
-    assert build("smd").views == 2 and build("smd").student_views == (0, 1)
-    assert build("smd", views="1").views == 1 and build("smd", views=1).teacher_views == (0,)
-    with pytest.raises(ConfigError, match="1 or 2; got 3"):
+    assert build("smd").needs.views == 2 and build("smd").needs.student_views == (0, 1)
+    assert build("smd", views="1").needs.views == 1 and build("smd", views=1).needs.teacher_views == (0,)
+    with pytest.raises(ConfigError, match="one of 1, 2; got 3"):
         build("smd", views=3)
     with pytest.raises(ShapeError, match=r"\(2, B, D\), got student \(4, 3\)"):
         build("smd")(torch.ones(4, 3), torch.ones(4, 3), 0.0)

@@ -16,7 +16,7 @@ import torch
 import understudy
 from understudy import pipeline
 from understudy.artifacts import Run
-from understudy.cli import METHOD_SETTINGS, VERBS, main
+from understudy.cli import VERBS, main
 from understudy.compare import variants_of, variants_of_grid
 from understudy.errors import ConfigError, DataError, ModelError
 from understudy.losses import LOSSES, build
@@ -130,7 +130,7 @@ def test_no_method_is_left_out():
 def test_every_method_carries_what_its_authors_ran(method: str):
     assert_authors(resolve_run({**IMAGES, "method": method, "recipe": "authors"}), method)
     build(**AUTHORS[method][-1], name=method)  # the numbers are ones the method takes
-    assert set(AUTHORS[method][-1]) == set(METHOD_SETTINGS[method]), "every setting of a method is written"
+    assert set(AUTHORS[method][-1]) == set(vars(LOSSES[method].Settings())), "every setting of a method is written"
 
 
 def test_flags_win_over_files_over_authors_over_defaults():
@@ -259,7 +259,7 @@ def test_every_recipe_runs_at_tiny_size(workplace: Path, monkeypatch: pytest.Mon
     saved = tomllib.loads(run.config_path.read_text())
     assert "recipe" not in saved and "preset" not in saved
     assert saved["method"] == {"name": method, **AUTHORS[method][-1], **{
-        key: value for key, value in OWN.get(name, {}).items() if key in METHOD_SETTINGS[method]
+        key: value for key, value in OWN.get(name, {}).items() if key in vars(LOSSES[method].Settings())
     }}  # fmt: skip
     assert saved["optimizer"]["lr"] == AUTHORS[method][1] and saved["views"]["recipe"] == AUTHORS[method][8]
     shutil.rmtree(run.path)  # 20 checkpoints would be 3 GB

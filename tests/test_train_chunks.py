@@ -9,46 +9,46 @@ import pytest
 import torch
 from torch import nn
 
-from understudy.losses import LOSSES, build, settings_of
+from understudy.losses import LOSSES, build
 from understudy.train.chunks import in_chunks
 from understudy.train.step import image_axis
 from understudy.train.step_inputs import stacked
 
 ROWS, WIDTH = 24, 5
-METHODS = [name for name, method in LOSSES.items() if not (method.needs_tokens or method.needs_attention)]
+METHODS = [name for name, method in LOSSES.items() if not (method.needs.tokens or method.needs.attention)]
 
 
 def steps(name: str, chunks: int, make, count: int = 4):
     """Losses, gradients and weights of a few SGD steps."""
     torch.manual_seed(0)
     student = make().double()
-    loss = build(name, **({"queue": 12} if "queue" in settings_of(name) else {})).double()
+    loss = build(name, **({"queue": 12} if "queue" in vars(LOSSES[name].Settings()) else {})).double()
     optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9)
     width = loss.embed_dim or WIDTH
     generator = torch.Generator().manual_seed(1)
     values = []
     for step in range(count):
-        views = torch.randn(max(loss.views, 1), ROWS, 7, generator=generator, dtype=torch.float64)
-        teacher = torch.randn(len(loss.teacher_views), ROWS, width, generator=generator, dtype=torch.float64)
+        views = torch.randn(max(loss.needs.views, 1), ROWS, 7, generator=generator, dtype=torch.float64)
+        teacher = torch.randn(len(loss.needs.teacher_views), ROWS, width, generator=generator, dtype=torch.float64)
         inputs = {}
-        if loss.needs_teacher:
-            inputs["teacher"] = stacked(teacher.flatten(0, 1), loss.teacher_views)
-        if loss.needs_key:
-            key = torch.randn(len(loss.key_views), ROWS, width, generator=generator, dtype=torch.float64)
-            inputs["key"] = stacked(key.flatten(0, 1), loss.key_views)
-        if loss.needs_bags:
+        if loss.needs.teacher:
+            inputs["teacher"] = stacked(teacher.flatten(0, 1), loss.needs.teacher_views)
+        if loss.needs.key:
+            key = torch.randn(len(loss.needs.key_views), ROWS, width, generator=generator, dtype=torch.float64)
+            inputs["key"] = stacked(key.flatten(0, 1), loss.needs.key_views)
+        if loss.needs.bags:
             inputs["bags"] = torch.arange(ROWS) // 4
-        if loss.needs_mixture:
+        if loss.needs.cutmix:
             inputs["share"] = torch.full((ROWS,), 0.7, dtype=torch.float64)
-        if loss.needs_passes:
+        if loss.needs.passes:
             inputs["passes"] = float(step)
-        shown = [views[view] for view in loss.student_views] + ([views.mean(0)] if loss.needs_mixture else [])
+        shown = [views[view] for view in loss.needs.student_views] + ([views.mean(0)] if loss.needs.cutmix else [])
 
         def look(network, places, shown=shown):
             made = network(torch.cat([view[places] for view in shown]))[:, :width]
-            clean = len(made) // len(shown) * len(loss.student_views)
-            found = {"student": stacked(made[:clean], loss.student_views)}
-            return {**found, "mixed": made[clean:]} if loss.needs_mixture else found
+            clean = len(made) // len(shown) * len(loss.needs.student_views)
+            found = {"student": stacked(made[:clean], loss.needs.student_views)}
+            return {**found, "mixed": made[clean:]} if loss.needs.cutmix else found
 
         def judge(seen, inputs=inputs):
             terms = loss(**inputs, **seen)

@@ -21,7 +21,7 @@ from understudy.embed.embedding import extract
 from understudy.embed.settings import TRANSFORMS
 from understudy.embed.transform import fit
 from understudy.errors import ConfigError, ModelError, StoreError, TrainingError
-from understudy.losses import LOSSES, settings_of
+from understudy.losses import LOSSES
 from understudy.models.student import build_student
 from understudy.models.teacher import build_teacher
 from understudy.pipeline import RunSettings, refuse_other_images, resolve_method, run_id, train_stage
@@ -361,10 +361,10 @@ def test_the_api_trains_evaluates_and_reports(workplace, monkeypatch):
 def test_every_method_goes_through_the_one_loop(workplace, monkeypatch, name):
     monkeypatch.chdir(workplace)
     monkeypatch.syspath_prepend(str(workplace))
-    method = {"name": name, **({"queue": 64} if "queue" in settings_of(name) else {})}
-    needs_teacher = LOSSES[name].needs_teacher
+    method = {"name": name, **({"queue": 64} if "queue" in vars(LOSSES[name].Settings()) else {})}
+    needs_teacher = LOSSES[name].needs.teacher
     teacher, student = "python:thumbnail:ToyEncoder", "small:resnet8x0.25"
-    if LOSSES[name].needs_tokens or LOSSES[name].needs_attention:
+    if LOSSES[name].needs.tokens or LOSSES[name].needs.attention:
         teacher, student = "python:thumbnail:transformer", "python:thumbnail:smaller_transformer"
     settings = resolve(
         RunSettings,

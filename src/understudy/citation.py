@@ -1,6 +1,6 @@
 """BibTeX of exactly what a run used: the method, the models, the views, the protocols, and this program.
 
-A method's own paper lies beside its loss (`Loss.citation`); what several methods share is listed here.
+A method's own paper lies beside its loss (`Loss.paper`); what several methods share is listed here.
 """
 
 from __future__ import annotations
@@ -254,8 +254,8 @@ def cite(run_or_method: str | os.PathLike[str] | None = None) -> str:
 def _method(name: str) -> list[tuple[str, str]]:
     from understudy.losses import LOSSES
 
-    entries = [(f"method {name}", LOSSES[name].citation)]
-    if LOSSES[name].needs_key:
+    entries = [(f"method {name}", LOSSES[name].paper)]
+    if LOSSES[name].needs.key:
         entries.append(("normalization of the key encoder", PAPERS["eman"]))
     return entries
 

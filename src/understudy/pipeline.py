@@ -133,7 +133,7 @@ def train_stage(settings: RunSettings, *, quiet: bool = False) -> Run | None:
     quiet = quiet or not processes.main
     if settings.teacher_sharding == "fsdp":
         require_processes(processes)
-        if method.needs_tokens or method.needs_attention:
+        if method.needs.tokens or method.needs.attention:
             raise ConfigError(
                 f"Method '{settings.method['name']}' compares tokens or attention, and a sharded teacher shows its "
                 "embedding only. Leave out --teacher-sharding."
@@ -145,10 +145,10 @@ def train_stage(settings: RunSettings, *, quiet: bool = False) -> Run | None:
         refuse_other_images(folder, source)
         return folder
     teacher = None
-    if method.needs_teacher and settings.teacher is not None:
+    if method.needs.teacher and settings.teacher is not None:
         teacher = teacher_of(settings, processes.device)
-        if method.needs_tokens or method.needs_attention:  # said again by the loop, but here before any work
-            require_outputs(teacher.module, teacher.spec, attention=method.needs_attention)
+        if method.needs.tokens or method.needs.attention:  # said again by the loop, but here before any work
+            require_outputs(teacher.module, teacher.spec, attention=method.needs.attention)
         if settings.teacher_sharding == "fsdp":
             teacher = ShardedTeacher(teacher, processes, processes.device)
         else:
@@ -259,11 +259,11 @@ def resolve_method(settings: RunSettings) -> RunSettings:
         ConfigError: the method or one of its settings is unknown, a teacher is needed and not given, or neighbors are
             asked for without one.
     """
-    from understudy.losses import LOSSES, typed
+    from understudy.losses import LOSSES, typed_settings
 
-    method = typed(**settings.method)
+    method = typed_settings(**settings.method)
     name = method["name"]
-    if LOSSES[name].needs_teacher:
+    if LOSSES[name].needs.teacher:
         if settings.teacher is None:
             raise ConfigError(f"Method '{name}' distills a teacher and none was given. Add --teacher SPEC.")
     else:

@@ -125,7 +125,7 @@ def plan(settings: RunSettings, *, seconds: float = SECONDS) -> Plan:
 
     settings = resolve_method(settings)
     method = LOSSES[settings.method["name"]]
-    if not method.needs_teacher or settings.teacher is None:
+    if not method.needs.teacher or settings.teacher is None:
         raise ConfigError(
             f"Method '{settings.method['name']}' has no teacher, so there is nothing to record; `understudy train` "
             "shows the time that is left."
@@ -142,13 +142,13 @@ def plan(settings: RunSettings, *, seconds: float = SECONDS) -> Plan:
         measured = measure(settings, decoded(some, folder), teacher, seconds)
     batches = NeighborBatches(len(source), settings.batch_size)
     steps = batches.steps_for(settings.passes, whole_epochs=settings.optimizer.whole_epochs)
-    views = len(method.teacher_views)
+    views = len(method.needs.teacher_views)
     ways = tuple(
         way(
             pool, measured, images=len(source), width=teacher.width, passes=settings.passes, shown=views,
             cell=BYTES[settings.views.dtype],
         )
-        for pool in (0, *(pool for pool in POOLS if pool >= method.views))
+        for pool in (0, *(pool for pool in POOLS if pool >= method.needs.views))
     )  # fmt: skip
     return Plan(len(source), teacher.width, steps, measured, ways, choose(ways))
 
@@ -208,7 +208,6 @@ def measure(settings: RunSettings, source: Source, teacher: Teacher, seconds: fl
     import torch
 
     from understudy.losses import build
-    from understudy.losses.mse import MSE
     from understudy.models.student import build_student
     from understudy.train.distributed import choose_device
     from understudy.views.augmentation import photometry, recipe_for
@@ -229,7 +228,7 @@ def measure(settings: RunSettings, source: Source, teacher: Teacher, seconds: fl
     batches = NeighborBatches(len(source), min(settings.batch_size, len(source)), seed=settings.seed)
 
     def reading(teacher_input: TeacherInput | None) -> tuple[float, ImageBatch]:
-        views = Views(size, recipe, settings.seed, per_image=method.views, teacher=teacher_input)
+        views = Views(size, recipe, settings.seed, per_image=method.needs.views, teacher=teacher_input)
         loader = Loader(source, batches, views, reading=Reading(workers=0))
         stream = iter(loader)
         first = next(stream)
@@ -240,13 +239,13 @@ def measure(settings: RunSettings, source: Source, teacher: Teacher, seconds: fl
     read, batch = reading(None)
     cut = 0.0
     if teacher_size != size:
-        both, batch = reading(TeacherInput(teacher_size, method.teacher_views))
-        cut = max(0.0, (1 / both - 1 / read) / len(method.teacher_views))
+        both, batch = reading(TeacherInput(teacher_size, method.needs.teacher_views))
+        cut = max(0.0, (1 / both - 1 / read) / len(method.needs.teacher_views))
 
     images = [
         photometry(pixels.to(device), rows, recipe) for pixels, rows in zip(batch.pixels, batch.rows, strict=True)
     ]
-    pixels = torch.cat([images[view] for view in method.student_views])
+    pixels = torch.cat([images[view] for view in method.needs.student_views])
     apart = batch.teacher
 
     def wait() -> None:
@@ -261,8 +260,8 @@ def measure(settings: RunSettings, source: Source, teacher: Teacher, seconds: fl
 
     taught = rate(teach, seconds)
     # The step of the simplest loss stands for that of any: beside the networks, losses of embeddings cost little.
-    simple = MSE()
-    target = teacher(images[0]).repeat(len(method.student_views), 1)
+    simple = build("mse")
+    target = teacher(images[0]).repeat(len(method.needs.student_views), 1)
     student.train()
 
     def step() -> int:

@@ -103,13 +103,13 @@ def _method(layer: Mapping[str, Any]) -> str | None:
 
 
 def _authors(method: str) -> dict[str, Any]:
-    from understudy.losses import LOSSES, settings_of
+    from understudy.losses import LOSSES
 
-    settings_of(method)  # an unknown method is refused, with the known ones
-    if not LOSSES[method].authors:
+    authors = LOSSES.named(method).authors
+    if not authors:
         others = ", ".join(sorted(name for name in LOSSES if LOSSES[name].authors))
         raise ConfigError(
             f"Nothing is known of what the authors of '{method}' ran. Name a method that has authors' settings "
             f"({others}), or leave out the recipe."
         )
-    return nest({"method": method, **LOSSES[method].authors})
+    return nest({"method": method, **authors})

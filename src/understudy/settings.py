@@ -22,6 +22,9 @@ from understudy.errors import ConfigError
 
 Settings = TypeVar("Settings")
 
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+"""Types as errors call them."""
+
 
 def setting(
     default: Any = dataclasses.MISSING,
@@ -30,6 +33,7 @@ def setting(
     choices: tuple[Any, ...] | None = None,
     minimum: float | None = None,
     maximum: float | None = None,
+    above: float | None = None,
     open_table: bool = False,
 ) -> Any:
     """Declare one field of a settings dataclass, with the sentence that `--help` prints.
@@ -40,10 +44,18 @@ def setting(
         choices: the only values allowed.
         minimum: smallest number allowed.
         maximum: largest number allowed.
+        above: numbers must be larger than this.
         open_table: the field is a table `{"name": ..., further keys}` whose further keys are checked by whoever owns
             the name (a method's own settings). A bare string `"coss"` means `{"name": "coss"}`.
     """
-    metadata = {"help": help, "choices": choices, "minimum": minimum, "maximum": maximum, "open": open_table}
+    metadata = {
+        "help": help,
+        "choices": choices,
+        "minimum": minimum,
+        "maximum": maximum,
+        "above": above,
+        "open": open_table,
+    }
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
     if dataclasses.is_dataclass(default) and isinstance(default, type):
@@ -123,12 +135,13 @@ def as_table(settings: Any) -> dict[str, Any]:
     return dataclasses.asdict(settings)
 
 
-def resolve(cls: type[Settings], *layers: Mapping[str, Any]) -> Settings:
+def resolve(cls: type[Settings], *layers: Mapping[str, Any], prefix: str = "") -> Settings:
     """Build a settings dataclass from tables laid over each other; a later layer wins.
 
     Args:
         cls: the dataclass; nested dataclasses are groups, written `group.key` or `{"group": {"key": ...}}`.
         *layers: e.g. the TOML file, then the flags. Keys may be dotted, nested, or written with hyphens.
+        prefix: what stands before the names in errors, e.g. "method.".
 
     Returns:
         The dataclass, every value of its declared type and inside its declared range.
@@ -138,8 +151,8 @@ def resolve(cls: type[Settings], *layers: Mapping[str, Any]) -> Settings:
     """
     merged: dict[str, Any] = {}
     for layer in layers:
-        merged = _lay_over(cls, merged, nest(layer), prefix="")
-    return _build(cls, merged, prefix="")
+        merged = _lay_over(cls, merged, nest(layer), prefix)
+    return _build(cls, merged, prefix)
 
 
 def _hints(cls: type) -> dict[str, Any]:
@@ -192,7 +205,8 @@ def _build(cls: type[Settings], table: Mapping[str, Any], prefix: str) -> Settin
 
 
 def _checked(value: Any, hint: Any, field: dataclasses.Field[Any], name: str) -> Any:
-    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)  # the latter where a Literal is among them
+    allowed = typing.get_args(hint) if union else (hint,)
     meta = field.metadata
     # A command line has no other way to write "no value"; a setting that lists "none" among its choices means the word.
     if isinstance(value, str) and value.lower() == "none" and "none" not in (meta.get("choices") or ()):
@@ -203,6 +217,10 @@ def _checked(value: Any, hint: Any, field: dataclasses.Field[Any], name: str) ->
     if meta.get("choices") and value not in meta["choices"]:
         listed = ", ".join(str(choice) for choice in meta["choices"])
         raise ConfigError(f"'{name}' must be one of {listed}; got {value!r}.")
+    if isinstance(value, str):  # a word, where the setting may also be a number
+        return value
+    if meta.get("above") is not None and value <= meta["above"]:
+        raise ConfigError(f"'{name}' must be above {meta['above']}; got {value}.")
     if meta.get("minimum") is not None and value < meta["minimum"]:
         raise ConfigError(f"'{name}' must be at least {meta['minimum']}; got {value}.")
     if meta.get("maximum") is not None and value > meta["maximum"]:
@@ -220,7 +238,10 @@ def _typed(value: Any, allowed: tuple[Any, ...], name: str) -> Any:
     for kind in allowed:
         if kind is type(None):
             continue
-        if typing.get_origin(kind) is tuple:
+        if typing.get_origin(kind) is typing.Literal:
+            if value in typing.get_args(kind):
+                return value
+        elif typing.get_origin(kind) is tuple:
             if isinstance(value, str):
                 value = value.split(",")
             items = list(value) if isinstance(value, list | tuple) else [value]
@@ -228,7 +249,7 @@ def _typed(value: Any, allowed: tuple[Any, ...], name: str) -> Any:
             if rest != [...] and len(items) != 1 + len(rest):
                 raise ConfigError(f"'{name}' must be {1 + len(rest)} values separated by commas; got {len(items)}.")
             return tuple(_typed(item.strip() if isinstance(item, str) else item, (inner,), name) for item in items)
-        if kind is bool:
+        elif kind is bool:
             if isinstance(value, bool):
                 return value
             if isinstance(value, str) and value.lower() in {"true", "yes", "on", "1", "false", "no", "off", "0"}:
@@ -245,5 +266,16 @@ def _typed(value: Any, allowed: tuple[Any, ...], name: str) -> Any:
                 return int(value) if str(value).lstrip("+-").isdecimal() else int(number)
         elif kind is str and isinstance(value, str | int | float):
             return str(value).lower() if isinstance(value, bool) else str(value)  # TOML and Python say true by a word
-    expected = " or ".join(getattr(kind, "__name__", str(kind)) for kind in allowed if kind is not type(None))
-    raise ConfigError(f"'{name}' must be {expected}; got {value!r}.")
+    raise ConfigError(f"'{name}' must be {_expected(allowed)}; got {value!r}.")
+
+
+def _expected(allowed: tuple[Any, ...]) -> str:
+    """The types that a setting may have, in words."""
+    words: list[str] = []
+    for kind in allowed:
+        if typing.get_origin(kind) is typing.Literal:
+            words += map(str, typing.get_args(kind))
+        elif kind is not type(None):
+            words.append(KINDS.get(kind, str(kind)))
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last

@@ -23,28 +23,6 @@ from understudy.settings import nearest, read_toml, resolve
 if TYPE_CHECKING:
     from understudy.pipeline import RunSettings
 
-METHOD_SETTINGS = {
-    "coss_centered": ("weight", "scale", "scope"),
-    "coss": ("weight", "scale", "scope"),
-    "simreg": (),
-    "seed": ("tau_teacher", "tau_student", "queue"),
-    "compress": ("queues", "temperature", "queue", "momentum"),
-    "isd": ("temperature", "queue", "momentum"),
-    "disco": ("temperature", "queue", "momentum", "weight"),
-    "bingo": ("temperature", "queue", "warmup"),
-    "smd": ("tau", "warmup", "views"),
-    "rkd": ("distance", "angle"),
-    "pkt": ("weight",),
-    "sp": ("weight",),
-    "mse": (),
-    "dist": ("beta", "gamma"),
-    "queue_kl": ("temperature", "queue"),
-    "moco": ("temperature", "queue", "momentum"),
-    "attndistill": ("weight", "temperature"),
-    "proteus": ("token", "feature", "patch", "probability", "ratio"),
-}
-"""Shown by `--help`, which must not wait for torch; a test holds it equal to the losses' own signatures."""
-
 IN_THE_WAY = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
     errno.ENOSPC, errno.EDQUOT,
@@ -136,8 +114,9 @@ def add_settings(parser: argparse.ArgumentParser, cls: type, skip: Sequence[str]
         if field.metadata.get("choices"):
             text += f" One of: {', '.join(map(str, field.metadata['choices']))}."
         if field.metadata.get("open"):
-            listed = (f"{method}: {', '.join(keys) or 'none'}" for method, keys in METHOD_SETTINGS.items())
-            text += f" {'; '.join(listed)}."
+            from understudy.losses import LOSSES
+
+            text += f" One of: {', '.join(LOSSES)}."
             if field.default_factory is not dataclasses.MISSING:
                 text += f" [{field.default_factory()['name']}]"
         elif field.default not in (None, dataclasses.MISSING):

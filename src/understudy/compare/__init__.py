@@ -189,17 +189,18 @@ def variants_of(methods: Sequence[str]) -> list[Variant]:
     Raises:
         ConfigError: none given, one given twice, or one that cannot be read.
     """
-    from understudy.losses import settings_of
+    from understudy.losses import LOSSES
 
     found = []
     for written in methods:
         name, *pairs = written.split(":")
         changes: dict[str, Any] = {"method": name}
+        own = vars(LOSSES.named(name).Settings())
         for pair in pairs:
             key, equals, value = pair.partition("=")
             if not (equals and key and value):
                 raise ConfigError(f"'{pair}' in --methods {written} is not KEY=VALUE. Write e.g. coss:weight=0.5.")
-            of_the_run = "." in key or (key not in settings_of(name) and key.replace("-", "_") in OWN | RUN)
+            of_the_run = "." in key or (key not in own and key.replace("-", "_") in OWN | RUN)
             changes[_free_to_differ(key) if of_the_run else f"method.{key}"] = value
         found.append(Variant(written, changes))
     return _distinct(found, "--methods")
@@ -629,7 +630,7 @@ class Comparison:
 def _taught(settings: RunSettings) -> bool:
     from understudy.losses import LOSSES
 
-    return LOSSES[settings.method["name"]].needs_teacher
+    return LOSSES[settings.method["name"]].needs.teacher
 
 
 def _budget(settings: ComparisonSettings) -> tuple[str, float]:

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from understudy.artifacts import Run, atomic
 from understudy.errors import UnreadableImage
 from understudy.evaluate.encoded_set import EncodedSet, check_finite
-from understudy.losses.similarity import column_cosine
+from understudy.losses.base.similarity import column_cosine
 from understudy.neighbors.search import search
 
 if TYPE_CHECKING:

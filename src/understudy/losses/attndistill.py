@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -11,8 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from understudy.errors import ShapeError
-from understudy.losses.similarity import exact, exact_pair
-from understudy.losses.terms import Loss, Terms, check_pair, number
+from understudy.losses.base.checks import check_pair
+from understudy.losses.base.loss import Loss, Terms
+from understudy.losses.base.requirements import Requirements
+from understudy.losses.base.similarity import exact, exact_pair
+from understudy.settings import setting
 
 LEAST, MOST = 1e-5, 0.996
 """Shares of attention are held between these before the divergence, as in the authors' code."""
@@ -35,18 +40,16 @@ class AttnDistill(Loss):
 
     Scope: a mean over images, so the same on any number of processes.
 
-    Args:
-        weight: of the attention. 0.1 in the authors' commands.
-        temperature: T, used only where the numbers of heads differ. 10 in the authors' commands.
-
     Source:
         Wang, Yang, van de Weijer, "Attention Distillation: self-supervised vision transformer students need more
         guidance", BMVC 2022, arXiv 2210.00944; details as in the authors' code,
         github.com/wangkai930418/attndistill.
     """
 
-    needs_attention = True
-    citation = """@inproceedings{wang2022attndistill,
+    name = "attndistill"
+    summary = "the teacher's embedding and the attention of its class token (transformers on both sides)"
+    needs = Requirements(attention=True)
+    paper = """@inproceedings{wang2022attndistill,
   title     = {Attention Distillation: self-supervised vision transformer students need more guidance},
   author    = {Wang, Kai and Yang, Fei and van de Weijer, Joost},
   booktitle = {British Machine Vision Conference (BMVC)},
@@ -56,16 +59,22 @@ class AttnDistill(Loss):
 }"""
     # dino_teacher.sh and dino_transfer.py of the released code: a rate of 1.5e-4 for 256 images is 2.4e-3 for 4,096,
     # which are gathered over several passes. Its beta2 is 0.95, ours 0.999; its resize is bicubic.
-    authors: ClassVar[dict[str, object]] = {
+    authors: ClassVar[Mapping[str, object]] = {
         "optimizer.name": "adamw", "optimizer.lr": 2.4e-3, "optimizer.momentum": 0.9, "optimizer.weight_decay": 0.05,
         "optimizer.schedule": "cosine", "optimizer.warmup": 40.0, "head": "gelu", "views.recipe": "weak",
         "batch_size": 4096, "passes": 800.0, "neighbors.k": 0, "method.weight": 0.1, "method.temperature": 10.0,
     }  # fmt: skip
 
-    def __init__(self, weight: float = 0.1, temperature: float = 10.0) -> None:
-        super().__init__()
-        self.weight = number("weight", weight, minimum=0)
-        self.temperature = number("temperature", temperature, above=0)
+    @dataclass(frozen=True)
+    class Settings:
+        """The method's own settings."""
+
+        weight: float = setting(0.1, "Of the attention; 0.1 in the authors' commands.", minimum=0)
+        temperature: float = setting(
+            10.0, "T, used only where the numbers of heads differ; 10 in the authors' commands.", above=0
+        )
+
+    settings: Settings
 
     def forward(self, student: Tensor, teacher: Tensor, student_attention: Tensor, teacher_attention: Tensor) -> Terms:
         """Loss of a batch.
@@ -90,10 +99,10 @@ class AttnDistill(Loss):
         if a_s.shape[2] != a_t.shape[2]:
             a_t = resized(a_t, a_s.shape[2] - 1)
         if a_s.shape[1] != a_t.shape[1]:
-            a_s, a_t = (merged(shares, self.temperature) for shares in (a_s, a_t))
+            a_s, a_t = (merged(shares, self.settings.temperature) for shares in (a_s, a_t))
         a_s, a_t = (_held(shares) for shares in (a_s, a_t))
         attention = (a_t * (a_t.log() - a_s.log())).sum((1, 2)).mean()
-        return Terms(mse + self.weight * attention, {"mse": mse, "attention": attention})
+        return Terms(mse + self.settings.weight * attention, {"mse": mse, "attention": attention})
 
 
 def resized(attention: Float[Tensor, "B H T"], patches: int) -> Float[Tensor, "B H U"]:

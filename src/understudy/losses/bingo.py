@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from understudy.errors import ShapeError
-from understudy.losses.queue import Queue
-from understudy.losses.similarity import exact_pair, infonce, unit_rows
-from understudy.losses.terms import Loss, Terms, check_pair, next_in_bag, number
+from understudy.losses.base.bags import next_in_bag
+from understudy.losses.base.checks import check_pair
+from understudy.losses.base.loss import Loss, Terms
+from understudy.losses.base.queue import Queue
+from understudy.losses.base.requirements import Requirements
+from understudy.losses.base.similarity import exact_pair, infonce, unit_rows
+from understudy.settings import setting
 
 
 class BINGO(Loss):
@@ -32,23 +38,15 @@ class BINGO(Loss):
 
     Scope: a mean over images, the queue is the same on every process.
 
-    Args:
-        temperature: of the softmaxes, tau.
-        queue: Q, how many past teacher embeddings are kept.
-        warmup: image passes of the first phase. 11 in the code, which waits for epoch > 10 counted from 0.
-
     Source:
         Xu, Fang, Zhang, Xie, Wang, Dai, Xiong, Tian, "Bag of Instances Aggregation Boosts Self-supervised
         Distillation", ICLR 2022, arXiv 2107.01691; details as in the authors' code, github.com/haohang96/bingo.
     """
 
-    views = 2
-    student_views = (0,)
-    teacher_views = (1,)
-    needs_bags = True
-    needs_passes = True
-    needs_mixture = True
-    citation = """@inproceedings{xu2022bingo,
+    name = "bingo"
+    summary = "contrast with the teacher's embeddings, of a neighbor and of a CutMix of the two as well"
+    needs = Requirements(teacher_views=(1,), bags=True, passes=True, cutmix=True)
+    paper = """@inproceedings{xu2022bingo,
   title     = {Bag of Instances Aggregation Boosts Self-supervised Distillation},
   author    = {Xu, Haohang and Fang, Jiemin and Zhang, Xiaopeng and Xie, Lingxi and Wang, Xinggang and Dai, Wenrui and
                Xiong, Hongkai and Tian, Qi},
@@ -60,18 +58,27 @@ class BINGO(Loss):
     # The released scripts/unsupervised/SR18-TR50.sh: 256 anchors a step, each with one of its 5 neighbors, so 512
     # images, and an epoch of anchors is two image passes. Their MoCo-v2 teacher keeps its projection head (D = 128), as
     # in SEED; their queue takes the anchors only.
-    authors: ClassVar[dict[str, object]] = {
+    authors: ClassVar[Mapping[str, object]] = {
         "optimizer.name": "sgd", "optimizer.lr": 0.03, "optimizer.momentum": 0.9, "optimizer.weight_decay": 1e-4,
         "optimizer.schedule": "cosine", "optimizer.every": "epoch", "head": "mlp", "head_hidden": 2048,
         "views.recipe": "moco-v2", "batch_size": 512, "passes": 400.0, "neighbors.k": 1, "neighbors.n": 5,
         "method.temperature": 0.2, "method.queue": 65536, "method.warmup": 22.0,
     }  # fmt: skip
 
-    def __init__(self, temperature: float = 0.2, queue: int = 65536, warmup: float = 11.0) -> None:
-        super().__init__()
-        self.temperature = number("temperature", temperature, above=0)
-        self.warmup = number("warmup", warmup, minimum=0)
-        self.queue = Queue(queue)
+    @dataclass(frozen=True)
+    class Settings:
+        """The method's own settings."""
+
+        temperature: float = setting(0.2, "Temperature of the softmaxes, tau.", above=0)
+        queue: int = setting(65536, "Q, how many past teacher embeddings are kept.", minimum=1)
+        # 11 in the code, which waits for epoch > 10 counted from 0.
+        warmup: float = setting(11.0, "Image passes in which each image is drawn to its own key only.", minimum=0)
+
+    settings: Settings
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.queue = Queue(settings.queue)
 
     def forward(
         self, student: Tensor, teacher: Tensor, bags: Tensor, passes: float, mixed: Tensor, share: Tensor
@@ -104,13 +111,13 @@ class BINGO(Loss):
         m = unit_rows(exact_pair(mixed, teacher)[0])
         following = next_in_bag(bags)
         t_next = t[following]
-        negatives, mixed_negatives = ((self.queue.scores(q) / self.temperature).logsumexp(1) for q in (s, m))
+        negatives, mixed_negatives = ((self.queue.scores(q) / self.settings.temperature).logsumexp(1) for q in (s, m))
 
         def contrast(query: Tensor, key: Tensor, others: Tensor) -> Tensor:
-            return infonce((query * key).sum(1) / self.temperature, others)
+            return infonce((query * key).sum(1) / self.settings.temperature, others)
 
         own = contrast(s, t, negatives)
-        if passes < self.warmup:
+        if passes < self.settings.warmup:
             anchor, neighbor = own, own[following]
         else:
             anchor = (own + contrast(s, t_next, negatives)) / 2

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from understudy.errors import ConfigError, ShapeError
-from understudy.losses.queue import Queue
-from understudy.losses.similarity import exact_pair, relative_entropy, unit_rows
-from understudy.losses.terms import Loss, Terms, check_pair, number
+from understudy.errors import ShapeError
+from understudy.losses.base.checks import check_pair
+from understudy.losses.base.loss import Loss, Terms
+from understudy.losses.base.queue import Queue
+from understudy.losses.base.requirements import Requirements
+from understudy.losses.base.similarity import exact_pair, relative_entropy, unit_rows
+from understudy.settings import setting
 
 
 class CompRess(Loss):
@@ -25,21 +30,17 @@ class CompRess(Loss):
 
     Scope: a mean over images, the queues are the same on every process.
 
-    Args:
-        queues: 2 (needs the key network) or 1.
-        temperature: of both softmaxes, tau.
-        queue: Q, how many embeddings of each model are kept.
-        momentum: of the average that fills the student's queue; unused with one queue.
-
     Source:
         Koohpayegani, Tejankar, Pirsiavash, "CompRess: Self-Supervised Learning by Compressing Representations",
         NeurIPS 2020, arXiv 2010.14713, equations 1 to 3; defaults as in the authors' code,
         github.com/UMBCvision/CompRess.
     """
 
-    needs_key = True
+    name = "compress"
+    summary = "the teacher's similarities to a queue of past images, each model in its own space"
+    needs = Requirements(key_views=(0,))
     in_teacher_space = False
-    citation = """@inproceedings{koohpayegani2020compress,
+    paper = """@inproceedings{koohpayegani2020compress,
   title     = {{CompRess}: Self-Supervised Learning by Compressing Representations},
   author    = {Koohpayegani, Soroush Abbasi and Tejankar, Ajinkya and Pirsiavash, Hamed},
   booktitle = {Advances in Neural Information Processing Systems (NeurIPS)},
@@ -49,7 +50,7 @@ class CompRess(Loss):
 }"""
     # train_student.py of the released code. Its student has no head with two queues and a linear one with one queue;
     # here both models must end in the same width, so it is linear with either.
-    authors: ClassVar[dict[str, object]] = {
+    authors: ClassVar[Mapping[str, object]] = {
         "optimizer.name": "sgd", "optimizer.lr": 0.01, "optimizer.momentum": 0.9, "optimizer.weight_decay": 1e-4,
         "optimizer.schedule": "step", "optimizer.every": "epoch", "optimizer.milestones": (90 / 130, 120 / 130),
         "optimizer.decay": 0.2, "head": "linear", "views.recipe": "crop", "batch_size": 256, "passes": 130.0,
@@ -57,18 +58,28 @@ class CompRess(Loss):
         "method.momentum": 0.999,
     }  # fmt: skip
 
-    def __init__(
-        self, queues: int = 2, temperature: float = 0.04, queue: int = 128000, momentum: float = 0.999
-    ) -> None:
-        super().__init__()
-        if queues not in (1, 2):
-            raise ConfigError(f"'method.queues' must be 1 or 2; got {queues}.")
-        self.needs_key = queues == 2
-        self.in_teacher_space = queues == 1
-        self.temperature = number("temperature", temperature, above=0)
-        self.key_momentum = number("momentum", momentum, minimum=0, maximum=1)
-        self.teacher_queue = Queue(queue)
-        self.student_queue = Queue(queue) if self.needs_key else None
+    @dataclass(frozen=True)
+    class Settings:
+        """The method's own settings."""
+
+        queues: int = setting(
+            2, "2: the student compares with its own past (needs a key network); 1: with the teacher's.", choices=(1, 2)
+        )
+        temperature: float = setting(0.04, "Temperature of both softmaxes, tau.", above=0)
+        queue: int = setting(128000, "Q, how many embeddings of each model are kept.", minimum=1)
+        momentum: float = setting(
+            0.999, "Of the average that fills the student's queue; unused with one queue.", minimum=0, maximum=1
+        )
+
+    settings: Settings
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        if settings.queues == 1:
+            self.needs, self.in_teacher_space = Requirements(), True
+        self.key_momentum = settings.momentum
+        self.teacher_queue = Queue(settings.queue)
+        self.student_queue = Queue(settings.queue) if self.needs.key else None
 
     def forward(self, student: Tensor, teacher: Tensor, key: Tensor | None = None) -> Terms:
         """Loss of a batch; the embeddings enter the queues afterwards.
@@ -85,15 +96,15 @@ class CompRess(Loss):
             ShapeError: shapes that do not fit, or a key that is missing or not asked for.
         """
         check_pair(student, teacher)
-        if (key is not None) != self.needs_key:
+        if (key is not None) != self.needs.key:
             raise ShapeError(
                 "CompRess with 2 queues needs `key`, the averaged student's embeddings (set queues to 1 to do without)."
-                if self.needs_key
+                if self.needs.key
                 else "CompRess with 1 queue takes no `key`. Leave it out, or set queues to 2."
             )
         s, t = (unit_rows(x) for x in exact_pair(student, teacher))
         scores_t, scores_s = self.teacher_queue.scores(t), (self.student_queue or self.teacher_queue).scores(s)
-        divergence = relative_entropy(scores_t / self.temperature, scores_s / self.temperature).mean()
+        divergence = relative_entropy(scores_t / self.settings.temperature, scores_s / self.settings.temperature).mean()
         self.teacher_queue.push(t)
         if key is not None and self.student_queue is not None:
             check_pair(student, key, ("student", "key"))

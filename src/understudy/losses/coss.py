@@ -8,14 +8,16 @@ is connected, they pin the student to the teacher up to ONE positive number.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from understudy.errors import ConfigError
-from understudy.losses.similarity import (
+from understudy.losses.base.checks import check_pair
+from understudy.losses.base.loss import Loss, Terms
+from understudy.losses.base.similarity import (
     EPS,
     column_correlation,
     cosine_from_sums,
@@ -23,11 +25,9 @@ from understudy.losses.similarity import (
     row_cosine,
     sum_over_processes,
 )
-from understudy.losses.terms import Loss, Terms, check_pair, number
-from understudy.settings import nearest
+from understudy.settings import setting
 
 SCALES = {"unit": 1.0, "paper": 70.0, "code": 1 / (0.1 * 0.07)}
-SCOPES = ("global", "process")
 BOUND = 100.0
 """The balanced weight lies between 1 / BOUND and BOUND."""
 
@@ -138,16 +138,13 @@ def pulls(cosines: Float[Tensor, " n"], squares: Float[Tensor, " n"]) -> Float[T
 class CoSS(Loss):
     """CoSS as a module; see `coss` for the mathematics.
 
-    Args:
-        weight: lambda, the weight of the space term; 0 is cosine regression, "balanced" follows the gradients.
-        scale: factor on the total, a number or one of "unit" (1), "paper" (70), "code" (142.86).
-        scope: "global" (exact for any number of processes) or "process" (as the authors ran).
-
     Source:
         Singh and Wang, ECCV 2024, arXiv 2409.13939, as in `coss`.
     """
 
-    citation = """@inproceedings{singh2024coss,
+    name = "coss"
+    summary = "feature and space similarity, as published"
+    paper = """@inproceedings{singh2024coss,
   title     = {Simple Unsupervised Knowledge Distillation With Space Similarity},
   author    = {Singh, Aditya and Wang, Haohan},
   booktitle = {European Conference on Computer Vision (ECCV)},
@@ -155,11 +152,10 @@ class CoSS(Loss):
   eprint    = {2409.13939},
   archivePrefix = {arXiv}
 }"""
-    words: ClassVar[Mapping[str, tuple[str, ...]]] = {"weight": ("balanced",)}
     # The released script, scripts/cf_train.sh: 25 epochs of anchors of 16 image passes, 64 anchors x 16 images a step
     # on 4 GPUs; the loss is each GPU's own, so it takes 4 processes to repeat it. The rate stays at its peak for 5
     # epochs.
-    authors: ClassVar[dict[str, object]] = {
+    authors: ClassVar[Mapping[str, object]] = {
         "optimizer.name": "sgd", "optimizer.lr": 0.03, "optimizer.momentum": 0.9, "optimizer.weight_decay": 1e-4,
         "optimizer.schedule": "cosine", "optimizer.every": "epoch", "optimizer.hold": 5 / 25, "head": "auto",
         "head_hidden": 2048, "views.recipe": "moco-v2", "batch_size": 1024, "passes": 400.0, "neighbors.k": 15,
@@ -168,32 +164,28 @@ class CoSS(Loss):
     center: ClassVar[bool] = False
     """Whether the columns are correlated in place of their cosines: `coss_centered`."""
 
-    def __init__(self, weight: float | str = 1.0, scale: str | float = "unit", scope: str = "global") -> None:
-        super().__init__()
-        if isinstance(weight, str) and weight not in self.words["weight"]:
-            raise ConfigError(f"'method.weight' must be a number or balanced; got {weight!r}.")
-        self.weight = weight if isinstance(weight, str) else number("weight", weight, minimum=0)
-        self.scale = _scale(scale)
-        if scope not in SCOPES:
-            raise ConfigError(f"'method.scope' must be one of {', '.join(SCOPES)}; got {scope!r}.")
-        self.scope = scope
+    @dataclass(frozen=True)
+    class Settings:
+        """The method's own settings."""
 
-    def extra_repr(self) -> str:
-        """The settings, for `print(loss)`."""
-        return f"weight={self.weight}, scale={self.scale:g}, scope={self.scope!r}"
+        weight: float | Literal["balanced"] = setting(
+            1.0,
+            "lambda, the weight of the space term; 0 is cosine regression, balanced follows the gradients.",
+            minimum=0,
+        )
+        scale: float | Literal["unit", "paper", "code"] = setting(
+            "unit", "Factor on the total, a number or one of unit (1), paper (70), code (142.86).", above=0
+        )
+        scope: str = setting(
+            "global",
+            "Rows that are compared: of all processes, exact for any number of them, or of each, as the authors ran.",
+            choices=("global", "process"),
+        )
+
+    settings: Settings
 
     def forward(self, student: Tensor, teacher: Tensor) -> Terms:
         """Args as in `coss`: student (B, D) with gradient, teacher (B, D)."""
-        return coss(student, teacher, self.weight, scale=self.scale, scope=self.scope, center=self.center)
-
-
-def _scale(scale: str | float) -> float:
-    if isinstance(scale, str) and scale in SCALES:
-        return SCALES[scale]
-    try:
-        factor = float(scale)
-    except ValueError:
-        raise ConfigError(
-            f"'method.scale' must be a number or a name; got {scale!r}. {nearest(str(scale), SCALES)}"
-        ) from None
-    return number("scale", factor, above=0)
+        own = self.settings
+        scale = SCALES[own.scale] if isinstance(own.scale, str) else own.scale
+        return coss(student, teacher, own.weight, scale=scale, scope=own.scope, center=self.center)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from understudy.losses.coss import CoSS
@@ -14,15 +15,12 @@ class CoSSCentered(CoSS):
     That is Pearson's correlation. Pooled features share a large mean, which a cosine of raw columns describes first.
     The student still lands on the teacher up to one positive number.
 
-    Args:
-        weight: lambda, the weight of the space term, as of CoSS.
-        scale: factor on the total, as of CoSS.
-        scope: "global" or "process", as of CoSS.
-
     Source:
         Singh and Wang, "Simple Unsupervised Knowledge Distillation With Space Similarity", ECCV 2024, arXiv 2409.13939;
         the centering is ours.
     """
 
+    name = "coss_centered"
+    summary = "the default, ours: CoSS with the batch mean taken off each column"
+    authors: ClassVar[Mapping[str, object]] = {}
     center = True
-    authors: ClassVar[dict[str, object]] = {}

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from understudy.losses.queue import Queue
-from understudy.losses.similarity import exact_pair, infonce, unit_rows
-from understudy.losses.terms import Loss, Terms, check_pair, check_views, number
+from understudy.losses.base.checks import check_pair, check_views
+from understudy.losses.base.loss import Loss, Terms
+from understudy.losses.base.queue import Queue
+from understudy.losses.base.requirements import Requirements
+from understudy.losses.base.similarity import exact_pair, infonce, unit_rows
+from understudy.settings import setting
 
 
 class DisCo(Loss):
@@ -24,25 +29,16 @@ class DisCo(Loss):
 
     Scope: a mean over images, the queue is the same on every process.
 
-    Args:
-        temperature: of the InfoNCE softmax, tau. 0.2 in the authors' commands.
-        queue: Q, how many past keys are kept.
-        momentum: of the key encoder's average.
-        weight: of the distances. Paper and code write 1, but the code also SUMS over the images of each process: its
-            batch of 256 on the 8 GPUs it asks for makes 32 per image. 1 is the paper's reading.
-
     Source:
         Gao, Zhuang, Lin, Cheng, Sun, Li, Shen, "DisCo: Remedy Self-supervised Learning on Lightweight Models with
         Distilled Contrastive Learning", ECCV 2022, arXiv 2104.09124; details as in the authors' code,
         github.com/Yuting-Gao/DisCo-pytorch.
     """
 
-    views = 2
-    student_views = (0, 1)
-    teacher_views = (0, 1)
-    needs_key = True
-    key_views = (1,)
-    citation = """@inproceedings{gao2022disco,
+    name = "disco"
+    summary = "MoCo-v2 of the student, and its embedding held to the teacher's on both views"
+    needs = Requirements(student_views=(0, 1), teacher_views=(0, 1), key_views=(1,))
+    paper = """@inproceedings{gao2022disco,
   title     = {{DisCo}: Remedy Self-supervised Learning on Lightweight Models with Distilled Contrastive Learning},
   author    = {Gao, Yuting and Zhuang, Jia-Xin and Lin, Shaohui and Cheng, Hao and Sun, Xing and Li, Ke and
                Shen, Chunhua},
@@ -52,21 +48,31 @@ class DisCo(Loss):
   archivePrefix = {arXiv}
 }"""
     # The released commands and their defaults. Their MoCo-v2 teacher keeps its projection head (D = 128), as in SEED.
-    authors: ClassVar[dict[str, object]] = {
+    authors: ClassVar[Mapping[str, object]] = {
         "optimizer.name": "sgd", "optimizer.lr": 0.03, "optimizer.momentum": 0.9, "optimizer.weight_decay": 1e-4,
         "optimizer.schedule": "cosine", "optimizer.every": "epoch", "head": "mlp", "head_hidden": 2048,
         "views.recipe": "moco-v2", "batch_size": 256, "passes": 200.0, "neighbors.k": 0, "method.temperature": 0.2,
         "method.queue": 65536, "method.momentum": 0.999, "method.weight": 32.0,
     }  # fmt: skip
 
-    def __init__(
-        self, temperature: float = 0.2, queue: int = 65536, momentum: float = 0.999, weight: float = 32.0
-    ) -> None:
-        super().__init__()
-        self.temperature = number("temperature", temperature, above=0)
-        self.key_momentum = number("momentum", momentum, minimum=0, maximum=1)
-        self.weight = number("weight", weight, minimum=0)
-        self.queue = Queue(queue)
+    @dataclass(frozen=True)
+    class Settings:
+        """The method's own settings."""
+
+        # 0.2 in the authors' commands.
+        temperature: float = setting(0.2, "Temperature of the InfoNCE softmax, tau.", above=0)
+        queue: int = setting(65536, "Q, how many past keys are kept.", minimum=1)
+        momentum: float = setting(0.999, "Of the key encoder's average.", minimum=0, maximum=1)
+        # Paper and code write 1, but the code also SUMS over the images of each process: its batch of 256 on the 8 GPUs
+        # it asks for makes 32 per image. 1 is the paper's reading.
+        weight: float = setting(32.0, "Of the distances to the teacher.", minimum=0)
+
+    settings: Settings
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.key_momentum = settings.momentum
+        self.queue = Queue(settings.queue)
 
     def forward(self, student: Tensor, teacher: Tensor, key: Tensor) -> Terms:
         """Loss of a batch; the keys enter the queue afterwards.
@@ -90,8 +96,8 @@ class DisCo(Loss):
         check_pair(student[0], key, ("student", "key"))
         s, t = (unit_rows(x) for x in exact_pair(student, teacher))
         k = unit_rows(exact_pair(student, key)[1])
-        negatives = (self.queue.scores(s[0]) / self.temperature).logsumexp(1)
-        contrast = infonce((s[0] * k).sum(1) / self.temperature, negatives).mean()
+        negatives = (self.queue.scores(s[0]) / self.settings.temperature).logsumexp(1)
+        contrast = infonce((s[0] * k).sum(1) / self.settings.temperature, negatives).mean()
         distance = (s - t).square().sum(2).mean(1).sum()
         self.queue.push(k)
-        return Terms(contrast + self.weight * distance, {"infonce": contrast, "distance": distance})
+        return Terms(contrast + self.settings.weight * distance, {"infonce": contrast, "distance": distance})

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from understudy.losses.similarity import column_correlation, exact_pair, row_correlation
-from understudy.losses.terms import Loss, Terms, check_pair, number
+from understudy.losses.base.checks import check_pair
+from understudy.losses.base.loss import Loss, Terms
+from understudy.losses.base.similarity import column_correlation, exact_pair, row_correlation
+from understudy.settings import setting
 
 
 class DIST(Loss):
@@ -21,16 +25,14 @@ class DIST(Loss):
 
     Scope: columns are taken over the batch of all processes, exactly; rows are a mean over images.
 
-    Args:
-        beta: weight of the rows. 1, as in the authors' loss.
-        gamma: weight of the columns. 1, as in the authors' loss.
-
     Source:
         Huang, You, Wang, Qian, Xu, "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, arXiv 2205.10536,
         equations 7 to 9; defaults as in the authors' code, github.com/hunto/DIST_KD.
     """
 
-    citation = """@inproceedings{huang2022dist,
+    name = "dist"
+    summary = "correlations of each image's numbers and of each dimension"
+    paper = """@inproceedings{huang2022dist,
   title     = {Knowledge Distillation from A Stronger Teacher},
   author    = {Huang, Tao and You, Shan and Wang, Fei and Qian, Chen and Xu, Chang},
   booktitle = {Advances in Neural Information Processing Systems (NeurIPS)},
@@ -39,17 +41,21 @@ class DIST(Loss):
   archivePrefix = {arXiv}
 }"""
     # The paper's baseline strategy on ImageNet (unchecked against a log), where labels are learned beside it.
-    authors: ClassVar[dict[str, object]] = {
+    authors: ClassVar[Mapping[str, object]] = {
         "optimizer.name": "sgd", "optimizer.lr": 0.1, "optimizer.momentum": 0.9, "optimizer.weight_decay": 1e-4,
         "optimizer.schedule": "step", "optimizer.every": "epoch", "optimizer.milestones": (0.3, 0.6, 0.9),
         "optimizer.decay": 0.1, "head": "linear", "views.recipe": "crop", "batch_size": 256, "passes": 100.0,
         "neighbors.k": 0, "method.beta": 1.0, "method.gamma": 1.0,
     }  # fmt: skip
 
-    def __init__(self, beta: float = 1.0, gamma: float = 1.0) -> None:
-        super().__init__()
-        self.beta = number("beta", beta, minimum=0)
-        self.gamma = number("gamma", gamma, minimum=0)
+    @dataclass(frozen=True)
+    class Settings:
+        """The method's own settings."""
+
+        beta: float = setting(1.0, "Weight of the rows; 1 in the authors' loss.", minimum=0)
+        gamma: float = setting(1.0, "Weight of the columns; 1 in the authors' loss.", minimum=0)
+
+    settings: Settings
 
     def forward(self, student: Tensor, teacher: Tensor) -> Terms:
         """Loss of a batch.
@@ -69,4 +75,4 @@ class DIST(Loss):
         s, t = exact_pair(student, teacher)
         rows = 1 - row_correlation(s, t).mean()
         columns = 1 - column_correlation(s, t).mean()
-        return Terms(self.beta * rows + self.gamma * columns, {"rows": rows, "columns": columns})
+        return Terms(self.settings.beta * rows + self.settings.gamma * columns, {"rows": rows, "columns": columns})

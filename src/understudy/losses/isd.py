@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from understudy.losses.queue import Queue
-from understudy.losses.similarity import exact_pair, relative_entropy, unit_rows
-from understudy.losses.terms import Loss, Terms, check_pair, number
+from understudy.losses.base.checks import check_pair
+from understudy.losses.base.loss import Loss, Terms
+from understudy.losses.base.queue import Queue
+from understudy.losses.base.requirements import Requirements
+from understudy.losses.base.similarity import exact_pair, relative_entropy, unit_rows
+from understudy.settings import setting
 
 
 class ISD(Loss):
@@ -24,25 +29,18 @@ class ISD(Loss):
 
     Scope: a mean over images, the queue is the same on every process.
 
-    Args:
-        temperature: of both softmaxes, tau.
-        queue: Q, how many past keys are kept.
-        momentum: of the average. 0.999 in the released script; 0.99 in some of the paper's runs (unchecked).
-
     Source:
         Tejankar, Koohpayegani, Pillai, Favaro, Pirsiavash, "ISD: Self-Supervised Learning by Iterative Similarity
         Distillation", ICCV 2021, arXiv 2012.09259; defaults as in the authors' code, github.com/UMBCvision/ISD.
     """
 
-    views = 2
-    needs_teacher = False
-    needs_key = True
-    student_views = (0,)
-    key_views = (1,)
+    name = "isd"
+    summary = "no teacher: CompRess with the student's own average in its place"
+    needs = Requirements(teacher_views=(), key_views=(1,))
     in_teacher_space = False
     embed_dim = 512
     """The width of the authors' ResNet-18, which has no head: a student as wide has none here either."""
-    citation = """@inproceedings{tejankar2021isd,
+    paper = """@inproceedings{tejankar2021isd,
   title     = {{ISD}: Self-Supervised Learning by Iterative Similarity Distillation},
   author    = {Tejankar, Ajinkya and Koohpayegani, Soroush Abbasi and Pillai, Vipin and Favaro, Paolo and
                Pirsiavash, Hamed},
@@ -52,18 +50,28 @@ class ISD(Loss):
   archivePrefix = {arXiv}
 }"""
     # The released run_isd.sh for ResNet-18.
-    authors: ClassVar[dict[str, object]] = {
+    authors: ClassVar[Mapping[str, object]] = {
         "optimizer.name": "sgd", "optimizer.lr": 0.01, "optimizer.momentum": 0.9, "optimizer.weight_decay": 1e-4,
         "optimizer.schedule": "step", "optimizer.every": "epoch", "optimizer.milestones": (140 / 200, 180 / 200),
         "optimizer.decay": 0.2, "head": "auto", "views.recipe": "moco-v2", "batch_size": 256, "passes": 200.0,
         "method.temperature": 0.02, "method.queue": 128000, "method.momentum": 0.999,
     }  # fmt: skip
 
-    def __init__(self, temperature: float = 0.02, queue: int = 128000, momentum: float = 0.999) -> None:
-        super().__init__()
-        self.temperature = number("temperature", temperature, above=0)
-        self.key_momentum = number("momentum", momentum, minimum=0, maximum=1)
-        self.queue = Queue(queue)
+    @dataclass(frozen=True)
+    class Settings:
+        """The method's own settings."""
+
+        temperature: float = setting(0.02, "Temperature of both softmaxes, tau.", above=0)
+        queue: int = setting(128000, "Q, how many past keys are kept.", minimum=1)
+        # 0.999 in the released script; 0.99 in some of the paper's runs (unchecked).
+        momentum: float = setting(0.999, "Of the average.", minimum=0, maximum=1)
+
+    settings: Settings
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.key_momentum = settings.momentum
+        self.queue = Queue(settings.queue)
 
     def forward(self, student: Tensor, key: Tensor) -> Terms:
         """Loss of a batch; the keys enter the queue afterwards.
@@ -81,6 +89,6 @@ class ISD(Loss):
         check_pair(student, key, ("student", "key"))
         s, k = (unit_rows(x) for x in exact_pair(student, key))
         scores_k, scores_s = self.queue.scores(k), self.queue.scores(s)
-        divergence = relative_entropy(scores_k / self.temperature, scores_s / self.temperature).mean()
+        divergence = relative_entropy(scores_k / self.settings.temperature, scores_s / self.settings.temperature).mean()
         self.queue.push(k)
         return Terms(divergence, {"divergence": divergence})

@@ -6,13 +6,18 @@ teacher": the same loop, the same checkpoints.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from understudy.losses.queue import Queue
-from understudy.losses.similarity import exact_pair, infonce, unit_rows
-from understudy.losses.terms import Loss, Terms, check_pair, number
+from understudy.losses.base.checks import check_pair
+from understudy.losses.base.loss import Loss, Terms
+from understudy.losses.base.queue import Queue
+from understudy.losses.base.requirements import Requirements
+from understudy.losses.base.similarity import exact_pair, infonce, unit_rows
+from understudy.settings import setting
 
 
 class MoCo(Loss):
@@ -23,24 +28,17 @@ class MoCo(Loss):
     instead of random, so the first steps have fewer negatives rather than false ones. At the very first step, with no
     negative at all, the loss is exactly 0.
 
-    Args:
-        temperature: of the softmax, tau.
-        queue: Q, how many past keys are kept.
-        momentum: of the key encoder's average.
-
     Source:
         Chen, Fan, Girshick, He, "Improved Baselines with Momentum Contrastive Learning", 2020, arXiv 2003.04297;
         equation 1 of MoCo, arXiv 1911.05722. Defaults as in the authors' code.
     """
 
-    views = 2
-    needs_teacher = False
-    needs_key = True
-    student_views = (0,)
-    key_views = (1,)
+    name = "moco"
+    summary = "no teacher: a view of an image against another of the same, among past ones"
+    needs = Requirements(teacher_views=(), key_views=(1,))
     in_teacher_space = False
     embed_dim = 128
-    citation = """@article{chen2020mocov2,
+    paper = """@article{chen2020mocov2,
   title   = {Improved Baselines with Momentum Contrastive Learning},
   author  = {Chen, Xinlei and Fan, Haoqi and Girshick, Ross and He, Kaiming},
   journal = {arXiv preprint arXiv:2003.04297},
@@ -48,18 +46,27 @@ class MoCo(Loss):
 }"""
     # main_moco.py of the released code with --mlp --moco-t 0.2 --aug-plus --cos; the hidden layer of the head is as
     # wide as the backbone.
-    authors: ClassVar[dict[str, object]] = {
+    authors: ClassVar[Mapping[str, object]] = {
         "optimizer.name": "sgd", "optimizer.lr": 0.03, "optimizer.momentum": 0.9, "optimizer.weight_decay": 1e-4,
         "optimizer.schedule": "cosine", "optimizer.every": "epoch", "head": "mlp", "head_hidden": 0,
         "views.recipe": "moco-v2", "batch_size": 256, "passes": 200.0, "method.temperature": 0.2, "method.queue": 65536,
         "method.momentum": 0.999,
     }  # fmt: skip
 
-    def __init__(self, temperature: float = 0.2, queue: int = 65536, momentum: float = 0.999) -> None:
-        super().__init__()
-        self.temperature = number("temperature", temperature, above=0)
-        self.key_momentum = number("momentum", momentum, minimum=0, maximum=1)
-        self.queue = Queue(queue)
+    @dataclass(frozen=True)
+    class Settings:
+        """The method's own settings."""
+
+        temperature: float = setting(0.2, "Temperature of the softmax, tau.", above=0)
+        queue: int = setting(65536, "Q, how many past keys are kept.", minimum=1)
+        momentum: float = setting(0.999, "Of the key encoder's average.", minimum=0, maximum=1)
+
+    settings: Settings
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.key_momentum = settings.momentum
+        self.queue = Queue(settings.queue)
 
     def forward(self, student: Tensor, key: Tensor) -> Terms:
         """Loss of a batch; the keys enter the queue afterwards.
@@ -76,7 +83,7 @@ class MoCo(Loss):
         """
         check_pair(student, key, ("student", "key"))
         s, k = (unit_rows(x) for x in exact_pair(student, key))
-        negatives = (self.queue.scores(s) / self.temperature).logsumexp(1)
-        contrast = infonce((s * k).sum(1) / self.temperature, negatives).mean()
+        negatives = (self.queue.scores(s) / self.settings.temperature).logsumexp(1)
+        contrast = infonce((s * k).sum(1) / self.settings.temperature, negatives).mean()
         self.queue.push(k)
         return Terms(contrast, {"infonce": contrast})

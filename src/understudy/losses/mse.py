@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor
 
-from understudy.losses.similarity import exact_pair
-from understudy.losses.terms import Loss, Terms, check_pair
+from understudy.losses.base.checks import check_pair
+from understudy.losses.base.loss import Loss, Terms
+from understudy.losses.base.similarity import exact_pair
 
 
 class MSE(Loss):
@@ -25,7 +27,9 @@ class MSE(Loss):
         1412.6550, equation 3.
     """
 
-    citation = """@inproceedings{romero2015fitnets,
+    name = "mse"
+    summary = "the teacher's embedding itself"
+    paper = """@inproceedings{romero2015fitnets,
   title     = {{FitNets}: Hints for Thin Deep Nets},
   author    = {Romero, Adriana and Ballas, Nicolas and Kahou, Samira Ebrahimi and Chassang, Antoine and Gatta, Carlo
                and Bengio, Yoshua},
@@ -35,15 +39,12 @@ class MSE(Loss):
   archivePrefix = {arXiv}
 }"""
     # Not FitNets' own run, which is of two stages, but the benchmark of Tian et al. (2020), as in SP.
-    authors: ClassVar[dict[str, object]] = {
+    authors: ClassVar[Mapping[str, object]] = {
         "optimizer.name": "sgd", "optimizer.lr": 0.05, "optimizer.momentum": 0.9, "optimizer.weight_decay": 5e-4,
         "optimizer.schedule": "step", "optimizer.every": "epoch",
         "optimizer.milestones": (150 / 240, 180 / 240, 210 / 240), "optimizer.decay": 0.1, "head": "linear",
         "views.recipe": "weak", "batch_size": 64, "passes": 240.0, "neighbors.k": 0,
     }  # fmt: skip
-
-    def __init__(self) -> None:
-        super().__init__()
 
     def forward(self, student: Tensor, teacher: Tensor) -> Terms:
         """Loss of a batch.

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
-from understudy.losses.similarity import all_rows, exact_pair, gather_rows, unit_rows
-from understudy.losses.terms import Loss, Terms, check_pair, number
+from understudy.losses.base.checks import check_pair
+from understudy.losses.base.loss import Loss, Terms
+from understudy.losses.base.similarity import all_rows, exact_pair, gather_rows, unit_rows
+from understudy.settings import setting
 
 EPS = 1e-7
 """Added inside the logarithm, as in the authors' code."""
@@ -24,17 +28,15 @@ class PKT(Loss):
 
     Scope: the batch of all processes, exactly, if they hold equally many images: each compares its own rows with all.
 
-    Args:
-        weight: factor on the total. 30000 is what the benchmark of Tian et al. (2020) runs beside a cross entropy, and
-            keeps the gradient away from the epsilon of Adam; the authors run 1.
-
     Source:
         Passalis and Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer", ECCV 2018, arXiv
         1803.10837, equations 3 to 6; details as in the authors' code, github.com/passalis/probabilistic_kt.
     """
 
+    name = "pkt"
+    summary = "the teacher's neighbor probabilities in the batch"
     in_teacher_space = False
-    citation = """@inproceedings{passalis2018pkt,
+    paper = """@inproceedings{passalis2018pkt,
   title     = {Learning Deep Representations with Probabilistic Knowledge Transfer},
   author    = {Passalis, Nikolaos and Tefas, Anastasios},
   booktitle = {European Conference on Computer Vision (ECCV)},
@@ -44,15 +46,21 @@ class PKT(Loss):
 }"""
     # exp_cifar of the released code, CIFAR-10, from a student trained on labels: Adam without decay. Its student has no
     # head; its views are crops of the image padded by 4 pixels, which are not among ours.
-    authors: ClassVar[dict[str, object]] = {
+    authors: ClassVar[Mapping[str, object]] = {
         "optimizer.name": "adamw", "optimizer.lr": 1e-4, "optimizer.momentum": 0.9, "optimizer.weight_decay": 0.0,
         "optimizer.schedule": "constant", "head": "linear", "views.recipe": "weak", "batch_size": 128, "passes": 20.0,
         "neighbors.k": 0, "method.weight": 1.0,
     }  # fmt: skip
 
-    def __init__(self, weight: float = 30000.0) -> None:
-        super().__init__()
-        self.weight = number("weight", weight, above=0)
+    @dataclass(frozen=True)
+    class Settings:
+        """The method's own settings."""
+
+        # What the benchmark of Tian et al. (2020) runs beside a cross entropy, and it keeps the gradient away from the
+        # epsilon of Adam; the authors run 1.
+        weight: float = setting(30000.0, "Factor on the total.", above=0)
+
+    settings: Settings
 
     def forward(self, student: Tensor, teacher: Tensor) -> Terms:
         """Loss of a batch.
@@ -71,7 +79,7 @@ class PKT(Loss):
         s, t = exact_pair(student, teacher)
         q, p = _neighbors(s, all_rows(s)), _neighbors(t, gather_rows(t))
         divergence = (p * ((p + EPS) / (q + EPS)).log()).mean()
-        return Terms(self.weight * divergence, {"divergence": divergence})
+        return Terms(self.settings.weight * divergence, {"divergence": divergence})
 
 
 def _neighbors(x: Float[Tensor, "B D"], others: Float[Tensor, "G D"]) -> Float[Tensor, "B G"]:

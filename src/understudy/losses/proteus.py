@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from understudy.errors import ShapeError
-from understudy.losses.similarity import exact_pair
-from understudy.losses.terms import Loss, Terms, check_pair, number
+from understudy.losses.base.checks import check_pair
+from understudy.losses.base.loss import Loss, Terms
+from understudy.losses.base.requirements import Requirements
+from understudy.losses.base.similarity import exact_pair
+from understudy.settings import setting
 
 
 class Proteus(Loss):
@@ -31,21 +36,15 @@ class Proteus(Loss):
 
     Scope: a mean over images, so the same on any number of processes.
 
-    Args:
-        token: weight of the first term; 1 in the authors' commands, as the others.
-        feature: weight of the second. The authors set this and the next to 0 for CLIP's teachers, which makes it MSE.
-        patch: weight of the third; 0 spares the forward pass of images with hidden patches.
-        probability: share of the images with hidden patches.
-        ratio: share of their patches that is hidden.
-
     Source:
         Zhang, Ma, Bai, Wang, Fu, "Accessing Vision Foundation Models via ImageNet-1K", ICLR 2025, arXiv 2407.10366;
         details as in the authors' code, github.com/BeSpontaneous/Proteus-pytorch.
     """
 
-    needs_tokens = True
-    needs_masking = True
-    citation = """@inproceedings{zhang2025proteus,
+    name = "proteus"
+    summary = "the teacher's embedding and patch tokens, of hidden patches too (transformers on both sides)"
+    needs = Requirements(tokens=True, masks=True)
+    paper = """@inproceedings{zhang2025proteus,
   title     = {Accessing Vision Foundation Models via {ImageNet-1K}},
   author    = {Zhang, Yitian and Ma, Xu and Bai, Yue and Wang, Huan and Fu, Yun},
   booktitle = {International Conference on Learning Representations (ICLR)},
@@ -55,30 +54,38 @@ class Proteus(Loss):
 }"""
     # run_pretrain.sh and main.py of the released code. Not said here: its rate starts at 1e-6 and ends at 1e-5, its
     # views also have RandAugment and random erasing, and each image stands in a batch three times.
-    authors: ClassVar[dict[str, object]] = {
+    authors: ClassVar[Mapping[str, object]] = {
         "optimizer.name": "adamw", "optimizer.lr": 5e-4, "optimizer.momentum": 0.9, "optimizer.weight_decay": 0.05,
         "optimizer.schedule": "cosine", "optimizer.warmup": 5.0, "optimizer.every": "epoch", "head": "norm",
         "views.recipe": "crop", "batch_size": 512, "passes": 300.0, "neighbors.k": 0, "method.token": 1.0,
         "method.feature": 1.0, "method.patch": 1.0, "method.probability": 0.5, "method.ratio": 0.5,
     }  # fmt: skip
 
-    def __init__(
-        self, token: float = 1.0, feature: float = 1.0, patch: float = 1.0, probability: float = 0.5, ratio: float = 0.5
-    ) -> None:
-        super().__init__()
-        self.weights = {
-            "token": number("token", token, minimum=0),
-            "feature": number("feature", feature, minimum=0),
-            "patch": number("patch", patch, minimum=0),
-        }
-        self.mask_probability = number("probability", probability, minimum=0, maximum=1)
-        self.mask_ratio = number("ratio", ratio, minimum=0, maximum=1)
-        self.needs_masking = patch > 0
+    @dataclass(frozen=True)
+    class Settings:
+        """The method's own settings."""
+
+        token: float = setting(1.0, "Weight of the embeddings; 1 in the authors' commands, as the others.", minimum=0)
+        # The authors set this and the next to 0 for CLIP's teachers, which makes it MSE.
+        feature: float = setting(1.0, "Weight of the embeddings and all patch tokens.", minimum=0)
+        patch: float = setting(
+            1.0, "Weight of the hidden patches; 0 spares the forward pass of images with hidden patches.", minimum=0
+        )
+        probability: float = setting(0.5, "Share of the images with hidden patches.", minimum=0, maximum=1)
+        ratio: float = setting(0.5, "Share of their patches that is hidden.", minimum=0, maximum=1)
+
+    settings: Settings
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.mask_probability, self.mask_ratio = settings.probability, settings.ratio
+        if settings.patch == 0:
+            self.needs = Requirements(tokens=True)
 
     def prepare(self, student_width: int, teacher_width: int) -> None:
         """The maps of the patch tokens, and what stands for a hidden patch: 0 at first."""
         self.feature_head = nn.Sequential(nn.LayerNorm(student_width), nn.Linear(student_width, teacher_width))
-        if self.needs_masking:
+        if self.needs.masks:
             self.patch_head = nn.Sequential(nn.LayerNorm(student_width), nn.Linear(student_width, teacher_width))
             self.mask_token = nn.Parameter(torch.zeros(student_width))
 
@@ -116,7 +123,7 @@ class Proteus(Loss):
             mapped, tokens = exact_pair(_through(self.patch_head, masked_tokens), teacher_tokens[masked])
             distance = (mapped - tokens).square().mean(2)
             parts["patch"] = (distance * masks).sum() / masks.sum().clamp_min(1)
-        return Terms(torch.stack([self.weights[name] * part for name, part in parts.items()]).sum(), parts)
+        return Terms(torch.stack([getattr(self.settings, name) * part for name, part in parts.items()]).sum(), parts)
 
 
 def _through(head: nn.Sequential, tokens: Tensor) -> Tensor:

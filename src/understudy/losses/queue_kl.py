@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from understudy.losses.queue import Queue
-from understudy.losses.similarity import exact_pair, relative_entropy, unit_rows
-from understudy.losses.terms import Loss, Terms, check_pair, number
+from understudy.losses.base.checks import check_pair
+from understudy.losses.base.loss import Loss, Terms
+from understudy.losses.base.queue import Queue
+from understudy.losses.base.similarity import exact_pair, relative_entropy, unit_rows
+from understudy.settings import setting
 
 
 class QueueKL(Loss):
@@ -22,18 +26,15 @@ class QueueKL(Loss):
 
     Scope: a mean over images; the queue is the same on every process (the original keeps one per process).
 
-    Args:
-        temperature: of both softmaxes, tau.
-        queue: Q, how many teacher embeddings are kept. 8192 in the original from 20,000 images on; about a third of
-            the images below.
-
     Source:
         LightlyTrain, method "distillationv1", as in its documentation and public code,
         github.com/lightly-ai/lightly-train; after Beyer et al., "Knowledge Distillation: A Good Teacher is Patient and
         Consistent", CVPR 2022, arXiv 2106.05237.
     """
 
-    citation = """@software{lightlytrain,
+    name = "queue_kl"
+    summary = "the teacher's similarities to a queue of its latest embeddings, the batch among them"
+    paper = """@software{lightlytrain,
   title  = {{LightlyTrain}, method distillationv1},
   author = {{Lightly AG}},
   year   = {2025},
@@ -41,16 +42,25 @@ class QueueKL(Loss):
   note   = {After Beyer et al., Knowledge Distillation: A Good Teacher is Patient and Consistent, arXiv 2106.05237}
 }"""
     # The first version of the method; its views also jitter harder and are mixed up, which ours are not.
-    authors: ClassVar[dict[str, object]] = {
+    authors: ClassVar[Mapping[str, object]] = {
         "optimizer.name": "adamw", "optimizer.lr": 5e-4, "optimizer.momentum": 0.9, "optimizer.weight_decay": 0.01,
         "optimizer.schedule": "cosine", "optimizer.clip": 1.0, "head": "linear", "views.recipe": "moco-v2",
         "batch_size": 128, "passes": 100.0, "neighbors.k": 0, "method.temperature": 0.07, "method.queue": 8192,
     }  # fmt: skip
 
-    def __init__(self, temperature: float = 0.07, queue: int = 8192) -> None:
-        super().__init__()
-        self.temperature = number("temperature", temperature, above=0)
-        self.queue = Queue(queue)
+    @dataclass(frozen=True)
+    class Settings:
+        """The method's own settings."""
+
+        temperature: float = setting(0.07, "Temperature of both softmaxes, tau.", above=0)
+        # 8192 in the original from 20,000 images on; about a third of the images below.
+        queue: int = setting(8192, "Q, how many teacher embeddings are kept.", minimum=1)
+
+    settings: Settings
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.queue = Queue(settings.queue)
 
     def forward(self, student: Tensor, teacher: Tensor) -> Terms:
         """Loss of a batch; the teacher's embeddings enter the queue before.
@@ -69,5 +79,5 @@ class QueueKL(Loss):
         s, t = (unit_rows(x) for x in exact_pair(student, teacher))
         self.queue.push(t)
         scores_t, scores_s = self.queue.scores(t), self.queue.scores(s)
-        divergence = relative_entropy(scores_t / self.temperature, scores_s / self.temperature).mean()
+        divergence = relative_entropy(scores_t / self.settings.temperature, scores_s / self.settings.temperature).mean()
         return Terms(divergence, {"divergence": divergence})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -10,8 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from understudy.losses.similarity import all_rows, exact_pair, gather_rows, sum_over_processes
-from understudy.losses.terms import Loss, Terms, check_pair, number
+from understudy.losses.base.checks import check_pair
+from understudy.losses.base.loss import Loss, Terms
+from understudy.losses.base.similarity import all_rows, exact_pair, gather_rows, sum_over_processes
+from understudy.settings import setting
 
 CHUNK = 2**24
 """Most angles held at once, 64 MB in fp32; more are taken in blocks of vertices."""
@@ -32,18 +36,15 @@ class RKD(Loss):
 
     Scope: the batch of all processes, exactly, if they hold equally many images: each compares its own rows with all.
 
-    Args:
-        distance: weight of the distances. 25 and 50 are the paper's weights for classifiers (unchecked here) and those
-            of the benchmark of Tian et al. (2020); for metric learning the authors' scripts run 1 and 2.
-        angle: weight of the angles.
-
     Source:
         Park, Kim, Lu, Cho, "Relational Knowledge Distillation", CVPR 2019, arXiv 1904.05068, equations 5 to 9; details
         as in the authors' code, github.com/lenscloth/RKD.
     """
 
+    name = "rkd"
+    summary = "the mutual distances and angles of the batch"
     in_teacher_space = False
-    citation = """@inproceedings{park2019rkd,
+    paper = """@inproceedings{park2019rkd,
   title     = {Relational Knowledge Distillation},
   author    = {Park, Wonpyo and Kim, Dongju and Lu, Yan and Cho, Minsu},
   booktitle = {Conference on Computer Vision and Pattern Recognition (CVPR)},
@@ -53,7 +54,7 @@ class RKD(Loss):
 }"""
     # run_distill_classification.py of the released code, CIFAR-100, where labels and soft labels are learned beside it;
     # its views are crops of the image padded by 4 pixels, which are not among ours.
-    authors: ClassVar[dict[str, object]] = {
+    authors: ClassVar[Mapping[str, object]] = {
         "optimizer.name": "sgd", "optimizer.lr": 0.1, "optimizer.momentum": 0.9, "optimizer.weight_decay": 5e-4,
         "optimizer.schedule": "step", "optimizer.every": "epoch",
         "optimizer.milestones": (60 / 200, 120 / 200, 160 / 200), "optimizer.decay": 0.2, "head": "linear",
@@ -61,10 +62,16 @@ class RKD(Loss):
         "method.angle": 50.0,
     }  # fmt: skip
 
-    def __init__(self, distance: float = 25.0, angle: float = 50.0) -> None:
-        super().__init__()
-        self.distance = number("distance", distance, minimum=0)
-        self.angle = number("angle", angle, minimum=0)
+    @dataclass(frozen=True)
+    class Settings:
+        """The method's own settings."""
+
+        # 25 and 50 are the paper's weights for classifiers (unchecked here) and those of the benchmark of Tian et al.
+        # (2020); for metric learning the authors' scripts run 1 and 2.
+        distance: float = setting(25.0, "Weight of the distances.", minimum=0)
+        angle: float = setting(50.0, "Weight of the angles.", minimum=0)
+
+    settings: Settings
 
     def forward(self, student: Tensor, teacher: Tensor) -> Terms:
         """Loss of a batch.
@@ -95,7 +102,9 @@ class RKD(Loss):
                 for block in blocks
             ]
         angle = torch.stack(totals).sum() / (len(s) * len(s_all) ** 2)
-        return Terms(self.distance * distance + self.angle * angle, {"distance": distance, "angle": angle})
+        return Terms(
+            self.settings.distance * distance + self.settings.angle * angle, {"distance": distance, "angle": angle}
+        )
 
 
 def _in_mean_distances(

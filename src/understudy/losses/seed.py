@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from understudy.losses.queue import Queue
-from understudy.losses.similarity import exact_pair, unit_rows
-from understudy.losses.terms import Loss, Terms, check_pair, number
+from understudy.losses.base.checks import check_pair
+from understudy.losses.base.loss import Loss, Terms
+from understudy.losses.base.queue import Queue
+from understudy.losses.base.similarity import exact_pair, unit_rows
+from understudy.settings import setting
 
 
 class SEED(Loss):
@@ -25,17 +29,14 @@ class SEED(Loss):
 
     Scope: a mean over images, the queue is the same on every process.
 
-    Args:
-        tau_teacher: temperature of the teacher's softmax. 1e-4 in the authors' code, 0.01 in the paper (unchecked).
-        tau_student: temperature of the student's softmax.
-        queue: Q, how many teacher embeddings are kept.
-
     Source:
         Fang, Wang, Wang, Zhang, Yang, Liu, "SEED: Self-supervised Distillation for Visual Representation", ICLR 2021,
         arXiv 2101.04731, equations 3 to 5; defaults as in the authors' code, github.com/jacobswan1/SEED.
     """
 
-    citation = """@inproceedings{fang2021seed,
+    name = "seed"
+    summary = "the teacher's ranking of a queue of its past embeddings, and of the image itself"
+    paper = """@inproceedings{fang2021seed,
   title     = {{SEED}: Self-supervised Distillation for Visual Representation},
   author    = {Fang, Zhiyuan and Wang, Jianfeng and Wang, Lijuan and Zhang, Lei and Yang, Yezhou and Liu, Zicheng},
   booktitle = {International Conference on Learning Representations (ICLR)},
@@ -47,18 +48,27 @@ class SEED(Loss):
     # epochs; the hidden layer of the head is as wide as the backbone. Their MoCo-v2 teacher keeps its projection head
     # (D = 128). A spec with @FILE ends at the pooled feature (D = 2048 for ResNet-50); a teacher with its head is a
     # `python:` one.
-    authors: ClassVar[dict[str, object]] = {
+    authors: ClassVar[Mapping[str, object]] = {
         "optimizer.name": "sgd", "optimizer.lr": 0.03, "optimizer.momentum": 0.9, "optimizer.weight_decay": 1e-4,
         "optimizer.schedule": "cosine", "optimizer.every": "epoch", "optimizer.hold": 5 / 200, "head": "mlp",
         "head_hidden": 0, "views.recipe": "moco-v2", "batch_size": 256, "passes": 200.0, "neighbors.k": 0,
         "method.tau_teacher": 1e-4, "method.tau_student": 0.2, "method.queue": 65536,
     }  # fmt: skip
 
-    def __init__(self, tau_teacher: float = 1e-4, tau_student: float = 0.2, queue: int = 65536) -> None:
-        super().__init__()
-        self.tau_teacher = number("tau_teacher", tau_teacher, above=0)
-        self.tau_student = number("tau_student", tau_student, above=0)
-        self.queue = Queue(queue)
+    @dataclass(frozen=True)
+    class Settings:
+        """The method's own settings."""
+
+        # 1e-4 in the authors' code, 0.01 in the paper (unchecked).
+        tau_teacher: float = setting(1e-4, "Temperature of the teacher's softmax.", above=0)
+        tau_student: float = setting(0.2, "Temperature of the student's softmax.", above=0)
+        queue: int = setting(65536, "Q, how many teacher embeddings are kept.", minimum=1)
+
+    settings: Settings
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.queue = Queue(settings.queue)
 
     def forward(self, student: Tensor, teacher: Tensor) -> Terms:
         """Loss of a batch; the teacher's embeddings enter the queue afterwards.
@@ -78,7 +88,7 @@ class SEED(Loss):
         student_logits, teacher_logits = (
             torch.cat([(x * t).sum(1, keepdim=True), self.queue.scores(x)], dim=1) for x in (s, t)
         )
-        target = (teacher_logits / self.tau_teacher).softmax(1)
-        cross_entropy = -(target * (student_logits / self.tau_student).log_softmax(1)).sum(1).mean()
+        target = (teacher_logits / self.settings.tau_teacher).softmax(1)
+        cross_entropy = -(target * (student_logits / self.settings.tau_student).log_softmax(1)).sum(1).mean()
         self.queue.push(t)
         return Terms(cross_entropy, {"cross_entropy": cross_entropy})

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor
 
-from understudy.losses.similarity import row_cosine
-from understudy.losses.terms import Loss, Terms, check_pair
+from understudy.losses.base.checks import check_pair
+from understudy.losses.base.loss import Loss, Terms
+from understudy.losses.base.similarity import row_cosine
 
 
 class SimReg(Loss):
@@ -26,7 +28,9 @@ class SimReg(Loss):
         github.com/UCDvision/simreg.
     """
 
-    citation = """@inproceedings{navaneet2021simreg,
+    name = "simreg"
+    summary = "the teacher's direction"
+    paper = """@inproceedings{navaneet2021simreg,
   title     = {{SimReg}: Regression as a Simple Yet Effective Tool for Self-supervised Knowledge Distillation},
   author    = {Navaneet, K L and Koohpayegani, Soroush Abbasi and Tejankar, Ajinkya and Pirsiavash, Hamed},
   booktitle = {British Machine Vision Conference (BMVC)},
@@ -35,14 +39,11 @@ class SimReg(Loss):
   archivePrefix = {arXiv}
 }"""
     # The released run.sh: the deep head, weak views, the same one to both models.
-    authors: ClassVar[dict[str, object]] = {
+    authors: ClassVar[Mapping[str, object]] = {
         "optimizer.name": "sgd", "optimizer.lr": 0.05, "optimizer.momentum": 0.9, "optimizer.weight_decay": 1e-4,
         "optimizer.schedule": "cosine", "optimizer.every": "epoch", "head": "deep", "views.recipe": "weak",
         "batch_size": 256, "passes": 130.0, "neighbors.k": 0,
     }  # fmt: skip
-
-    def __init__(self) -> None:
-        super().__init__()
 
     def forward(self, student: Tensor, teacher: Tensor) -> Terms:
         """Loss of a batch.

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from understudy.errors import ConfigError
-from understudy.losses.similarity import all_rows, exact_pair, gather_rows, unit_rows
-from understudy.losses.terms import Loss, Terms, check_pair, check_views, number
+from understudy.losses.base.checks import check_pair, check_views
+from understudy.losses.base.loss import Loss, Terms
+from understudy.losses.base.requirements import Requirements
+from understudy.losses.base.similarity import all_rows, exact_pair, gather_rows, unit_rows
+from understudy.settings import setting
 
 
 class SMD(Loss):
@@ -25,22 +29,15 @@ class SMD(Loss):
 
     Scope: the batch of all processes, exactly, if they hold equally many images; the authors' is per process.
 
-    Args:
-        tau: divides the margin. 0.04 in paper and code; their code takes 0.004 for MobileNet-v3 and EfficientNet.
-        warmup: image passes during which the mean of -cos is added.
-        views: 2 as the authors ran, the mean of the losses of two views of the batch, each compared within itself; 1
-            halves the cost.
-
     Source:
         Liu and Ye, "Improving Self-supervised Lightweight Model Learning via Hard-Aware Metric Distillation", ECCV
         2022; details as in the authors' code, github.com/liuhao-lh/SMD.
     """
 
-    views = 2
-    student_views: tuple[int, ...] = (0, 1)
-    teacher_views: tuple[int, ...] = (0, 1)
-    needs_passes = True
-    citation = """@inproceedings{liu2022smd,
+    name = "smd"
+    summary = "hardest positive and hardest negative of the batch, as the two models find them"
+    needs = Requirements(student_views=(0, 1), teacher_views=(0, 1), passes=True)
+    paper = """@inproceedings{liu2022smd,
   title     = {Improving Self-supervised Lightweight Model Learning via Hard-Aware Metric Distillation},
   author    = {Liu, Hao and Ye, Mang},
   booktitle = {European Conference on Computer Vision (ECCV)},
@@ -49,21 +46,30 @@ class SMD(Loss):
 }"""
     # main_distill.py of the released code: a rate of 0.05 for 256 images is 0.1 for its batch of 512. Its BatchNorm is
     # synchronized over GPUs; ours is local to each process, so it takes one process to repeat it.
-    authors: ClassVar[dict[str, object]] = {
+    authors: ClassVar[Mapping[str, object]] = {
         "optimizer.name": "sgd", "optimizer.lr": 0.1, "optimizer.momentum": 0.9, "optimizer.weight_decay": 1e-4,
         "optimizer.schedule": "cosine", "optimizer.every": "epoch", "head": "linear", "views.recipe": "moco-v2",
         "batch_size": 512, "passes": 100.0, "neighbors.k": 0, "method.tau": 0.04, "method.warmup": 2.0,
         "method.views": 2,
     }  # fmt: skip
 
-    def __init__(self, tau: float = 0.04, warmup: float = 2.0, views: int = 2) -> None:
-        super().__init__()
-        self.tau = number("tau", tau, above=0)
-        self.warmup = number("warmup", warmup, minimum=0)
-        if views not in (1, 2):
-            raise ConfigError(f"'method.views' must be 1 or 2; got {views}.")
-        self.views = int(views)
-        self.student_views = self.teacher_views = tuple(range(self.views))
+    @dataclass(frozen=True)
+    class Settings:
+        """The method's own settings."""
+
+        # 0.04 in paper and code; their code takes 0.004 for MobileNet-v3 and EfficientNet.
+        tau: float = setting(0.04, "Divides the margin.", above=0)
+        warmup: float = setting(2.0, "Image passes during which the mean of -cos is added.", minimum=0)
+        views: int = setting(
+            2, "Views of each image, the loss of each compared within itself; 1 halves the cost.", choices=(1, 2)
+        )
+
+    settings: Settings
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        if settings.views == 1:
+            self.needs = Requirements(passes=True)
 
     def forward(self, student: Tensor, teacher: Tensor, passes: float) -> Terms:
         """Loss of a batch.
@@ -79,10 +85,10 @@ class SMD(Loss):
         Raises:
             ShapeError: shapes that do not fit; both are in the sentence.
         """
-        if self.views == 1:
+        if self.settings.views == 1:
             student, teacher = student[None], teacher[None]
-        check_views(student, self.views, "student")
-        check_views(teacher, self.views, "teacher")
+        check_views(student, self.settings.views, "student")
+        check_views(teacher, self.settings.views, "teacher")
         metrics, cosines = [], []
         for one_student, one_teacher in zip(student, teacher, strict=True):
             check_pair(one_student, one_teacher)
@@ -90,7 +96,7 @@ class SMD(Loss):
             metrics.append(self._metric(s, t))
             cosines.append(-(s * t).sum(1).mean())
         metric, cosine = torch.stack(metrics).mean(), torch.stack(cosines).mean()
-        total = metric + cosine if passes < self.warmup else metric
+        total = metric + cosine if passes < self.settings.warmup else metric
         return Terms(total, {"metric": metric, "cosine": cosine})
 
     def _metric(self, s: Tensor, t: Tensor) -> Tensor:
@@ -106,5 +112,5 @@ class SMD(Loss):
         positive, foreign = ((t - all_s[j]).norm(dim=1) for j in (farthest, nearest))
         weight_p = (positive.detach() - target_p).clamp(min=0)
         weight_n = (target_n - foreign.detach()).clamp(min=0) * negative.any(1)
-        margin = (weight_p * positive - weight_n * foreign) / self.tau
+        margin = (weight_p * positive - weight_n * foreign) / self.settings.tau
         return torch.logaddexp(margin, torch.zeros_like(margin)).mean()

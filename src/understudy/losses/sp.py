@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from understudy.losses.similarity import all_rows, exact_pair, gather_rows, unit_rows
-from understudy.losses.terms import Loss, Terms, check_pair, number
+from understudy.losses.base.checks import check_pair
+from understudy.losses.base.loss import Loss, Terms
+from understudy.losses.base.similarity import all_rows, exact_pair, gather_rows, unit_rows
+from understudy.settings import setting
 
 
 class SP(Loss):
@@ -19,17 +23,15 @@ class SP(Loss):
 
     Scope: the batch of all processes, exactly, if they hold equally many images: each compares its own rows with all.
 
-    Args:
-        weight: factor on the total, gamma in the paper. 3000 is what the benchmark of Tian et al. (2020) runs beside a
-            cross entropy; alone it only acts on the learning rate.
-
     Source:
         Tung and Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, arXiv 1907.09682, equations 2 to 4;
         the normalization as in the implementation its author checked, github.com/HobbitLong/RepDistiller.
     """
 
+    name = "sp"
+    summary = "the teacher's similarities in the batch"
     in_teacher_space = False
-    citation = """@inproceedings{tung2019sp,
+    paper = """@inproceedings{tung2019sp,
   title     = {Similarity-Preserving Knowledge Distillation},
   author    = {Tung, Frederick and Mori, Greg},
   booktitle = {International Conference on Computer Vision (ICCV)},
@@ -39,16 +41,21 @@ class SP(Loss):
 }"""
     # Not the paper's own run but the benchmark of Tian et al. (2020), github.com/HobbitLong/RepDistiller, CIFAR-100,
     # where labels are learned beside it; its views are crops of the image padded by 4 pixels, which are not among ours.
-    authors: ClassVar[dict[str, object]] = {
+    authors: ClassVar[Mapping[str, object]] = {
         "optimizer.name": "sgd", "optimizer.lr": 0.05, "optimizer.momentum": 0.9, "optimizer.weight_decay": 5e-4,
         "optimizer.schedule": "step", "optimizer.every": "epoch",
         "optimizer.milestones": (150 / 240, 180 / 240, 210 / 240), "optimizer.decay": 0.1, "head": "linear",
         "views.recipe": "weak", "batch_size": 64, "passes": 240.0, "neighbors.k": 0, "method.weight": 3000.0,
     }  # fmt: skip
 
-    def __init__(self, weight: float = 3000.0) -> None:
-        super().__init__()
-        self.weight = number("weight", weight, above=0)
+    @dataclass(frozen=True)
+    class Settings:
+        """The method's own settings."""
+
+        # What the benchmark of Tian et al. (2020) runs beside a cross entropy; alone it only acts on the learning rate.
+        weight: float = setting(3000.0, "Factor on the total, gamma in the paper.", above=0)
+
+    settings: Settings
 
     def forward(self, student: Tensor, teacher: Tensor) -> Terms:
         """Loss of a batch.
@@ -67,4 +74,4 @@ class SP(Loss):
         s, t = exact_pair(student, teacher)
         alike_s, alike_t = unit_rows(s @ all_rows(s).T), unit_rows(t @ gather_rows(t).T)
         similarity = (alike_s - alike_t).square().mean()
-        return Terms(self.weight * similarity, {"similarity": similarity})
+        return Terms(self.settings.weight * similarity, {"similarity": similarity})

@@ -69,10 +69,10 @@ def compute_cost(images: int, loss: Loss) -> dict[str, int]:
     return {
         "images": images,
         "student_forwards": round(
-            images * (len(loss.student_views) + loss.needs_mixture + loss.needs_masking * loss.mask_probability)
+            images * (len(loss.needs.student_views) + loss.needs.cutmix + loss.needs.masks * loss.mask_probability)
         ),
-        "teacher_forwards": images * len(loss.teacher_views) if loss.needs_teacher else 0,
-        "key_forwards": images * len(loss.key_views) if loss.needs_key else 0,
+        "teacher_forwards": images * len(loss.needs.teacher_views) if loss.needs.teacher else 0,
+        "key_forwards": images * len(loss.needs.key_views) if loss.needs.key else 0,
     }
 
 

@@ -61,7 +61,7 @@ class Monitor:
         settings = state.settings
         length = state.batches.describe(settings.passes, whole_epochs=settings.optimizer.whole_epochs)
         self.notify(f"  {length}; {views.recipe.name} views of {size} px; {state.precision} on {state.device}")
-        live = state.recorded is None and state.loss.needs_teacher and not state.requested
+        live = state.recorded is None and state.loss.needs.teacher and not state.requested
         if live and 0 < views.pool < settings.passes * views.per_image:
             self.notify(
                 f"  An image has {views.pool:,} different views, and the live teacher runs on each of them again and "

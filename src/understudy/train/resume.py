@@ -64,9 +64,9 @@ def refuse_other_settings(run: Run, settings: TrainSettings) -> None:
 
 def _identity(settings: TrainSettings) -> dict[str, object]:
     """The settings that decide the weights, the method's own in their types."""
-    from understudy.losses import typed
+    from understudy.losses import typed_settings
 
-    return dataclasses.replace(settings, method=typed(**settings.method)).identity_settings()
+    return dataclasses.replace(settings, method=typed_settings(**settings.method)).identity_settings()
 
 
 def _outdated(run: Run, error: ConfigError) -> TrainingError:

@@ -32,7 +32,7 @@ def build_loss(method: Mapping[str, Any], teacher: Teacher | None) -> Loss:
         ConfigError: it needs a teacher and there is none.
     """
     loss = build(**method)
-    if loss.needs_teacher and teacher is None:
+    if loss.needs.teacher and teacher is None:
         raise ConfigError(f"Method '{method['name']}' needs a teacher. Give one with --teacher.")
     return loss
 
@@ -50,7 +50,7 @@ def build_trained_student(
 
 def requested_outputs(loss: Loss) -> dict[str, Any]:
     """Keywords of `forward_outputs` for a method that compares what lies under the embedding; empty for the others."""
-    return {"attention": loss.needs_attention} if loss.needs_tokens or loss.needs_attention else {}
+    return {"attention": loss.needs.attention} if loss.needs.tokens or loss.needs.attention else {}
 
 
 def require_requested_outputs(settings: TrainSettings, loss: Loss, student: Student, teacher: Teacher | None) -> None:
@@ -92,14 +92,14 @@ def build_views(settings: ViewSettings, seed: int, loss: Loss, student: Student,
     students of any size.
     """
     size = student.contract.size
-    teacher_size = teacher.contract.size if teacher is not None and loss.needs_teacher else size
+    teacher_size = teacher.contract.size if teacher is not None and loss.needs.teacher else size
     return Views(
         size,
         recipe_for(settings.recipe, max(size, teacher_size)),
         seed if settings.seed is None else settings.seed,
-        per_image=loss.views,
+        per_image=loss.needs.views,
         pool=settings.different,
-        teacher=None if teacher_size == size else TeacherInput(teacher_size, loss.teacher_views),
+        teacher=None if teacher_size == size else TeacherInput(teacher_size, loss.needs.teacher_views),
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from understudy.losses.similarity import column_cosine, row_cosine
+from understudy.losses.base.similarity import column_cosine, row_cosine
 from understudy.models.student import Student
 from understudy.neighbors.overlap import neighbor_overlap
 from understudy.neighbors.search import search

@@ -107,7 +107,7 @@ class TrainState:
         setup.require_requested_outputs(settings, loss, student, teacher)
         loss.prepare(student.width, teacher.width if teacher is not None else 0)
         loss = loss.to(device)
-        average = setup.average_of(student) if loss.needs_key else None
+        average = setup.average_of(student) if loss.needs.key else None
 
         neighbors = settings.neighbors
         batches = NeighborBatches(
@@ -115,8 +115,8 @@ class TrainState:
             graph=data.graph,
         )  # fmt: skip
         views = setup.build_views(settings.views, settings.seed, loss, student, teacher)
-        teacher_batch = len(loss.teacher_views) * batches.batch_size // processes.world
-        needed = teacher if loss.needs_teacher else None
+        teacher_batch = len(loss.needs.teacher_views) * batches.batch_size // processes.world
+        needed = teacher if loss.needs.teacher else None
         recorded = setup.build_recorded(settings.views, views, data, needed, teacher_batch)
         if recorded is not None and views.teacher is not None:
             known = dataclasses.replace(views.teacher, recorded=Recorded(recorded.folder))
@@ -146,7 +146,7 @@ class TrainState:
     @property
     def teacher_batch(self) -> int:
         """Views of a batch that the teacher gets on this process."""
-        return len(self.loss.teacher_views) * self.batches.batch_size // self.processes.world
+        return len(self.loss.needs.teacher_views) * self.batches.batch_size // self.processes.world
 
     @property
     def teacher_size(self) -> int:
@@ -226,8 +226,8 @@ class TrainState:
         # In training mode, as it will run: what is measured now is what is called in the loop.
         self.student.train()
         workload = Workload(
-            student=(math.ceil(self.share / chunks) * (len(loss.student_views) + loss.needs_mixture), size),
-            key=(math.ceil(self.share * len(loss.key_views) / chunks), size),
+            student=(math.ceil(self.share / chunks) * (len(loss.needs.student_views) + loss.needs.cutmix), size),
+            key=(math.ceil(self.share * len(loss.needs.key_views) / chunks), size),
             teacher=(self.teacher_batch, self.teacher_size),
             autocast=self.autocast,
             steps=self.steps - self.step,

@@ -61,9 +61,9 @@ def student_outputs(state: TrainState, inputs: StepInputs, network: nn.Module, p
     loss = state.loss
     pixels = torch.cat([images[part] for images in inputs.student_images])
     count = len(pixels)
-    unmixed = count // len(inputs.student_images) * len(loss.student_views)
+    unmixed = count // len(inputs.student_images) * len(loss.needs.student_views)
     masking: dict[str, Tensor] = {}
-    if loss.needs_masking:  # images of this part with hidden patches, last of all
+    if loss.needs.masks:  # images of this part with hidden patches, last of all
         first_view = inputs.student_images[0]
         here = np.flatnonzero(np.isin(inputs.masked, np.arange(len(first_view))[part]))
         inside = torch.from_numpy(here).to(state.device, non_blocking=True)
@@ -73,14 +73,14 @@ def student_outputs(state: TrainState, inputs: StepInputs, network: nn.Module, p
         prepared = state.student.contract.prepare(pixels).contiguous(memory_format=torch.channels_last)
         result = network(prepared, **state.requested, **masking)
     output = result if state.requested else EncoderOutput(result)
-    outputs = keywords_of("student", output, loss, loss.student_views, unmixed)
-    if loss.needs_mixture:
+    outputs = keywords_of("student", output, loss, loss.needs.student_views, unmixed)
+    if loss.needs.cutmix:
         outputs["mixed"] = output.embedding[unmixed:count]
-    if loss.needs_masking and output.tokens is not None:
+    if loss.needs.masks and output.tokens is not None:
         outputs["masked_tokens"] = output.tokens[count:]
     return outputs
 
 
 def image_axis(keyword: str, loss: Loss) -> int:
     """Along which axis of an output of the student the images lie: behind the views, where there are several."""
-    return int(len(loss.student_views) > 1 and keyword not in ("mixed", "masked_tokens"))
+    return int(len(loss.needs.student_views) > 1 and keyword not in ("mixed", "masked_tokens"))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from understudy.embed.recorded import in_fixed_batches
 from understudy.losses import Loss
-from understudy.losses.terms import next_in_bag
+from understudy.losses.base.bags import next_in_bag
 from understudy.models.outputs import EncoderOutput, patch_count
 from understudy.models.sharded import collective_calls
 from understudy.train.state import TrainState
@@ -53,26 +53,26 @@ def gather(state: TrainState, batch: ImageBatch, timer: contextlib.AbstractConte
         for pixels, rows in zip(batch.pixels, batch.rows, strict=True)
     ]
     keywords: dict[str, Any] = {}
-    if loss.needs_teacher and state.teacher is not None:
+    if loss.needs.teacher and state.teacher is not None:
         with timer, collective_calls(state.teacher), state.stance(batch):
-            keywords |= keywords_of("teacher", teacher_output(state, images, batch), loss, loss.teacher_views)
+            keywords |= keywords_of("teacher", teacher_output(state, images, batch), loss, loss.needs.teacher_views)
     if state.networks.key is not None:
         keywords["key"] = key_embedding(state, images, batch)
-    if loss.needs_bags:
+    if loss.needs.bags:
         keywords["bags"] = batch.anchor.to(device, non_blocking=True)
-    student_images = [images[view] for view in loss.student_views]
-    if loss.needs_mixture:
+    student_images = [images[view] for view in loss.needs.student_views]
+    if loss.needs.cutmix:
         # In the same forward pass: DDP hooks and BatchNorm statistics then see one batch.
         partner = next_in_bag(batch.anchor).to(device, non_blocking=True)
         mixed, keywords["share"] = cutmix(student_images[0], partner, state.settings.seed, state.step)
         student_images.append(mixed)
-    masked = spread_evenly(len(batch.index), loss.mask_probability if loss.needs_masking else 0.0)
-    if loss.needs_masking:
+    masked = spread_evenly(len(batch.index), loss.mask_probability if loss.needs.masks else 0.0)
+    if loss.needs.masks:
         patches = patch_count(state.student.backbone, state.student.contract.size)
         masks = hidden_patches(batch.index.numpy()[masked], patches, loss.mask_ratio, state.settings.seed, state.step)
         keywords["masked"] = torch.from_numpy(masked).to(device, non_blocking=True)
         keywords["masks"] = torch.from_numpy(masks).to(device, non_blocking=True)
-    if loss.needs_passes:
+    if loss.needs.passes:
         keywords["passes"] = state.passes
     return StepInputs(batch, student_images, masked, keywords)
 
@@ -81,9 +81,9 @@ def teacher_output(state: TrainState, images: list[Tensor], batch: ImageBatch) -
     """The teacher on its views of a batch, live or recorded, in the space that the student is trained in."""
     teacher, own = state.teacher, batch.teacher
     assert teacher is not None
-    numbers = batch.view[list(state.loss.teacher_views)]
+    numbers = batch.view[list(state.loss.needs.teacher_views)]
     if own is None:
-        shown = concatenated(images, state.loss.teacher_views)
+        shown = concatenated(images, state.loss.needs.teacher_views)
     else:
         shown = photometry(own.pixels.to(state.device, non_blocking=True), own.rows, state.views.recipe)
     if state.requested:
@@ -104,9 +104,9 @@ def key_embedding(state: TrainState, images: list[Tensor], batch: ImageBatch) ->
     """Embeddings of the key views from the average of the student, (B, D) or (len, B, D)."""
     assert state.networks.key is not None
     with state.autocast, state.stance(batch):
-        prepared = state.student.contract.prepare(concatenated(images, state.loss.key_views))
+        prepared = state.student.contract.prepare(concatenated(images, state.loss.needs.key_views))
         parts = [state.networks.key(part) for part in prepared.tensor_split(state.settings.chunks)]
-        return stacked(torch.cat(parts), state.loss.key_views)
+        return stacked(torch.cat(parts), state.loss.needs.key_views)
 
 
 def concatenated(images: list[Tensor], views: tuple[int, ...]) -> Tensor:
@@ -125,7 +125,7 @@ def keywords_of(
     """The outputs of "student" or "teacher" for the first `count` images, by the keywords of the loss."""
     values = {
         network: output.embedding,
-        f"{network}_tokens": output.tokens if loss.needs_tokens else None,
-        f"{network}_attention": output.attention if loss.needs_attention else None,
+        f"{network}_tokens": output.tokens if loss.needs.tokens else None,
+        f"{network}_attention": output.attention if loss.needs.attention else None,
     }
     return {key: stacked(value[:count], views) for key, value in values.items() if value is not None}

@@ -43,7 +43,7 @@ from understudy.evaluate.protocol import Display, Protocol, Requirements
 from understudy.evaluate.settings import EvaluationSettings, FidelitySettings
 from understudy.evaluate.topology import IMAGES as TOPOLOGY_IMAGES
 from understudy.evaluate.topology import topology_distance
-from understudy.losses.similarity import column_cosine, row_cosine
+from understudy.losses.base.similarity import column_cosine, row_cosine
 from understudy.neighbors.overlap import shared_by_image
 from understudy.neighbors.search import search
 

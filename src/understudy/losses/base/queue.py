@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from understudy.errors import ConfigError, ShapeError
-from understudy.losses.similarity import gather_rows
+from understudy.losses.base.similarity import gather_rows
 
 
 class Queue(nn.Module):
