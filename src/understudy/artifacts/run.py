@@ -1,0 +1,97 @@
+"""Runs: the folder of one training, with what it left."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from understudy.artifacts.files import read_json
+
+
+class Run:
+    """One run folder, `runs/<id>`: where a student, its curves, its figures and its report lie.
+
+    Args:
+        folder: the run folder; it need not exist yet.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.path = Path(folder)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.path)
+
+    @property
+    def config_path(self) -> Path:
+        """The resolved configuration, written when training starts."""
+        return self.path / "config.toml"
+
+    @property
+    def metrics_path(self) -> Path:
+        """One JSON object a line, as training went."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """The newest checkpoint."""
+        return self.path / "checkpoint" / "latest.pt"
+
+    @property
+    def weights_path(self) -> Path:
+        """The finished student's weights."""
+        return self.path / "student.safetensors"
+
+    @property
+    def student_path(self) -> Path:
+        """What the student is (spec, head, contract, origin); written last, so it means training is done."""
+        return self.path / "student.json"
+
+    @property
+    def evaluation_path(self) -> Path:
+        """The measured figures."""
+        return self.path / "evaluation.json"
+
+    @property
+    def sample_path(self) -> Path:
+        """Embeddings, neighbors and thumbnails of a sample of the evaluation images, for the report."""
+        return self.path / "sample.npz"
+
+    @property
+    def report_path(self) -> Path:
+        """The page."""
+        return self.path / "report.html"
+
+    @property
+    def trained(self) -> bool:
+        """Whether training ran to its end."""
+        return self.student_path.is_file() and self.weights_path.is_file()
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """The measured figures, `{"teacher": {"knn": {...}}, "student": {...}}`."""
+        value = read_json(self.evaluation_path)
+        assert isinstance(value, dict)
+        return value
+
+    @property
+    def student(self) -> dict[str, Any]:
+        """What the student is, from student.json."""
+        value = read_json(self.student_path)
+        assert isinstance(value, dict)
+        return value
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The metrics file as a list of rows; a last line cut off by a kill is left out."""
+        if not self.metrics_path.is_file():
+            return []
+        rows = []
+        for line in self.metrics_path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                rows.append(json.loads(line))
+        return rows

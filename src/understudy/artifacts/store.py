@@ -1,0 +1,185 @@
+"""Stores: a folder of teacher embeddings that is refused with anything but what made it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from understudy.artifacts.files import read_json, write_json
+from understudy.artifacts.fingerprints import fingerprint
+from understudy.errors import StoreError
+
+FORMAT = 1
+"""Of stores and of saved students; a change makes older ones unreadable."""
+
+
+@dataclass(frozen=True)
+class StoreKey:
+    """What a store depends on; a change in any part makes another store.
+
+    Args:
+        teacher: fingerprint of the weights, with the spec for messages.
+        preprocessing: the input contract as a plain table (size, mean, std, interpolation, crop).
+        data: fingerprint of the data listing, with spec and count for messages.
+        dtype: "float16" or "float32".
+        precision: what the teacher computed in: "fp32", "tf32", "bf16" or "fp16".
+    """
+
+    teacher: Mapping[str, Any]
+    preprocessing: Mapping[str, Any]
+    data: Mapping[str, Any]
+    dtype: str = "float16"
+    precision: str = "fp32"
+
+    @property
+    def fingerprint(self) -> str:
+        """The folder name. Specs and counts are for people: only the fingerprints among them count."""
+        parts = (FORMAT, self.teacher["fingerprint"], dict(self.preprocessing), self.data["fingerprint"], self.dtype)
+        # Once there was fp32 only, and nothing of it in the name.
+        return fingerprint(*parts, *([] if self.precision == "fp32" else [self.precision]))
+
+    def table(self) -> dict[str, Any]:
+        """The key as plain JSON."""
+        return {
+            "teacher": dict(self.teacher),
+            "preprocessing": dict(self.preprocessing),
+            "data": dict(self.data),
+            "dtype": self.dtype,
+            "precision": self.precision,
+        }
+
+
+class Store:
+    """One folder of teacher embeddings and, once built, their neighbor graph.
+
+    Args:
+        folder: `store/<fingerprint>`. It need not exist yet; `complete` says whether it can be read.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+
+    @classmethod
+    def at(cls, root: str | os.PathLike[str], key: StoreKey) -> Store:
+        """The store of this key under a root folder, or the root itself if that is a store, checked against the key.
+
+        Raises:
+            StoreError: `root` is a store made from something else; the sentence says which part differs.
+        """
+        store = cls(root)
+        if store.complete:
+            store.check(key)
+            return store
+        return cls(Path(root) / key.fingerprint)
+
+    @property
+    def manifest_path(self) -> Path:
+        """Where the manifest is, or will be."""
+        return self.folder / "manifest.json"
+
+    @property
+    def complete(self) -> bool:
+        """Whether the embeddings are all there."""
+        return self.manifest_path.is_file()
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest.
+
+        Raises:
+            StoreError: the store is incomplete or of another format.
+        """
+        if not self.complete:
+            raise StoreError(
+                f"{self.folder} is not a complete store (no manifest.json). Run `understudy embed` again: it goes on "
+                "where it was."
+            )
+        manifest = read_json(self.manifest_path)
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            other = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+            raise StoreError(
+                f"{self.folder} has store format {other!r}, this version reads {FORMAT}. Embed the images again."
+            )
+        return manifest
+
+    def check(self, key: StoreKey) -> None:
+        """Refuse the store unless it was made from exactly this key.
+
+        Raises:
+            StoreError: names every part that differs, with both values.
+        """
+        own: dict[str, Any] = {"precision": "fp32", **self.manifest["key"]}
+        now = key.table()
+        names = {
+            "teacher": "teacher weights",
+            "preprocessing": "preprocessing",
+            "data": "data listing",
+            "dtype": "stored precision",
+            "precision": "the teacher's precision",
+        }
+        differences = []
+        for part, title in names.items():
+            old, new = own[part], now[part]
+            if part in ("teacher", "data"):
+                if old["fingerprint"] == new["fingerprint"]:
+                    continue
+            elif old == json.loads(json.dumps(new)):
+                continue
+            differences.append(f"{title} (store: {_short(old)}; now: {_short(new)})")
+        if differences:
+            raise StoreError(
+                f"The store {self.folder} belongs to something else. It differs in: {'; '.join(differences)}. "
+                "Run `understudy embed` for the present teacher and data, or name the store that fits."
+            )
+
+    def finish(self, key: StoreKey, **metadata: Any) -> None:
+        """Write the manifest: call it last, when the arrays and the listing are in place."""
+        write_json(self.manifest_path, {"format": FORMAT, "key": key.table(), **metadata})
+
+    def amend(self, **metadata: Any) -> None:
+        """Replace top-level facts of the manifest; one set to None is removed (e.g. `graph` before it is rebuilt)."""
+        merged = {**self.manifest, **metadata}
+        write_json(self.manifest_path, {name: value for name, value in merged.items() if value is not None})
+
+    def embeddings(self) -> np.ndarray:
+        """(N, D) float16 or float32, memory-mapped read-only."""
+        return self._array("embeddings.npy", rows=int(self.manifest["rows"]))
+
+    def graph(self) -> np.ndarray:
+        """(N, K) int32 neighbor indices, nearest first, self removed; memory-mapped read-only.
+
+        Raises:
+            StoreError: the graph was not built.
+        """
+        if "graph" not in self.manifest:
+            raise StoreError(f"The store {self.folder} has no neighbor graph yet. Run `understudy graph` on it.")
+        return self._array("graph.npy", rows=int(self.manifest["rows"]))
+
+    @property
+    def listing_path(self) -> Path:
+        """The listing of the images behind the rows, in row order."""
+        return self.folder / "listing.parquet"
+
+    def _array(self, name: str, rows: int) -> np.ndarray:
+        path = self.folder / name
+        try:
+            array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{path} cannot be read ({error}). Delete {self.folder} and embed again.") from None
+        if len(array) != rows:
+            raise StoreError(
+                f"{path} has {len(array)} rows, its manifest says {rows}. Delete the folder and embed again."
+            )
+        return array
+
+
+def _short(part: Any) -> str:
+    if isinstance(part, Mapping):
+        return ", ".join(f"{name}={value}" for name, value in part.items())
+    return str(part)
