@@ -610,7 +610,7 @@ def test_shards_are_indexed_once_for_training_and_evaluation(digits: Path, tmp_p
 
 
 def test_the_table_sets_intervals_behind_their_figures(capsys: pytest.CaptureFixture[str]) -> None:
-    from understudy.cli import print_figures
+    from understudy.cli.tables import print_figures
 
     fidelity = {
         "overlap@11": 51.25, "overlap@11_low": 50.0, "overlap@11_high": 52.5, "dead_dimensions": 1234,
@@ -627,7 +627,7 @@ def test_the_table_sets_intervals_behind_their_figures(capsys: pytest.CaptureFix
 
 
 def test_one_sentence_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
-    from understudy.cli import print_figures
+    from understudy.cli.tables import print_figures
 
     gone, few = {"error": "/x does not exist."}, {"top1@1": 5.0, "note": "Few images."}
     print_figures(

@@ -18,6 +18,7 @@ import pytest
 
 from understudy import __version__
 from understudy.cli import VERBS, main
+from understudy.cli.flags import Flags
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -147,7 +148,7 @@ def readme_commands() -> list[list[str]]:
 def test_the_readme_s_commands_exist(words: list[str]):
     _, verb, *rest = words
     parser = argparse.ArgumentParser(allow_abbrev=False)
-    VERBS[verb][0](parser)
+    VERBS[verb]().flags(Flags(parser, ()))
     _, unknown = parser.parse_known_args(rest)
     assert not [word for word in unknown if not word.startswith("--method.") and word.startswith("-")]
 

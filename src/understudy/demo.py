@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from understudy.artifacts import Run
-from understudy.pipeline import RunSettings, Stopped, evaluate_stage, report_stage, train_stage
+from understudy.errors import Stopped
+from understudy.pipeline import RunSettings, evaluate_stage, report_stage, train_stage
 from understudy.settings import resolve
 
 TEACHER, STUDENT = "small:resnet14", "small:resnet8x0.4"

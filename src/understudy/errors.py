@@ -40,6 +40,10 @@ class MissingDependency(UnderstudyError, ImportError):
     """An optional package is needed and not installed; the message names the package and the command."""
 
 
+class Stopped(Exception):
+    """Training was asked to stop and left a checkpoint; the same call goes on from there."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of another library's error, without its full stop; the name of its class where it has none."""
     return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from understudy.artifacts import Run, fingerprint, lock
-from understudy.errors import ConfigError, StoreError
+from understudy.errors import ConfigError, Stopped, StoreError
 from understudy.evaluate.settings import EvaluationSettings
 from understudy.recipes import merge_layers
 from understudy.settings import resolve, setting
@@ -57,10 +57,6 @@ def resolve_run(*layers: Mapping[str, Any]) -> RunSettings:
         ConfigError: as those two.
     """
     return resolve(RunSettings, *merge_layers(*layers, method=DEFAULT_METHOD))
-
-
-class Stopped(Exception):
-    """Training was asked to stop and left a checkpoint; the same call goes on from there."""
 
 
 def distill(

@@ -14,7 +14,7 @@ import os
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +35,7 @@ def setting(
     maximum: float | None = None,
     above: float | None = None,
     open_table: bool = False,
+    synonyms: str = "",
 ) -> Any:
     """Declare one field of a settings dataclass, with the sentence that `--help` prints.
 
@@ -47,6 +48,8 @@ def setting(
         above: numbers must be larger than this.
         open_table: the field is a table `{"name": ..., further keys}` whose further keys are checked by whoever owns
             the name (a method's own settings). A bare string `"coss"` means `{"name": "coss"}`.
+        synonyms: what other programs of this field call it, words separated by spaces; whoever writes one is told our
+            name.
     """
     metadata = {
         "help": help,
@@ -55,6 +58,7 @@ def setting(
         "maximum": maximum,
         "above": above,
         "open": open_table,
+        "synonyms": synonyms,
     }
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
@@ -69,6 +73,40 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     guess = f"Did you mean '{close[0]}'? " if close else ""
     return f"{guess}Known: {', '.join(known)}."
+
+
+def either(names: Iterable[str]) -> str:
+    """`'a', 'b' or 'c'`."""
+    *others, last = (f"'{name}'" for name in names)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def settings_in(cls: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
+    """(dotted name, field, type) of every setting of a dataclass, those of its groups included."""
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            yield from settings_in(hint, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, field, hint
+
+
+def closest(name: str, known: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], bool]:
+    """The settings that somebody may have meant by an unknown name, at most three.
+
+    Args:
+        name: as written, with underscores.
+        known: dotted names of settings and their metadata.
+
+    Returns:
+        The dotted names, the likeliest first, and whether the name is a synonym of the only one.
+    """
+    meant = [path for path, metadata in known.items() if name in metadata.get("synonyms", "").split()]
+    if meant:
+        return meant[:1], True
+    leaves = [path for path in known if path.rpartition(".")[2] == name.rpartition(".")[2]]
+    return list(dict.fromkeys(leaves + difflib.get_close_matches(name, list(known), n=3)))[:3], False
 
 
 def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -155,18 +193,27 @@ def resolve(cls: type[Settings], *layers: Mapping[str, Any], prefix: str = "") -
     return _build(cls, merged, prefix)
 
 
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+def _suggestion(cls: type, key: str, prefix: str) -> str:
+    """What to write in place of an unknown name: all known names if they are few, else the nearest."""
+    known = {path: field.metadata for path, field, _ in settings_in(cls)}
+    names, synonym = closest(key, known)
+    if synonym:
+        return f"Here it is '{prefix}{names[0]}': {known[names[0]]['help']}"
+    fields = [field.name for field in dataclasses.fields(cls)]
+    if len(fields) <= 12:
+        return nearest(key, fields)
+    guess = f"Did you mean {either(prefix + name for name in names)}? " if names else ""
+    return f"{guess}`understudy VERB --help-all` lists all settings of a verb."
 
 
 def _lay_over(cls: type, below: dict[str, Any], above: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     fields = {field.name: field for field in dataclasses.fields(cls)}
-    hints = _hints(cls)
+    hints = typing.get_type_hints(cls)
     result = dict(below)
     for written, value in above.items():
         key = written.replace("-", "_")
         if key not in fields:
-            raise ConfigError(f"Unknown setting '{prefix}{written}'. {nearest(key, fields)}")
+            raise ConfigError(f"Unknown setting '{prefix}{written}'. {_suggestion(cls, key, prefix)}")
         if fields[key].metadata.get("open"):
             if not isinstance(value, str | Mapping):
                 raise ConfigError(f"'{prefix}{key}' must be a name or a table with a name; got {value!r}.")
@@ -185,7 +232,7 @@ def _lay_over(cls: type, below: dict[str, Any], above: Mapping[str, Any], prefix
 
 
 def _build(cls: type[Settings], table: Mapping[str, Any], prefix: str) -> Settings:
-    hints = _hints(cls)
+    hints = typing.get_type_hints(cls)
     values: dict[str, Any] = {}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         name, hint = field.name, hints[field.name]

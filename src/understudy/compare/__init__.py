@@ -36,9 +36,9 @@ from typing import Any
 
 from understudy import __version__
 from understudy.artifacts import Run, fingerprint, lock, read_json, write_json, write_text
-from understudy.errors import ConfigError, UnderstudyError
+from understudy.errors import ConfigError, Stopped, UnderstudyError
 from understudy.evaluate.settings import EvaluationSettings, FidelitySettings
-from understudy.pipeline import RunSettings, Stopped
+from understudy.pipeline import RunSettings
 from understudy.settings import as_table, flatten, resolve, setting
 from understudy.views.settings import ViewSettings
 

@@ -19,9 +19,13 @@ class EmbedSettings:
 
     data: str = setting(
         help="Images: a folder, *.parquet, *.tar, *.arrow, *.npy, list:FILE, torchvision:NAME, hf:ORG/NAME, s3://..., "
-        "digits."
+        "digits.",
+        synonyms="dataset data_path data_dir",
     )
-    teacher: str = setting(help="Encoder spec with weights, e.g. onnx:FILE, timm:NAME@FILE; run:FOLDER for a student.")
+    teacher: str = setting(
+        help="Encoder spec with weights, e.g. onnx:FILE, timm:NAME@FILE; run:FOLDER for a student.",
+        synonyms="model arch",
+    )
     teacher_mean: tuple[float, ...] | None = setting(None, "Mean the encoder expects, three numbers on [0, 1] pixels.")
     teacher_std: tuple[float, ...] | None = setting(None, "Standard deviation the encoder expects, three numbers.")
     teacher_sharding: str = setting(
@@ -36,11 +40,14 @@ class EmbedSettings:
         choices=PRECISIONS,
     )
     image_size: int | None = setting(None, "Input side in pixels; the encoder's own unless given.", minimum=8)
-    store: str = setting("store", "Root folder of the stores.")
+    store: str = setting("store", "Root folder of the stores.", synonyms="out output_dir")
     dtype: str = setting("float16", "Stored precision.", choices=("float16", "float32"))
     batch_size: int = setting(128, "Images per forward pass.", minimum=1)
     workers: int | None = setting(
-        None, "Processes that read images; chosen by source and cores unless given.", minimum=0
+        None,
+        "Processes that read images; chosen by source and cores unless given.",
+        minimum=0,
+        synonyms="num_workers j",
     )
-    device: str = setting("auto", "cpu, cuda, cuda:N, mps, or auto.")
+    device: str = setting("auto", "cpu, cuda, cuda:N, mps, or auto.", synonyms="gpu cuda")
     limit: int | None = setting(None, "Use only this many images.", minimum=1)

@@ -104,7 +104,9 @@ class EvaluationSettings:
     """
 
     eval_data: str | None = setting(
-        None, "labeled images: a root with train and val (or test), or two specs separated by a comma"
+        None,
+        "labeled images: a root with train and val (or test), or two specs separated by a comma",
+        synonyms="data dataset val_data val_dir",
     )
     on: tuple[str, ...] = setting(
         (), "further sets, comma-separated: NAME=PATH or NAME of a published set, or a data spec (README, Sets)"

@@ -24,14 +24,19 @@ class OptimizerSettings:
         ConfigError: a schedule of steps without milestones, or milestones that are not shares of training.
     """
 
-    name: str = setting("adamw", "Optimizer.", choices=("adamw", "sgd"))
-    lr: float | None = setting(None, "Peak learning rate; 0.002 for adamw, 0.03 for sgd unless given.", minimum=0)
-    weight_decay: float = setting(1e-4, "Weight decay; adamw spares vectors (biases, norms), sgd does not.", minimum=0)
+    name: str = setting("adamw", "Optimizer.", choices=("adamw", "sgd"), synonyms="optimizer optim opt")
+    lr: float | None = setting(
+        None, "Peak learning rate; 0.002 for adamw, 0.03 for sgd unless given.", minimum=0, synonyms="lr learning_rate"
+    )
+    weight_decay: float = setting(
+        1e-4, "Weight decay; adamw spares vectors (biases, norms), sgd does not.", minimum=0, synonyms="wd"
+    )
     momentum: float = setting(0.9, "Momentum of sgd; beta1 of adamw.", minimum=0, maximum=1)
     schedule: str = setting(
         "cosine",
         "Learning rate after warm-up: cosine to zero, step (times decay at each milestone), or constant.",
         choices=("cosine", "step", "constant"),
+        synonyms="scheduler sched",
     )
     milestones: tuple[float, ...] = setting((), "Of schedule step, as shares of training, e.g. 0.6,0.8.")
     decay: float = setting(0.1, "Of schedule step, the factor at each milestone.", minimum=0)
@@ -47,7 +52,7 @@ class OptimizerSettings:
         "then as many of these as the authors' codes run, whose incomplete last batches are not made up for.",
         choices=("step", "epoch"),
     )
-    warmup: float = setting(0.0, "Linear warm-up, in image passes.", minimum=0)
+    warmup: float = setting(0.0, "Linear warm-up, in image passes.", minimum=0, synonyms="warmup_epochs")
     clip: float | None = setting(None, "Largest gradient norm; off unless given.", minimum=0)
 
     def __post_init__(self) -> None:
@@ -78,32 +83,47 @@ class TrainSettings:
 
     data: str = setting(
         help="Training images: a folder, *.parquet, *.tar, *.arrow, *.npy, list:FILE, torchvision:NAME, hf:ORG/NAME, "
-        "s3://..., digits."
+        "s3://..., digits.",
+        synonyms="dataset data_path data_dir train_dir",
     )
-    student: str = setting(help="Student spec, e.g. timm:resnet18 or small:resnet8 (add @FILE to start from weights).")
-    teacher: str | None = setting(None, "Teacher spec with weights, e.g. timm:NAME, onnx:FILE, run:FOLDER.")
+    student: str = setting(
+        help="Student spec, e.g. timm:resnet18 or small:resnet8 (add @FILE to start from weights).",
+        synonyms="model arch backbone",
+    )
+    teacher: str | None = setting(
+        None, "Teacher spec with weights, e.g. timm:NAME, onnx:FILE, run:FOLDER.", synonyms="teacher_model"
+    )
     eval_data: str | None = setting(
-        None, "Labeled images for evaluation: a root with train and val/test, or two specs 'A,B'."
+        None,
+        "Labeled images for evaluation: a root with train and val/test, or two specs 'A,B'.",
+        synonyms="val_data val_dir",
     )
-    out: str | None = setting(None, "Run folder; runs/METHOD-STUDENT-HASH unless given.")
+    out: str | None = setting(
+        None, "Run folder; runs/METHOD-STUDENT-HASH unless given.", synonyms="output output_dir save_dir"
+    )
     store: str = setting("store", "Folder of teacher embeddings, shared between runs; or one particular store.")
     method: dict[str, Any] = setting(
-        {"name": DEFAULT_METHOD},
-        "Method; its own settings are written method.KEY.",
-        open_table=True,
+        {"name": DEFAULT_METHOD}, "Method; its own settings are written method.KEY.", open_table=True, synonyms="loss"
     )
     image_size: int | None = setting(
-        None, "Side of the student's input in pixels; the student's own unless given.", minimum=8
+        None,
+        "Side of the student's input in pixels; the student's own unless given.",
+        minimum=8,
+        synonyms="img_size imgsz input_size",
     )
     passes: float = setting(
-        100.0, "Length of training in image passes (times every image is seen on average).", minimum=0
+        100.0,
+        "Length of training in image passes (times every image is seen on average).",
+        minimum=0,
+        synonyms="epochs epoch num_epochs max_epochs steps",
     )
-    batch_size: int = setting(256, "Images per step, over all processes.", minimum=1)
+    batch_size: int = setting(256, "Images per step, over all processes.", minimum=1, synonyms="batch bs")
     chunks: int = setting(
         1,
         "Parts in which the student sees a batch that does not fit into memory, twice each; the loss stays that of "
         "the whole batch.",
         minimum=1,
+        synonyms="accum_iter grad_accum",
     )
     seed: int = setting(0, "Seed of everything random.", minimum=0)
     limit: int | None = setting(
@@ -112,11 +132,12 @@ class TrainSettings:
     holdout: int = setting(
         512, "Images kept out of training for the live signals when there is no eval data.", minimum=0
     )
-    device: str = setting("auto", "cpu, cuda, cuda:N, mps, or auto.")
+    device: str = setting("auto", "cpu, cuda, cuda:N, mps, or auto.", synonyms="gpu gpus cuda")
     precision: str = setting(
         "auto",
         "Arithmetic of the student; auto is bf16 on a GPU, fp32 elsewhere.",
         choices=("auto", "fp32", "bf16", "fp16"),
+        synonyms="amp fp16",
     )
     compile: str = setting(
         "auto",
@@ -152,7 +173,10 @@ class TrainSettings:
     )
     head_hidden: int = setting(2048, "Width of the hidden layer of an mlp head; 0 is the backbone's own.", minimum=0)
     workers: int | None = setting(
-        None, "Processes that read images; measured in the first steps unless given.", minimum=0
+        None,
+        "Processes that read images; measured in the first steps unless given.",
+        minimum=0,
+        synonyms="num_workers j",
     )
     checkpoint_minutes: float = setting(10.0, "Minutes between checkpoints.", minimum=0)
     probes: int = setting(

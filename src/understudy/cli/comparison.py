@@ -1,0 +1,72 @@
+"""What `compare` and `ablate` share: their flags, their settings, and the table that they print."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, ClassVar
+
+from understudy.cli.flags import Flags
+from understudy.cli.options import Options
+from understudy.cli.verb import Verb
+from understudy.errors import Stopped
+
+
+class ComparisonVerb(Verb):
+    """A verb that compares: the rows come from `methods` or from `vary`."""
+
+    usage = "--data DATA --teacher SPEC --student SPEC --out FOLDER [flags]"
+    main = (
+        "data", "teacher", "student", "method", "methods", "seeds", "budget", "trials", "jobs", "eval_data",
+        "image_size", "batch_size", "seed", "limit", "out", "device",
+    )  # fmt: skip
+    without: ClassVar[tuple[str, ...]]
+
+    def flags(self, flags: Flags) -> None:
+        """What all runs share, and how they are compared."""
+        from understudy.compare import ComparisonSettings
+
+        flags.config()
+        flags.recipe()
+        flags.settings(ComparisonSettings, skip=("evaluation.eval_data", "vary", *self.without))
+
+    def settings(self, options: Options) -> Any:
+        """Recipe, file, preset and flags, laid over the defaults."""
+        from understudy.compare import ComparisonSettings
+        from understudy.recipes import merge_layers
+        from understudy.settings import resolve
+        from understudy.train.settings import DEFAULT_METHOD
+
+        written = options.layers(ComparisonSettings, "recipe", "preset")
+        return resolve(ComparisonSettings, *merge_layers(*written, method=DEFAULT_METHOD))
+
+    def run(self, options: Options) -> int:
+        """Make the runs that are missing and print the table; 1 if any of them failed."""
+        from understudy.compare import compare
+
+        try:
+            found = compare(options.settings, kind=self.name)
+        except Stopped:
+            print(f"Stopped; the same command goes on from here: {options.settings.out}", file=sys.stderr)
+            raise
+        print_comparison(found)
+        print(f"report: {Path(str(options.settings.out)) / 'report.html'}")
+        return int(any(row["failure"] or any(cell["failure"] for cell in row["cells"]) for row in found["variants"]))
+
+
+def print_comparison(comparison: dict[str, Any]) -> None:
+    """The table of a comparison, its footnotes and the sentence of every run that failed."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from understudy.report.comparison import footnotes, table_of
+
+    headings, rows = table_of(comparison)
+    table = Table(show_edge=False)
+    for position, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if position else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    for sentence in footnotes(comparison):
+        print(sentence)

@@ -1,0 +1,33 @@
+"""What a verb declares: its name, its flags, and what it does with them."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from understudy.cli.flags import Flags
+from understudy.cli.options import Options
+
+
+class Verb:
+    """One verb of the command line; the first line of its docstring is what `understudy --help` says of it."""
+
+    name: ClassVar[str]
+    usage: ClassVar[str] = "[flags]"
+    main: ClassVar[tuple[str, ...]] = ()
+    """Settings that `--help` shows, by dotted name; `--help-all` shows all."""
+
+    def flags(self, flags: Flags) -> None:
+        """Declare the flags."""
+
+    def settings(self, options: Options) -> Any:
+        """The settings that the options stand for; None for a verb without."""
+
+    def table(self, settings: Any) -> dict[str, Any]:
+        """What `--print-config` prints: every value, the derived ones included."""
+        from understudy.settings import as_table
+
+        return as_table(settings)
+
+    def run(self, options: Options) -> int:
+        """Do it; the result is the exit status."""
+        raise NotImplementedError

@@ -1,0 +1,25 @@
+"""`understudy ablate`."""
+
+from __future__ import annotations
+
+from understudy.cli.comparison import ComparisonVerb
+from understudy.cli.flags import Flags
+
+
+class Ablate(ComparisonVerb):
+    """A grid over any settings, each point at its best learning rate of a few, as one table.
+
+    Otherwise as `compare`.
+    """
+
+    name = "ablate"
+    usage = "--data DATA --teacher SPEC --student SPEC --vary KEY=V1,V2 --out FOLDER [flags]"
+    without = ("methods",)
+
+    def flags(self, flags: Flags) -> None:
+        """Those of a comparison, and the grid."""
+        super().flags(flags)
+        flags.add(
+            "--vary", action="append", metavar="KEY=V1,V2",
+            help="Any setting and its values, e.g. method.weight=0,0.5,1; several --vary make a grid.",
+        )  # fmt: skip

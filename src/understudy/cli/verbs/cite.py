@@ -1,0 +1,27 @@
+"""`understudy cite`."""
+
+from __future__ import annotations
+
+from understudy.cli.flags import Flags
+from understudy.cli.options import Options
+from understudy.cli.verb import Verb
+
+
+class Cite(Verb):
+    """BibTeX of exactly what a run used."""
+
+    name = "cite"
+    usage = "[RUN|METHOD]"
+
+    def flags(self, flags: Flags) -> None:
+        """What it looks at, and where it writes."""
+        flags.add(
+            "what", nargs="?", metavar="RUN|METHOD", help="A run folder or a method; the software alone unless given."
+        )
+
+    def run(self, options: Options) -> int:
+        """Print the entries."""
+        from understudy.citation import cite as bibtex
+
+        print(bibtex(options.what))
+        return 0

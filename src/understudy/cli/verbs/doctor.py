@@ -1,0 +1,28 @@
+"""`understudy doctor`."""
+
+from __future__ import annotations
+
+from understudy.cli.flags import Flags
+from understudy.cli.options import Options
+from understudy.cli.verb import Verb
+
+
+class Doctor(Verb):
+    """Say what is wrong with this installation, device or data, and the fix."""
+
+    name = "doctor"
+    usage = "[flags]"
+
+    def flags(self, flags: Flags) -> None:
+        """What it looks at, and where it writes."""
+        flags.add("--data", metavar="SPEC", help="Also check this data source.")
+        flags.add("--teacher", metavar="SPEC", help="Also check this teacher.")
+        flags.add("--store", default="store", metavar="FOLDER", help="Where stores would be written. [store]")
+
+    def run(self, options: Options) -> int:
+        """Check and print."""
+        from understudy.doctor import checks, render
+
+        found = checks(data=options.data, teacher=options.teacher, store=options.store)
+        render(found)
+        return int(any(check.status == "fail" for check in found))

@@ -1,0 +1,67 @@
+"""`understudy embed`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from understudy.cli.flags import Flags
+from understudy.cli.options import Options
+from understudy.cli.verb import Verb
+
+
+class Embed(Verb):
+    """Run a teacher (or a student) over images and store the embeddings. Resumes; torchrun shares the work."""
+
+    name = "embed"
+    usage = "--data DATA --teacher SPEC [flags]"
+    main = ("data", "teacher", "store", "image_size", "batch_size", "dtype", "limit", "device")
+
+    def flags(self, flags: Flags) -> None:
+        """The settings of an embedding."""
+        from understudy.embed.settings import EmbedSettings
+
+        flags.config()
+        flags.settings(EmbedSettings)
+
+    def settings(self, options: Options) -> Any:
+        """File and flags."""
+        from understudy.embed.settings import EmbedSettings
+
+        return options.resolve(EmbedSettings)
+
+    def run(self, options: Options) -> int:
+        """Embed and print the store's folder."""
+        from understudy.embed.embedding import embed as embed_images
+        from understudy.models.sharded import ShardedTeacher, require_processes
+        from understudy.models.teacher import build_teacher
+        from understudy.sources.source import open_source
+        from understudy.train.distributed import join
+        from understudy.train.log import StageProgress, notify
+
+        settings = options.settings
+        processes = join(settings.device)
+        if settings.teacher_sharding == "fsdp":
+            require_processes(processes)
+        source = open_source(settings.data, limit=settings.limit, listings=Path(settings.store) / "listings")
+        teacher = build_teacher(
+            settings.teacher, mean=settings.teacher_mean, std=settings.teacher_std, image_size=settings.image_size,
+            precision=settings.teacher_precision, device=processes.device,
+        )  # fmt: skip
+        if settings.teacher_sharding == "fsdp":
+            teacher = ShardedTeacher(teacher, processes, processes.device)
+        if processes.main:
+            notify(f"teacher: {teacher.spec}, D = {teacher.width}, {teacher.precision}; {teacher.weights}")
+        with StageProgress("embed", quiet=not processes.main) as progress:
+            store = embed_images(
+                teacher, source, settings.store, dtype=settings.dtype, device=processes.device,
+                batch_size=settings.batch_size, workers=settings.workers, writers=processes, progress=progress,
+            )  # fmt: skip
+        if not processes.main:
+            return 0
+        manifest = store.manifest
+        for name, reason in manifest.get("skipped", []):
+            notify(f"skipped {name}: {reason}")
+        notify(f"{manifest['rows']:,} x {manifest['D']} embeddings, {len(manifest.get('skipped', []))} images skipped")
+        print(store.folder)
+        return 0

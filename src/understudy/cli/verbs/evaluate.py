@@ -1,0 +1,75 @@
+"""`understudy evaluate`."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from understudy.cli.flags import Flags
+from understudy.cli.options import Options
+from understudy.cli.verb import Verb
+from understudy.errors import ConfigError
+
+
+class Evaluate(Verb):
+    """Measure any model, teacher or student, by any protocol."""
+
+    name = "evaluate"
+    usage = "MODEL --eval-data DATA [flags]"
+    main = ("eval_data", "protocols", "on", "limit", "batch_size", "seed")
+
+    def flags(self, flags: Flags) -> None:
+        """The model, where it runs, and the protocols."""
+        from understudy.embed.settings import PRECISIONS
+        from understudy.evaluate.settings import EvaluationSettings
+
+        flags.add("model", metavar="MODEL", help="A run folder, or any model spec with weights.")
+        flags.settings(EvaluationSettings)
+        flags.add(
+            "--out", metavar="FILE", help="Where to write the figures of a model spec; a run folder has its own place."
+        )
+        flags.add("--store", default="store", metavar="FOLDER", help="Root of the stores. [store]")
+        flags.add("--workers", type=int, metavar="N", help="Processes that read images.")
+        flags.add("--device", default="auto", metavar="DEVICE", help="cpu, cuda, cuda:N, mps or auto. [auto]")
+        flags.add(
+            "--teacher-precision", choices=PRECISIONS, metavar="PRECISION",
+            help="Arithmetic of a model spec; auto is tf32 on a CUDA device that has it, fp32 elsewhere. A run's "
+            f"teacher computes as in its training. One of: {', '.join(PRECISIONS)}. [auto]",
+        )  # fmt: skip
+
+    def settings(self, options: Options) -> Any:
+        """The flags."""
+        from understudy.evaluate.settings import EvaluationSettings
+
+        return options.resolve(EvaluationSettings)
+
+    def run(self, options: Options) -> int:
+        """Evaluate and print the figures."""
+        from understudy.artifacts import Run
+        from understudy.cli.tables import print_figures
+        from understudy.evaluate.runner import evaluate_model, evaluate_run
+        from understudy.train.distributed import choose_device
+        from understudy.train.log import StageProgress, notify
+
+        settings = options.settings
+        device = choose_device(options.device)
+        folder = options.model.removeprefix("run:")
+        common = {"device": device, "store_root": options.store, "workers": options.workers, "tell": notify}
+        with StageProgress("evaluate") as progress:
+            if Run(folder).trained:
+                if options.teacher_precision:
+                    raise ConfigError(
+                        f"The teacher of the run {folder} computes as in its training: leave out --teacher-precision."
+                    )
+                result = evaluate_run(Run(folder), settings, progress=progress, **common)
+            elif os.path.isdir(folder) and Run(folder).config_path.is_file():
+                raise ConfigError(f"The run {folder} is not finished. Run `understudy train` on it again: it resumes.")
+            else:
+                precision = options.teacher_precision or "auto"
+                result = evaluate_model(options.model, settings, precision=precision, progress=progress, **common)
+        if options.out:
+            from understudy.artifacts import write_json
+
+            write_json(options.out, result)
+        print_figures([("", result)], details=True)
+        return 0

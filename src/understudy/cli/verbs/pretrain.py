@@ -1,0 +1,57 @@
+"""`understudy pretrain`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from understudy.cli.flags import Flags
+from understudy.cli.options import Options
+from understudy.cli.run_verb import RunVerb, on_main_process
+from understudy.errors import Stopped
+
+WITHOUT = (
+    "student", "teacher", "teacher_mean", "teacher_std", "method", "evaluation.eval_data", "head", "neighbors.k",
+    "neighbors.n", "neighbors.index", "neighbors.memory_mb",
+)  # fmt: skip
+
+
+class Pretrain(RunVerb):
+    """Train a teacher without labels (MoCo-v2) when there is none; the same loop, the same checkpoints."""
+
+    name = "pretrain"
+    usage = "--data DATA --model SPEC [flags]"
+
+    def flags(self, flags: Flags) -> None:
+        """Those of a run without what belongs to a teacher."""
+        from understudy.pipeline import RunSettings
+
+        flags.config()
+        flags.recipe()
+        flags.add("--model", required=True, metavar="SPEC", help="What to train, e.g. small:resnet20 or timm:resnet18.")
+        flags.settings(RunSettings, skip=WITHOUT)
+        flags.add(
+            "--method", default="moco", metavar="METHOD",
+            help="A method without a teacher. moco has temperature, queue and momentum. [moco]",
+        )  # fmt: skip
+
+    def settings(self, options: Options) -> Any:
+        """Those of a run whose student is the model."""
+        return options.resolve_run(student=options.model)
+
+    def run(self, options: Options) -> int:
+        """Train, evaluate where labels are given, and say how to use the result."""
+        from understudy import pipeline
+        from understudy.cli.tables import print_table
+
+        settings = options.settings
+        finished = pipeline.train_stage(settings)
+        if finished is None:
+            raise Stopped
+        if settings.eval_data is not None:
+            pipeline.evaluate_stage(finished, settings)
+            print_table([finished])
+        if on_main_process():
+            print(finished.path)
+            print(f"Use it as a teacher: --teacher run:{finished.path}", file=sys.stderr)
+        return 0

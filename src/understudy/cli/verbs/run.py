@@ -1,0 +1,22 @@
+"""`understudy run`."""
+
+from __future__ import annotations
+
+from understudy.cli.options import Options
+from understudy.cli.run_verb import RunVerb, on_main_process
+
+
+class Run(RunVerb):
+    """The whole flow: embed, graph, train, evaluate, report. A second call repeats nothing that is finished."""
+
+    name = "run"
+
+    def run(self, options: Options) -> int:
+        """Run all stages and print the figures."""
+        from understudy import pipeline
+        from understudy.cli.tables import print_table
+
+        finished = pipeline.run(options.settings)
+        if on_main_process():
+            print_table([finished])
+        return 0
