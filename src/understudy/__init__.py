@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from understudy.artifacts import Run
 from understudy.errors import UnderstudyError
 
 if TYPE_CHECKING:
+    from understudy.artifacts import Run
     from understudy.models.student import Student, load_student
     from understudy.pipeline import distill
 
@@ -20,6 +20,7 @@ __version__ = "0.1.0"
 __all__ = ["Run", "Student", "UnderstudyError", "__version__", "distill", "load_student"]
 
 _HOMES = {
+    "Run": "understudy.artifacts",
     "distill": "understudy.pipeline",
     "load_student": "understudy.models.student",
     "Student": "understudy.models.student",
@@ -27,7 +28,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch only when a name that needs it is used."""
+    """Import torch and numpy only when a name that needs them is used."""
     if name in _HOMES:
         from importlib import import_module
 

@@ -11,15 +11,16 @@ from understudy.cli.options import Options
 from understudy.cli.verb import Verb
 from understudy.errors import Stopped
 
+MAIN = (
+    "data", "teacher", "student", "seeds", "budget", "trials", "jobs", "eval_data", "image_size", "batch_size", "seed",
+    "limit", "out", "device",
+)  # fmt: skip
+
 
 class ComparisonVerb(Verb):
     """A verb that compares: the rows come from `methods` or from `vary`."""
 
     usage = "--data DATA --teacher SPEC --student SPEC --out FOLDER [flags]"
-    main = (
-        "data", "teacher", "student", "method", "methods", "seeds", "budget", "trials", "jobs", "eval_data",
-        "image_size", "batch_size", "seed", "limit", "out", "device",
-    )  # fmt: skip
     without: ClassVar[tuple[str, ...]]
 
     def flags(self, flags: Flags) -> None:

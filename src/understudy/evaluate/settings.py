@@ -44,55 +44,55 @@ OWN: dict[str, tuple[str, ...]] = {
 class DetectionSettings:
     """How `detection` trains its detector; the defaults are the paper's Pascal VOC schedule."""
 
-    iterations: int = setting(24000, "training steps; COCO's 1x schedule has 90,000", minimum=1)
-    batch_size: int = setting(16, "images per step", minimum=1)
-    size: int = setting(800, "shorter side of the images in pixels, the longer one at most 5/3 of it", minimum=64)
-    lr: float = setting(0.02, "learning rate for batches of 16, scaled linearly with the batch", minimum=0.0)
-    rois: int = setting(512, "proposals per image that the heads learn from", minimum=1)
-    masks: bool = setting(True, "Mask R-CNN where the set has outlines; false: Faster R-CNN")
+    iterations: int = setting(24000, "Training steps; COCO's 1x schedule has 90,000.", minimum=1)
+    batch_size: int = setting(16, "Images per step.", minimum=1)
+    size: int = setting(800, "Shorter side of the images in pixels, the longer one at most 5/3 of it.", minimum=64)
+    lr: float = setting(0.02, "Learning rate for batches of 16, scaled linearly with the batch.", minimum=0.0)
+    rois: int = setting(512, "Proposals per image that the heads learn from.", minimum=1)
+    masks: bool = setting(True, "Mask R-CNN where the set has outlines; false: Faster R-CNN.")
 
 
 @dataclass(frozen=True)
 class SegmentationSettings:
     """How `segmentation` trains its linear layer; the defaults are DINOv2's."""
 
-    iterations: int = setting(40000, "training steps", minimum=1)
-    batch_size: int = setting(16, "crops per step", minimum=2)
-    size: int = setting(512, "side of a crop, and shorter side of an image in testing, in pixels", minimum=32)
-    lr: float = setting(0.001, "peak learning rate of AdamW", minimum=0.0)
+    iterations: int = setting(40000, "Training steps.", minimum=1)
+    batch_size: int = setting(16, "Crops per step.", minimum=2)
+    size: int = setting(512, "Side of a crop, and shorter side of an image in testing, in pixels.", minimum=32)
+    lr: float = setting(0.001, "Peak learning rate of AdamW.", minimum=0.0)
 
 
 @dataclass(frozen=True)
 class SemiSettings:
     """Which labels `semi` uses."""
 
-    shares: tuple[str, ...] = setting(("1%", "10%"), "per cent of each class, as 1%, or images of each class, as 5")
-    draws: int = setting(3, "draws of the labeled images", minimum=1)
-    lists: str | None = setting(None, "folder with SimCLR's 1percent.txt and 10percent.txt, in place of draws")
+    shares: tuple[str, ...] = setting(("1%", "10%"), "Per cent of each class, as 1%, or images of each class, as 5.")
+    draws: int = setting(3, "Draws of the labeled images.", minimum=1)
+    lists: str | None = setting(None, "Folder with SimCLR's 1percent.txt and 10percent.txt, in place of draws.")
 
 
 @dataclass(frozen=True)
 class FinetuneSettings:
     """How `semi` and `transfer` train the whole network."""
 
-    epochs: int = setting(0, "passes over the labeled images; 0: the frozen probe alone", minimum=0)
-    lr: float = setting(0.01, "learning rate of the backbone for batches of 256, the classifier's is ten times it")
+    epochs: int = setting(0, "Passes over the labeled images; 0: the frozen probe alone.", minimum=0)
+    lr: float = setting(0.01, "Learning rate of the backbone for batches of 256, the classifier's is ten times it.")
 
 
 @dataclass(frozen=True)
 class RobustnessSettings:
     """Which corruptions `robustness` makes of the main test images."""
 
-    severities: tuple[int, ...] = setting((1, 2, 3, 4, 5), "of 1 to 5")
-    images: int = setting(2000, "test images at most, drawn by the seed", minimum=1)
-    frost: str | None = setting(None, "folder of the authors' photographs of frost; without it frost is left out")
+    severities: tuple[int, ...] = setting((1, 2, 3, 4, 5), "Of 1 to 5.")
+    images: int = setting(2000, "Test images at most, drawn by the seed.", minimum=1)
+    frost: str | None = setting(None, "Folder of the authors' photographs of frost; without it frost is left out.")
 
 
 @dataclass(frozen=True)
 class FidelitySettings:
     """How sure `fidelity` makes of its figures."""
 
-    draws: int = setting(100, "resamples of the images behind each interval; 0: no intervals, much faster", minimum=0)
+    draws: int = setting(100, "Resamples of the images behind each interval; 0: no intervals, much faster.", minimum=0)
 
 
 @dataclass(frozen=True)
@@ -105,21 +105,21 @@ class EvaluationSettings:
 
     eval_data: str | None = setting(
         None,
-        "labeled images: a root with train and val (or test), or two specs separated by a comma",
+        "Labeled images: a root with train and val (or test), or two specs separated by a comma.",
         synonyms="data dataset val_data val_dir",
     )
     on: tuple[str, ...] = setting(
-        (), "further sets, comma-separated: NAME=PATH or NAME of a published set, or a data spec (README, Sets)"
+        (), "Further sets, comma-separated: NAME=PATH or NAME of a published set, or a data spec (README, Sets)."
     )
-    protocols: tuple[str, ...] = setting(("knn", "linear", "fidelity"), f"comma-separated, of {', '.join(PROTOCOLS)}")
+    protocols: tuple[str, ...] = setting(("knn", "linear", "fidelity"), f"Comma-separated, of {', '.join(PROTOCOLS)}.")
     limit: int | None = setting(
-        None, "use at most this many images of each half, drawn at random, always the same; all unless given", minimum=1
+        None, "Use at most this many images of each half, always the same; all unless given.", minimum=1
     )
-    batch_size: int = setting(128, "images per forward pass", minimum=1)
-    memory_mb: int = setting(1024, "memory budget of neighbor search, MiB", minimum=16)
-    sgd_epochs: int = setting(100, "linear_sgd: passes over the training images; the paper's 100", minimum=1)
-    sgd_lr: float = setting(30.0, "linear_sgd: learning rate; the paper's 30", minimum=0.0)
-    seed: int = setting(0, "seed of splits, samples and augmentation", minimum=0)
+    batch_size: int = setting(128, "Images per forward pass.", minimum=1)
+    memory_mb: int = setting(1024, "Memory budget of neighbor search, MiB.", minimum=16)
+    sgd_epochs: int = setting(100, "linear_sgd: passes over the training images; the paper's 100.", minimum=1)
+    sgd_lr: float = setting(30.0, "linear_sgd: learning rate; the paper's 30.", minimum=0.0)
+    seed: int = setting(0, "Seed of splits, samples and augmentation.", minimum=0)
     semi: SemiSettings = setting(SemiSettings)
     finetune: FinetuneSettings = setting(FinetuneSettings)
     robustness: RobustnessSettings = setting(RobustnessSettings)

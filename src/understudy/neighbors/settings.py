@@ -19,14 +19,14 @@ class NeighborSettings:
         ConfigError: more neighbors are to be drawn than the circle holds.
     """
 
-    k: int = setting(0, "neighbors drawn for each anchor; 0 for plain random batches", minimum=0)
-    n: int = setting(31, "they are drawn from this many nearest images; the graph stores as many", minimum=1)
+    k: int = setting(0, "Neighbors drawn for each anchor; 0 for plain random batches.", minimum=0)
+    n: int = setting(31, "They are drawn from this many nearest images; the graph stores as many.", minimum=1)
     index: str = setting(
         "auto",
-        "how the graph is searched; auto is exact up to 200,000 images on the CPU (2,000,000 on a GPU) and ivf above",
+        "How the graph is searched; auto is exact up to 200,000 images on the CPU (2,000,000 on a GPU) and ivf above.",
         choices=("auto", "exact", "ivf", "hnsw"),
     )
-    memory_mb: int = setting(1024, "working memory of the search, in MiB", minimum=1)
+    memory_mb: int = setting(1024, "Working memory of the search, in MiB.", minimum=1)
 
     def __post_init__(self) -> None:
         if self.k > self.n:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from understudy.cli.comparison import ComparisonVerb
+from understudy.cli.comparison import MAIN, ComparisonVerb
 from understudy.cli.flags import Flags
 
 
@@ -14,6 +14,7 @@ class Ablate(ComparisonVerb):
 
     name = "ablate"
     usage = "--data DATA --teacher SPEC --student SPEC --vary KEY=V1,V2 --out FOLDER [flags]"
+    main = (*MAIN, "method")
     without = ("methods",)
 
     def flags(self, flags: Flags) -> None:

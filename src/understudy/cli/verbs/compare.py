@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from understudy.cli.comparison import ComparisonVerb
+from understudy.cli.comparison import MAIN, ComparisonVerb
 from understudy.cli.options import Options
 from understudy.errors import ConfigError
 
@@ -17,6 +17,7 @@ class Compare(ComparisonVerb):
     """
 
     name = "compare"
+    main = (*MAIN, "methods")
     without = ("method",)
 
     def settings(self, options: Options) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 from understudy.cli.flags import Flags
 from understudy.cli.options import Options
-from understudy.cli.run_verb import RunVerb, on_main_process
+from understudy.cli.run_verb import MAIN, RunVerb, on_main_process
 from understudy.errors import Stopped
 
 WITHOUT = (
@@ -21,6 +21,7 @@ class Pretrain(RunVerb):
 
     name = "pretrain"
     usage = "--data DATA --model SPEC [flags]"
+    main = tuple(name for name in MAIN if name not in WITHOUT)
 
     def flags(self, flags: Flags) -> None:
         """Those of a run without what belongs to a teacher."""
