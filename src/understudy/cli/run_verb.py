@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, ClassVar
 
 from understudy.cli.flags import Flags
 from understudy.cli.options import Options
@@ -19,7 +19,7 @@ class RunVerb(Verb):
     """A verb over the settings of a run."""
 
     usage = "--data DATA --teacher SPEC --student SPEC [flags]"
-    main = MAIN
+    main: ClassVar[tuple[str, ...]] = MAIN
 
     def flags(self, flags: Flags) -> None:
         """All settings of a run."""
@@ -36,7 +36,7 @@ class RunVerb(Verb):
     def table(self, settings: Any) -> dict[str, Any]:
         """As the run saves them."""
         from understudy.pipeline import resolve_method
-        from understudy.train.loop import resolved
+        from understudy.train.resume import resolved
 
         return resolved(resolve_method(settings))
 
