@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from understudy.cli import methods
 from understudy.cli.flags import Flags, Listed
+from understudy.cli.methods import method_keys, method_names
 from understudy.errors import ConfigError
 from understudy.evaluate.settings import PROTOCOLS
 
@@ -17,14 +17,14 @@ FILES = ("config", "data", "eval_data", "runs", "model", "what")
 
 def listed() -> Listed:
     """Values to choose from that the settings do not declare themselves."""
-    names = methods.names()
+    names = method_names()
     return {"method": names, "methods": names, "evaluation.protocols": list(PROTOCOLS), "protocols": list(PROTOCOLS)}
 
 
 def add_method_settings(flags: Flags) -> None:
     """The settings of all methods, for a verb that trains one."""
     if "method" in flags.known:
-        for key in methods.all_keys():
+        for key in method_keys():
             flags.add(f"--method.{key.replace('_', '-')}", help="A method's own setting.")
 
 

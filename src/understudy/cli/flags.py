@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from understudy.cli import methods
+from understudy.cli.methods import method_names
 from understudy.cli.unknown import unknown_flag
 from understudy.errors import ConfigError
 from understudy.settings import settings_in
@@ -99,7 +99,7 @@ def described(field: dataclasses.Field[Any]) -> str:
     text, default = str(field.metadata.get("help", "")), field.default
     choices = field.metadata.get("choices")
     if field.metadata.get("open"):
-        choices, default = methods.names(), field.default_factory()["name"]  # type: ignore[operator]
+        choices, default = method_names(), field.default_factory()["name"]  # type: ignore[operator]
     if choices:
         text += f" One of: {', '.join(map(str, choices))}."
     if default in (None, (), dataclasses.MISSING):

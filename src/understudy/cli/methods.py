@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 
-def names() -> list[str]:
+def method_names() -> list[str]:
     """The methods, without importing torch."""
     return sorted(METHOD_SETTINGS)
 
 
-def all_keys() -> list[str]:
+def method_keys() -> list[str]:
     """The settings that any method has, each once."""
     return sorted({key for settings in METHOD_SETTINGS.values() for key in settings})
 
 
-def table() -> str:
+def method_table() -> str:
     """Every method's own settings with their defaults; imports torch."""
     from understudy.losses import settings_of
 
     lines = ["settings of the methods:"]
-    for name in names():
+    for name in method_names():
         lines.append(f"  {name}")
         lines += [f"    --method.{key.replace('_', '-')}  [{default}]" for key, default in settings_of(name).items()]
     return "\n".join(lines)

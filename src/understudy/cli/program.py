@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from understudy import __version__
-from understudy.cli import methods
 from understudy.cli.flags import Flags, Listed
+from understudy.cli.methods import method_table
 from understudy.cli.options import Options, plain, split_method_settings
 from understudy.cli.verb import Verb
 from understudy.cli.verbs import VERBS
@@ -81,11 +81,11 @@ def call(name: str, words: list[str]) -> int:
     parser = top_parser()
     places = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     if words[:1] == ["--print-completion"]:
-        from understudy.cli import completion
+        from understudy.cli.completion import add_method_settings, listed, script
 
         for other in VERBS.values():
-            completion.add_method_settings(add_flags(places, other(), everything=True, listed=completion.listed()))
-        print(completion.script(parser, words[1:]))
+            add_method_settings(add_flags(places, other(), everything=True, listed=listed()))
+        print(script(parser, words[1:]))
         return 0
     if name and name not in VERBS:
         parser.error(f"unknown verb '{name}'. {nearest(name, VERBS)}")
@@ -97,7 +97,7 @@ def call(name: str, words: list[str]) -> int:
     verb = VERBS[name]()
     flags = add_flags(places, verb, everything="--help-all" in words)
     if "--help-all" in words and "method" in flags.known:
-        flags.parser.epilog = methods.table()
+        flags.parser.epilog = method_table()
     options, rest = parser.parse_known_args(words, Options(method_settings=method_settings))
     if method_settings and "method" not in flags.known:
         rest.insert(0, f"--{next(iter(method_settings))}")
