@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -13,11 +14,11 @@ import pytest
 from understudy import __version__
 from understudy.cli import VERBS, main
 from understudy.cli.flags import Flags
-from understudy.cli.methods import METHOD_SETTINGS
 from understudy.cli.options import plain, split_method_settings
 from understudy.cli.program import Parser
 from understudy.cli.unknown import SENTENCES
 from understudy.errors import ConfigError
+from understudy.losses import LOSSES
 from understudy.settings import closest
 
 DESIGNED = [
@@ -86,9 +87,11 @@ def test_main_flags_are_settings_that_exist():
 def test_help_all_lists_the_settings_of_every_method(capsys):
     out = called(capsys, "run", "--help-all")[1]
     section = out.split("settings of the methods:")[1]
-    for method, keys in METHOD_SETTINGS.items():
-        (block,) = re.findall(rf"^  {method}\n((?:    .*\n?)*)", section, flags=re.MULTILINE)
-        assert re.findall(r"--method\.([\w-]+)", block) == [key.replace("_", "-") for key in keys]
+    for name, method in LOSSES.items():
+        (block,) = re.findall(rf"^  {name}: .*\n((?:    .*\n?)*)", section, flags=re.MULTILINE)
+        assert re.findall(r"--method\.([\w-]+)", block) == [
+            field.name.replace("_", "-") for field in dataclasses.fields(method.Settings)
+        ]
 
 
 def test_help_imports_nothing_heavy():
@@ -227,7 +230,7 @@ def test_every_verb_with_a_file_prints_its_configuration(capsys, words):
 def test_a_wrong_value_is_a_sentence_with_the_setting(capsys):
     for words, said in ((["--batch-size", "0"], "'batch_size' must be at least 1; got 0."),
                         (["--head", "big"], "'head' must be one of auto, mlp,"),
-                        (["--passes", "many"], "'passes' must be float; got 'many'.")):  # fmt: skip
+                        (["--passes", "many"], "'passes' must be a number; got 'many'.")):  # fmt: skip
         status, _, err = called(capsys, *RUN, *words)
         assert status == 1 and said in err
 

@@ -28,7 +28,7 @@ class Outer:
     widths: tuple[int, ...] = setting((1, 2))
     verbose: bool = setting(False)
     head: str = setting("auto", choices=("auto", "none"))
-    method: dict = setting({"name": "coss"}, open_table=True)  # type: ignore[type-arg]
+    method: dict = setting({"name": "coss"})  # type: ignore[type-arg]
     inner: Inner = setting(Inner)
 
 

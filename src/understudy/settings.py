@@ -34,20 +34,19 @@ def setting(
     minimum: float | None = None,
     maximum: float | None = None,
     above: float | None = None,
-    open_table: bool = False,
     synonyms: str = "",
 ) -> Any:
     """Declare one field of a settings dataclass, with the sentence that `--help` prints.
 
     Args:
-        default: value when nothing is written; without one the setting is required.
+        default: value when nothing is written; without one the setting is required. A dict makes the field a table
+            `{"name": ..., further keys}` whose further keys are checked by whoever owns the name (a method's own
+            settings); a bare string `"coss"` then means `{"name": "coss"}`.
         help: one line for `--help` and the docs.
         choices: the only values allowed.
         minimum: smallest number allowed.
         maximum: largest number allowed.
         above: numbers must be larger than this.
-        open_table: the field is a table `{"name": ..., further keys}` whose further keys are checked by whoever owns
-            the name (a method's own settings). A bare string `"coss"` means `{"name": "coss"}`.
         synonyms: what other programs of this field call it, words separated by spaces; whoever writes one is told our
             name.
     """
@@ -57,7 +56,7 @@ def setting(
         "minimum": minimum,
         "maximum": maximum,
         "above": above,
-        "open": open_table,
+        "open": isinstance(default, dict),
         "synonyms": synonyms,
     }
     if isinstance(default, dict):

@@ -6,9 +6,10 @@ import argparse
 from collections.abc import Sequence
 
 from understudy.cli.flags import Flags, Listed
-from understudy.cli.methods import method_keys, method_names
 from understudy.errors import ConfigError
 from understudy.evaluate.settings import PROTOCOLS
+from understudy.losses import LOSSES
+from understudy.settings import settings_in
 
 SHELLS = ("bash", "zsh", "fish")
 FOLDERS = ("out", "store")
@@ -17,14 +18,18 @@ FILES = ("config", "data", "eval_data", "runs", "model", "what")
 
 def listed() -> Listed:
     """Values to choose from that the settings do not declare themselves."""
-    names = method_names()
-    return {"method": names, "methods": names, "evaluation.protocols": list(PROTOCOLS), "protocols": list(PROTOCOLS)}
+    return {
+        "method": list(LOSSES),
+        "methods": list(LOSSES),
+        "evaluation.protocols": list(PROTOCOLS),
+        "protocols": list(PROTOCOLS),
+    }
 
 
 def add_method_settings(flags: Flags) -> None:
     """The settings of all methods, for a verb that trains one."""
     if "method" in flags.known:
-        for key in method_keys():
+        for key in sorted({key for method in LOSSES.values() for key, _, _ in settings_in(method.Settings)}):
             flags.add(f"--method.{key.replace('_', '-')}", help="A method's own setting.")
 
 

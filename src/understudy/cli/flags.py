@@ -10,9 +10,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from understudy.cli.methods import method_names
 from understudy.cli.unknown import unknown_flag
 from understudy.errors import ConfigError
+from understudy.losses import LOSSES
 from understudy.settings import settings_in
 
 Listed = Mapping[str, Sequence[str]]
@@ -99,7 +99,7 @@ def described(field: dataclasses.Field[Any]) -> str:
     text, default = str(field.metadata.get("help", "")), field.default
     choices = field.metadata.get("choices")
     if field.metadata.get("open"):
-        choices, default = method_names(), field.default_factory()["name"]  # type: ignore[operator]
+        choices, default = tuple(LOSSES), field.default_factory()["name"]  # type: ignore[operator]
     if choices:
         text += f" One of: {', '.join(map(str, choices))}."
     if default in (None, (), dataclasses.MISSING):
@@ -108,3 +108,13 @@ def described(field: dataclasses.Field[Any]) -> str:
     if isinstance(default, float):
         shown = f"{default:g}"
     return f"{text} [{str(shown).lower() if isinstance(default, bool) else shown}]"
+
+
+def method_table() -> str:
+    """The settings of every method; imports torch."""
+    lines = ["settings of the methods:"]
+    for name, method in LOSSES.items():
+        lines.append(f"  {name}: {method.summary}")
+        for key, field, _ in settings_in(method.Settings):
+            lines.append(f"    --method.{key.replace('_', '-')}  {described(field)}")
+    return "\n".join(lines)

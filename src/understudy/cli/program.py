@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from understudy import __version__
-from understudy.cli.flags import Flags, Listed
-from understudy.cli.methods import method_table
+from understudy.cli.flags import Flags, Listed, method_table
 from understudy.cli.options import Options, plain, split_method_settings
 from understudy.cli.verb import Verb
 from understudy.cli.verbs import VERBS

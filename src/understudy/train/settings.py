@@ -103,7 +103,7 @@ class TrainSettings:
     )
     store: str = setting("store", "Folder of teacher embeddings, shared between runs; or one particular store.")
     method: dict[str, Any] = setting(
-        {"name": DEFAULT_METHOD}, "Method; its own settings are written method.KEY.", open_table=True, synonyms="loss"
+        {"name": DEFAULT_METHOD}, "Method; its own settings are written method.KEY.", synonyms="loss"
     )
     image_size: int | None = setting(
         None,
