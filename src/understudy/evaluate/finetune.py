@@ -23,7 +23,7 @@ from understudy.errors import DataError
 from understudy.evaluate.encoded_set import EncodedSet, Encoder, Figures
 from understudy.evaluate.protocols.linear_sgd import RECIPE, augmented
 from understudy.evaluate.settings import EvaluationSettings
-from understudy.models.onnx_encoder import OnnxEncoder
+from understudy.models.onnx_encoder import onnx_encoders
 from understudy.models.student import Student
 from understudy.models.teacher import Teacher
 from understudy.sources.source import Source
@@ -98,7 +98,7 @@ def trainable(encoder: Encoder) -> nn.Module | None:
     module = (
         encoder.module if isinstance(encoder, Teacher) else encoder.backbone if isinstance(encoder, Student) else None
     )
-    if module is None or any(isinstance(part, OnnxEncoder) for part in module.modules()):
+    if module is None or onnx_encoders(module):
         return None
     copied: nn.Module = copy.deepcopy(module)
     return copied.requires_grad_(True)

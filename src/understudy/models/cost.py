@@ -53,9 +53,9 @@ def _graph_multiply_adds(encoder: OnnxEncoder, size: int) -> int | None:
     for axis, value in zip((0, 2, 3), (1, size, size), strict=True):
         model.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = value
     graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    shapes = {one.name: tuple(one.dims) for one in graph.initializer}
-    for one in [*graph.input, *graph.value_info, *graph.output]:
-        shapes[one.name] = tuple(axis.dim_value for axis in one.type.tensor_type.shape.dim)
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for value in [*graph.input, *graph.value_info, *graph.output]:
+        shapes[value.name] = tuple(axis.dim_value for axis in value.type.tensor_type.shape.dim)
     # Output names of the graph may keep a symbolic batch axis; one image is asked about.
     total = 0
     for node in graph.node:

@@ -48,17 +48,17 @@ class DenseFeatures(nn.Module):
         self.fixed = fixed
         self._read = read
         maps = blank_pass(module, size, spec, read)
-        levels = {_level(size, one.shape): position for position, one in enumerate(maps)}  # of equal strides the last
+        levels = {_level(size, m.shape): position for position, m in enumerate(maps)}  # of equal strides the last
         if not levels:
             raise ModelError(
                 f"{spec} shows no feature maps for images of {size[0]} x {size[1]}: none of its parts puts out "
                 "(1, C, h, w) with h > 1."
             )
         self._positions = [levels[level] for level in sorted(levels)]
-        chosen = [maps[position] for position in self._positions]
-        self.channels = tuple(one.shape[1] for one in chosen)
-        self.strides = tuple(size[0] / one.shape[2] for one in chosen)
-        self.tokens = len(maps) > 1 and len(chosen) == 1
+        shapes = [maps[position].shape for position in self._positions]
+        self.channels = tuple(channels for _, channels, _, _ in shapes)
+        self.strides = tuple(size[0] / height for _, _, height, _ in shapes)
+        self.tokens = len(maps) > 1 and len(shapes) == 1
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
         """(B, 3, H, W) prepared -> [(B, C, h, w), ...], finest first."""

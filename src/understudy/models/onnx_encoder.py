@@ -1,4 +1,4 @@
-"""A frozen encoder kept as an ONNX file, run by onnxruntime behind the face of an nn.Module."""
+"""A frozen encoder in an ONNX file, which onnxruntime runs, as an nn.Module."""
 
 from __future__ import annotations
 
@@ -45,26 +45,18 @@ class OnnxEncoder(nn.Module):
         self._sessions: dict[torch.device, Any] = {}
         session = self._session(torch.device("cpu"))
         inputs, outputs = session.get_inputs(), session.get_outputs()
-        if (
-            len(inputs) != 1
-            or inputs[0].type != "tensor(float)"
-            or len(inputs[0].shape) != 4
-            or inputs[0].shape[1] != 3
-        ):
-            found = ", ".join(f"{one.name} {one.type} {one.shape}" for one in inputs)
-            raise ModelError(f"{self.file} must take one float32 input (batch, 3, H, W); it takes {found}.")
-        named = [one for one in outputs if one.name == "embedding"] or outputs
-        if len(named) != 1 or named[0].type != "tensor(float)":
-            found = ", ".join(f"{one.name} {one.type} {one.shape}" for one in outputs)
-            raise ModelError(f"{self.file} must have one float32 output, or one named 'embedding'; it has {found}.")
-        self._input, self._output = inputs[0].name, named[0].name
+        if [(value.type, len(value.shape), value.shape[1:2]) for value in inputs] != [("tensor(float)", 4, [3])]:
+            raise ModelError(f"{self.file} must take one float32 input (batch, 3, H, W); it takes {_listed(inputs)}.")
+        embedding = [value for value in outputs if value.name == "embedding"] or outputs
+        if [value.type for value in embedding] != ["tensor(float)"]:
+            raise ModelError(
+                f"{self.file} must have one float32 output, or one named 'embedding'; it has {_listed(outputs)}."
+            )
+        self._input, self._output = inputs[0].name, embedding[0].name
         # Free axes have a name or none; fixed ones a number.
-        batch, _, height, width = inputs[0].shape
-        self.fixed_batch: int | None = batch if isinstance(batch, int) else None
-        self.fixed_size: tuple[int | None, int | None] = (
-            height if isinstance(height, int) else None,
-            width if isinstance(width, int) else None,
-        )
+        batch, _, *size = (axis if isinstance(axis, int) else None for axis in inputs[0].shape)
+        self.fixed_batch: int | None = batch
+        self.fixed_size: tuple[int | None, int | None] = (size[0], size[1])
         self.metadata: dict[str, Any] | None = self._read_metadata(session)
 
     def _session(self, device: torch.device) -> Any:
@@ -77,8 +69,8 @@ class OnnxEncoder(nn.Module):
         providers: list[Any] = ["CPUExecutionProvider"]
         if device.type == "cuda":
             if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-                options_there = {"device_id": device.index or 0, "use_tf32": int(self.tf32)}
-                providers.insert(0, ("CUDAExecutionProvider", options_there))
+                cuda = {"device_id": device.index or 0, "use_tf32": int(self.tf32)}
+                providers.insert(0, ("CUDAExecutionProvider", cuda))
             else:
                 log.warning(
                     "%s runs on the CPU though its images are on a CUDA device: this onnxruntime has no CUDA provider. "
@@ -114,9 +106,9 @@ class OnnxEncoder(nn.Module):
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         """(B, 3, S, S) prepared float32 -> (B, D), on the device of `x`."""
-        for axis, fixed, given in zip(("high", "wide"), self.fixed_size, x.shape[-2:], strict=True):
-            if fixed is not None and fixed != given:
-                raise ModelError(f"{self.file} takes images exactly {fixed} pixels {axis}; it was given {given}.")
+        for axis, fixed, side in zip(("high", "wide"), self.fixed_size, x.shape[-2:], strict=True):
+            if fixed is not None and fixed != side:
+                raise ModelError(f"{self.file} takes images exactly {fixed} pixels {axis}; it was given {side}.")
         x = x.detach().float()
         if self.fixed_batch is None:
             return self._run(x)
@@ -128,13 +120,13 @@ class OnnxEncoder(nn.Module):
 
     def _run(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         session = self._session(x.device)
-        given = (x if "CUDAExecutionProvider" in session.get_providers() else x.cpu()).contiguous()
+        images = (x if "CUDAExecutionProvider" in session.get_providers() else x.cpu()).contiguous()
+        if images.is_cuda:
+            torch.cuda.current_stream(images.device).synchronize()  # onnxruntime reads on a stream of its own.
+        device = (images.device.type, images.device.index or 0)
         binding = session.io_binding()
-        place = (given.device.type, given.device.index or 0)
-        if given.is_cuda:
-            torch.cuda.current_stream(given.device).synchronize()  # onnxruntime reads on a stream of its own.
-        binding.bind_input(self._input, *place, np.float32, tuple(given.shape), given.data_ptr())
-        binding.bind_output(self._output, *place)
+        binding.bind_input(self._input, *device, np.float32, tuple(images.shape), images.data_ptr())
+        binding.bind_output(self._output, *device)
         session.run_with_iobinding(binding)
         output = torch.from_numpy(binding.copy_outputs_to_cpu()[0])
         if output.ndim < 2 or output.shape[0] != len(x) or output[0].numel() != output.shape[1]:
@@ -148,7 +140,11 @@ class OnnxEncoder(nn.Module):
         """The weights stored in the file, by name; the runtime itself does not show them."""
         from onnx import load, numpy_helper
 
-        return {one.name: numpy_helper.to_array(one) for one in load(self.file).graph.initializer}
+        return {tensor.name: numpy_helper.to_array(tensor) for tensor in load(self.file).graph.initializer}
+
+
+def _listed(values: list[Any]) -> str:
+    return ", ".join(f"{value.name} {value.type} {value.shape}" for value in values)
 
 
 def onnx_encoders(module: nn.Module) -> list[OnnxEncoder]:

@@ -73,9 +73,9 @@ def require_outputs(module: nn.Module, spec: str, *, attention: bool) -> None:
 
     layer = getattr(module.blocks[-1], "attn", None)  # type: ignore[index]
     if type(layer) is not Attention:
-        found = "no attention layer" if layer is None else f"an attention layer of the kind {type(layer).__name__}"
+        kind = "no attention layer" if layer is None else f"an attention layer of the kind {type(layer).__name__}"
         raise ModelError(
-            f"{spec} ends in {found}, whose attention cannot be read here. Use a plain vision transformer, e.g. "
+            f"{spec} ends in {kind}, whose attention cannot be read here. Use a plain vision transformer, e.g. "
             "timm:vit_small_patch16_224."
         )
 

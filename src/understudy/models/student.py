@@ -1,4 +1,4 @@
-"""The student: a backbone, whose pooled feature is kept for use, and a head into the teacher's space."""
+"""The student: a backbone, whose pooled feature is what is used, and a head into the teacher's space."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from understudy.embed.recorded import in_fixed_batches
 from understudy.errors import TrainingError
-from understudy.models.onnx_encoder import OnnxEncoder
+from understudy.models.onnx_encoder import onnx_encoders
 from understudy.models.sharded import ShardedTeacher
 from understudy.models.teacher import Teacher
 from understudy.train.distributed import Processes
@@ -231,9 +231,7 @@ def measure(
 
 def can_compile(teacher: Teacher) -> bool:
     """Whether there is a whole network in this process that torch could compile."""
-    return not isinstance(teacher, ShardedTeacher) and not any(
-        isinstance(part, OnnxEncoder) for part in teacher.modules()
-    )
+    return not isinstance(teacher, ShardedTeacher) and not onnx_encoders(teacher)
 
 
 def compiled_copy(network: Network) -> Network:

@@ -25,7 +25,7 @@ from understudy.evaluate.encoded_set import Embedding, EncodedSet, Figures
 from understudy.evaluate.protocol import Display, Protocol, Requirements
 from understudy.evaluate.settings import EvaluationSettings
 from understudy.models.cost import flops, parameters
-from understudy.models.onnx_encoder import OnnxEncoder
+from understudy.models.onnx_encoder import onnx_encoders
 
 WARM_UP = 2
 SINGLES = 20
@@ -92,9 +92,8 @@ class _Forward(nn.Module):
 
 def file_bytes(module: nn.Module) -> int:
     """Bytes of the weights as they are kept: an ONNX file's size, else all tensors of the state."""
-    for part in module.modules():
-        if isinstance(part, OnnxEncoder):
-            return part.file.stat().st_size
+    for encoder in onnx_encoders(module):
+        return encoder.file.stat().st_size
     return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
 
 
@@ -144,7 +143,7 @@ def peak_bytes(
         batch_size: of the batch; its images count too.
         device: "cpu" or "cuda".
     """
-    if any(isinstance(part, OnnxEncoder) for part in module.modules()):
+    if onnx_encoders(module):
         return None
     images = torch.zeros(batch_size, 3, size, size, device=device)
     if device.type == "cuda":
