@@ -32,6 +32,7 @@ from understudy.hardware import hardware
 from understudy.losses.coss import coss
 from understudy.models.encoder import build_encoder
 from understudy.models.precision import resolve_precision
+from understudy.models.settings import StudentSettings
 from understudy.models.student import build_student
 from understudy.models.teacher import Teacher
 from understudy.train.compile import compiled_copy, compiled_teacher, noise, wait
@@ -61,7 +62,8 @@ def sides(spec: str, role: str, size: int, batch: int, device: torch.device) -> 
         folded._modules = {"module": fuse(teacher.module)}
         teachers = {"eager": teacher, "compiled": compiled_teacher(teacher), "folded": folded}
         return {name: lambda called=called: called(images) for name, called in teachers.items()}
-    student = build_student(spec, WIDTH, image_size=size).to(device, memory_format=torch.channels_last).train()
+    student = build_student(StudentSettings(spec, image_size=size), WIDTH)
+    student = student.to(device, memory_format=torch.channels_last).train()
     target = torch.randn(batch, WIDTH, generator=torch.Generator().manual_seed(0)).to(device)
     pixels = images.contiguous(memory_format=torch.channels_last)
     half = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")

@@ -23,6 +23,7 @@ from understudy.artifacts import Run, Store
 from understudy.embed.embedding import embed
 from understudy.hardware import hardware
 from understudy.losses import build
+from understudy.models.settings import StudentSettings
 from understudy.models.student import build_student
 from understudy.models.teacher import Teacher, build_teacher
 from understudy.pipeline import RunSettings, resolve_method
@@ -73,7 +74,9 @@ def main() -> None:
 
 def bare_rate(teacher: torch.nn.Module, options: argparse.Namespace) -> float:
     """Images/s of teacher forward, student forward, loss and backward on ready tensors."""
-    student = build_student(options.student, teacher.width).to(memory_format=torch.channels_last).train()
+    student = (
+        build_student(StudentSettings(options.student), teacher.width).to(memory_format=torch.channels_last).train()
+    )
     loss = build("coss")
     images = torch.rand(options.batch_size, 3, 32, 32)
     pixels = student.contract.prepare(images).contiguous(memory_format=torch.channels_last)

@@ -11,12 +11,13 @@ from understudy.errors import DataError
 from understudy.evaluate.encoded_set import Embedding, EncodedSet
 from understudy.evaluate.protocols.cost import cost, file_bytes, peak_bytes
 from understudy.evaluate.settings import EvaluationSettings
+from understudy.models.settings import StudentSettings
 from understudy.models.student import build_student
 from understudy.models.teacher import build_teacher
 
 
 def test_a_student_and_its_embedding() -> None:
-    student = build_student("small:resnet8", 32, head="linear").eval()
+    student = build_student(StudentSettings("small:resnet8", head="linear"), 32).eval()
     figures = {
         name: cost(EncodedSet(name, np.empty((0, 0)), encoder=encoder), EvaluationSettings(batch_size=4))
         for name, encoder in (("student", student), ("student_embed", Embedding(student)))

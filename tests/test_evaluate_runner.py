@@ -27,6 +27,7 @@ from understudy.evaluate.protocols.knn import knn
 from understudy.evaluate.runner import evaluate_model, evaluate_run
 from understudy.evaluate.settings import HOW, OWN, PROTOCOLS, EvaluationSettings, FidelitySettings, RobustnessSettings
 from understudy.models.contract import Contract
+from understudy.models.settings import StudentSettings
 from understudy.models.student import Student, build_student, load_student, save_student
 from understudy.models.teacher import Teacher, build_teacher
 from understudy.sources.evaluation import open_evaluation
@@ -88,7 +89,7 @@ def finished(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
     def make(teacher: str | None = SPEC, head: str = "mlp", spec: str = "small:resnet8x0.5") -> Run:
         torch.manual_seed(0)
         run = Run(tmp_path_factory.mktemp("run"))
-        save_student(build_student(spec, 16, head=head, hidden=32), run, metadata(teacher, digits))
+        save_student(build_student(StudentSettings(spec, head=head, hidden=32), 16), run, metadata(teacher, digits))
         return run
 
     return make

@@ -13,6 +13,7 @@ from understudy.evaluate.finetune import finetuned
 from understudy.evaluate.protocols.linear import logistic_regression
 from understudy.evaluate.protocols.semi import draw, semi
 from understudy.evaluate.settings import EvaluationSettings, FinetuneSettings, SemiSettings
+from understudy.models.settings import StudentSettings
 from understudy.models.student import Student, build_student
 from understudy.sources.source import open_source
 
@@ -75,7 +76,7 @@ def pictures(folder: Path, each: int, seed: int) -> Path:
 def photographed(tmp_path: Path) -> EncodedSet:
     torch.manual_seed(0)
     train, test = open_source(pictures(tmp_path / "train", 24, 0)), open_source(pictures(tmp_path / "test", 10, 1))
-    student = build_student("small:resnet8x0.25", 8).eval()
+    student = build_student(StudentSettings("small:resnet8x0.25"), 8).eval()
     rows = np.random.default_rng(0).normal(size=(68, student.width))
     return EncodedSet(
         "student", rows[48:], rows[:48], test.labels, train.labels, ("left", "right"), encoder=student,
@@ -125,7 +126,7 @@ def test_fine_tuning_by_color(tmp_path: Path) -> None:
                 Image.fromarray(pixels).save(tmp_path / split / name / f"{i}.png")
     train, test = open_source(tmp_path / "train"), open_source(tmp_path / "test")
     torch.manual_seed(0)
-    student = build_student("small:resnet8x0.25", 8).eval()
+    student = build_student(StudentSettings("small:resnet8x0.25"), 8).eval()
     rows = np.ones((72, student.width))
     encoded_set = EncodedSet("student", rows[48:], rows[:48], test.labels, train.labels, encoder=student,
                       train_source=train, test_source=test, workers=0)  # fmt: skip

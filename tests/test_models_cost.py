@@ -8,6 +8,7 @@ from torch import nn
 
 from understudy.models.cost import flops, parameters
 from understudy.models.encoder import build_encoder
+from understudy.models.settings import StudentSettings
 from understudy.models.student import build_student
 
 
@@ -44,7 +45,7 @@ def test_attention_is_counted() -> None:
 
 
 def test_a_student_costs_its_features_and_stays_as_it_was() -> None:
-    student = build_student("small:resnet8", 64, head="mlp", hidden=4096)
+    student = build_student(StudentSettings("small:resnet8", head="mlp", hidden=4096), 64)
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
     assert flops(student) == flops(student.backbone, 32)
     assert student.training

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from understudy.errors import ModelError, ShapeError
 from understudy.models.encoder import build_encoder
 from understudy.models.outputs import forward_outputs, patch_count, require_outputs
+from understudy.models.settings import StudentSettings
 from understudy.models.student import build_student
 from understudy.models.teacher import Teacher
 
@@ -139,7 +140,7 @@ def test_other_networks_are_a_sentence(spec: str) -> None:
 
 def test_teacher_and_student_show_the_same_as_they_give() -> None:
     torch.manual_seed(0)
-    student = build_student("timm:test_vit", 24, head="gelu", image_size=32).eval()
+    student = build_student(StudentSettings("timm:test_vit", head="gelu", image_size=32), 24).eval()
     x = torch.rand(2, 3, 32, 32)
     output = student(x, attention=True)
     assert torch.equal(output.embedding, student.embed(x)) and output.embedding.shape == (2, 24)

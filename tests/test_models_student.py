@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from understudy.artifacts import Run
 from understudy.errors import StoreError
 from understudy.models.encoder import build_encoder
+from understudy.models.settings import StudentSettings
 from understudy.models.student import Student, build_student, load_student, save_student
 from understudy.models.teacher import build_teacher
 
@@ -22,7 +23,7 @@ from understudy.models.teacher import build_teacher
 def trained(spec: str = "small:resnet8", embed_dim: int = 24, **settings: object) -> Student:
     """A student whose every number, running statistics included, has left its initial value."""
     torch.manual_seed(0)
-    student = build_student(spec, embed_dim, **settings)  # type: ignore[arg-type]
+    student = build_student(StudentSettings(spec, **settings), embed_dim)  # type: ignore[arg-type]
     optimizer = torch.optim.SGD(student.parameters(), 0.1)
     size = student.contract.size
     for _ in range(2):
@@ -51,7 +52,7 @@ def test_the_deep_head_learns_and_exports(tmp_path: Path) -> None:
 
 
 def test_shapes_and_forward() -> None:
-    student = build_student("small:resnet8", 24, hidden=16)
+    student = build_student(StudentSettings("small:resnet8", hidden=16), 24)
     images = torch.rand(2, 3, 32, 32)
     student.eval()
     assert student.features(images).shape == (2, 64) == (2, student.width)
@@ -120,7 +121,7 @@ def test_a_run_is_a_teacher_and_a_start(tmp_path: Path) -> None:
     # The same weights; a teacher runs channels last, which sums in another order.
     torch.testing.assert_close(teacher(images), student.features(student.contract.prepare(images)))
     assert "small:resnet8" in teacher.weights and "head dropped" in teacher.weights
-    start = build_student(f"run:{tmp_path / 'run'}", 24)
+    start = build_student(StudentSettings(f"run:{tmp_path / 'run'}"), 24)
     assert torch.equal(start.backbone.conv1.weight, student.backbone.conv1.weight)
     assert start.training and start.backbone.training
     own_weights = build_encoder(f"small:resnet8@{tmp_path / 'run' / 'student.safetensors'}", pretrained=True)
@@ -138,7 +139,7 @@ def test_saving_is_whole_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("understudy.models.student.save_file", killed)
     with pytest.raises(KeyboardInterrupt):
-        save_student(build_student("small:resnet8", 24), run, {})
+        save_student(build_student(StudentSettings("small:resnet8"), 24), run, {})
     assert all(torch.equal(tensor, before[name]) for name, tensor in load_file(run.weights_path).items())
     assert not run.trained
     assert sorted(path.name for path in run.path.iterdir()) == ["student.safetensors"]
@@ -157,7 +158,7 @@ def test_unfinished_and_foreign_folders_are_sentences(tmp_path: Path) -> None:
     save_student(trained(), run, {})
     table = json.loads(run.student_path.read_text())
     other = Run(tmp_path / "other")
-    save_student(build_student("small:resnet8", 24), other, {})
+    save_student(build_student(StudentSettings("small:resnet8"), 24), other, {})
     run.weights_path.write_bytes(other.weights_path.read_bytes())
     with pytest.raises(StoreError, match="is not the file that"):
         load_student(run.path)

@@ -22,6 +22,7 @@ from understudy.embed.settings import TRANSFORMS
 from understudy.embed.transform import fit
 from understudy.errors import ConfigError, ModelError, StoreError, TrainingError
 from understudy.losses import LOSSES
+from understudy.models.settings import StudentSettings
 from understudy.models.student import build_student
 from understudy.models.teacher import build_teacher
 from understudy.pipeline import RunSettings, refuse_other_images, resolve_method, run_id, train_stage
@@ -421,7 +422,7 @@ def test_a_student_of_a_transformed_space_lands_in_the_teachers_own(workplace, m
     rows = extract(teacher.features, teacher.contract, source)[0]
     fitted = fit(rows, transform)
     # A perfect student of the transformed space, but for the factor that cosines leave open.
-    student = build_student("python:thumbnail:ToyEncoder", 24, head="linear", transform=transform)
+    student = build_student(StudentSettings("python:thumbnail:ToyEncoder", head="linear", transform=transform), 24)
     with torch.no_grad():
         student.head.weight.copy_(torch.from_numpy(3 * fitted.matrix.T))
         student.head.bias.copy_(torch.from_numpy(-3 * fitted.mean @ fitted.matrix))

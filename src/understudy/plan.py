@@ -219,10 +219,8 @@ def measure(settings: RunSettings, source: Source, teacher: Teacher, seconds: fl
     device = choose_device(settings.device)
     teacher = teacher.to(device)
     method = build(**settings.method)
-    student = build_student(
-        settings.student, teacher.width, head=settings.head, hidden=settings.head_hidden, transform=settings.transform,
-        image_size=settings.image_size,
-    ).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # fmt: skip
+    student = build_student(settings.student_settings, teacher.width)
+    student = student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     size, teacher_size = student.contract.size, teacher.contract.size
     recipe = recipe_for(settings.views.recipe, max(size, teacher_size))
     batches = NeighborBatches(len(source), min(settings.batch_size, len(source)), seed=settings.seed)

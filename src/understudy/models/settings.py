@@ -1,4 +1,4 @@
-"""How a student and a teacher are built. Torch-free: the settings of a run hold them flat."""
+"""How a student is built. Torch-free: the settings of a run hold it flat."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ class StudentSettings:
     """How a student is built.
 
     Args:
-        spec: model spec, weights optional.
-        head: kind of its head.
+        spec: model spec; random weights unless it brings some (`@FILE`, `run:`).
+        head: of `heads.HEADS`; "auto" is none where the widths match and there is no transform, else mlp.
         hidden: width of the hidden layer of an mlp head; 0 for the backbone's own.
-        transform: of the teacher's space that it is trained in.
+        transform: of the teacher's space that it is trained in, see `embed.transform`.
         image_size: side of its input in pixels; its own unless given.
     """
 
@@ -22,22 +22,3 @@ class StudentSettings:
     hidden: int = 2048
     transform: str = "none"
     image_size: int | None = None
-
-
-@dataclass(frozen=True)
-class TeacherSettings:
-    """How a teacher is built.
-
-    Args:
-        spec: model spec with weights.
-        mean: three numbers on [0, 1]; the network's own unless given.
-        std: three numbers on [0, 1]; the network's own unless given.
-        precision: what it computes in.
-        sharded: whether each process holds a share of its weights.
-    """
-
-    spec: str
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    precision: str = "auto"
-    sharded: bool = False

@@ -25,6 +25,7 @@ from understudy.models.encoder import Encoder, build_encoder
 from understudy.models.heads import build_head
 from understudy.models.inverse_transform import InverseTransform
 from understudy.models.outputs import EncoderOutput, forward_outputs
+from understudy.models.settings import StudentSettings
 
 
 class Student(nn.Module):
@@ -87,34 +88,21 @@ class Student(nn.Module):
         return self.contract.preprocess
 
 
-def build_student(
-    spec: str,
-    embed_dim: int,
-    *,
-    head: str = "auto",
-    hidden: int = 2048,
-    transform: str = "none",
-    image_size: int | None = None,
-) -> Student:
-    """A student to be trained, random unless its spec brings weights (`@FILE`, `run:`).
+def build_student(settings: StudentSettings, embed_dim: int) -> Student:
+    """A student to be trained.
 
     Args:
-        spec: see `build_encoder`.
+        settings: spec, head and what it is trained in.
         embed_dim: D, the teacher's width.
-        head: see `build_head`.
-        hidden: see `build_head`.
-        transform: of the teacher's space, see `embed.transform`; the features themselves, never negative after a ReLU,
-            could not follow a centered one, so "auto" then has a head whatever the widths.
-        image_size: input side in pixels; default the network's own.
 
     Raises:
         ModelError: the spec or the head cannot be built.
     """
-    encoder = build_encoder(spec, pretrained=False, image_size=image_size)
-    if transform != "none" and head == "auto":
-        head = "mlp"
-    module, table = build_head(encoder.width, embed_dim, head, hidden)
-    return Student(encoder, module, table if transform == "none" else {**table, "transform": transform})
+    encoder = build_encoder(settings.spec, pretrained=False, image_size=settings.image_size)
+    # The features themselves, never negative after a ReLU, could not follow a centered space whatever the widths.
+    head = "mlp" if settings.head == "auto" and settings.transform != "none" else settings.head
+    module, table = build_head(encoder.width, embed_dim, head, settings.hidden)
+    return Student(encoder, module, table | ({"transform": settings.transform} if settings.transform != "none" else {}))
 
 
 def save_student(student: Student, run: Run, metadata: Mapping[str, Any]) -> None:

@@ -41,10 +41,7 @@ def build_trained_student(
     settings: StudentSettings, loss: Loss, teacher: Teacher | None, device: torch.device
 ) -> Student:
     """The student on its device, as wide as loss or teacher ask; the global random state decides its weights."""
-    student = build_student(
-        settings.spec, loss.embed_dim or (teacher.width if teacher is not None else 0), head=settings.head,
-        hidden=settings.hidden, transform=settings.transform, image_size=settings.image_size,
-    )  # fmt: skip
+    student = build_student(settings, loss.embed_dim or (teacher.width if teacher is not None else 0))
     return student.to(device, memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
 
 
