@@ -38,7 +38,7 @@ RECORDED = {**POOL, "teacher": "recorded"}
 
 # Small blocks, so that few images make several; every batch is saved; what is done is written down, life by life.
 WORKER = """
-import json, os, signal, sys
+import json, os, signal, sys, time
 import torch
 from understudy.settings import resolve
 from understudy.embed import blocks, embedding
@@ -99,6 +99,20 @@ blocks.Block.append, graph.search, meter.Meter.add = appending, searching, addin
 train("killed", "store-killed", views=RECORDED)
 """
 
+# In the first life a worker is in the middle of a long step when torchrun is killed.
+ORPHANED = """
+add = meter.Meter.add
+
+def adding(self, step, *args):
+    add(self, step, *args)
+    if step == 12 and not os.path.exists(f"asleep-{rank}"):
+        open(f"asleep-{rank}", "w").close()
+        time.sleep(120)
+
+meter.Meter.add = adding
+train("orphaned", "store", views=POOL)
+"""
+
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -109,15 +123,21 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     given = f"TRAIN, POOL, RECORDED = {TRAIN!r}, {POOL!r}, {RECORDED!r}\n" + WORKER
     (folder / "undisturbed.py").write_text(given + UNDISTURBED)
     (folder / "killed.py").write_text(given + KILLED)
+    (folder / "orphaned.py").write_text(given + ORPHANED)
     return folder
+
+
+def torchrun(workplace: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Two processes, which write their numbers into the file `processes`."""
+    given = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(workplace), *sys.path])}
+    (workplace / "processes").write_text("")
+    return subprocess.Popen(given, cwd=workplace, env=env, stderr=subprocess.PIPE, text=True)
 
 
 def launch(workplace: Path, *arguments: str, seconds: float) -> None:
     """Two processes under torchrun, to their end, or to the end of the time they have: then they are killed."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(workplace), *sys.path])}
-    (workplace / "processes").write_text("")
-    process = subprocess.Popen([*torchrun, *arguments], cwd=workplace, env=env, stderr=subprocess.PIPE, text=True)
+    process = torchrun(workplace, *arguments)
     try:
         _, errors = process.communicate(timeout=seconds)
     except BaseException:
@@ -227,6 +247,21 @@ def test_workers_killed_while_embedding_graphing_and_training_are_restarted_with
     assert set(searched) == {"0", "32", "64", "96", "128"} and searched.total() <= 5 + 2
 
 
+def test_a_killed_torchrun_takes_its_workers_along_and_the_same_command_goes_on_at_once(undisturbed: Path):
+    process = torchrun(undisturbed, "orphaned.py")
+    while not all((undisturbed / f"asleep-{rank}").exists() for rank in range(2)):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    process.kill()
+    workers = (undisturbed / "processes").read_text().split()
+    launch(undisturbed, "orphaned.py", seconds=60)
+    assert len(workers) == 2 and not any(Path(f"/proc/{worker}").exists() for worker in workers)
+    process.communicate()
+    expected, found = weights(undisturbed / "two-live"), weights(undisturbed / "orphaned")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert resumed_at(undisturbed / "orphaned") == [10]
+
+
 def test_alone_there_is_nobody_to_wait_for():
     processes = Processes(0, 1, torch.device("cpu"))
     processes.barrier()
@@ -240,13 +275,13 @@ def test_a_restarted_process_never_takes_a_dead_one_for_its_own(monkeypatch: pyt
         for key, value in {"understudy": left, f"{left}/1": "a", f"{left}/2": "b", f"{left}/all": "a b"}.items():
             store.set(key, value)
     with ThreadPoolExecutor(3) as pool:
-        late = [pool.submit(distributed._meet, store, rank, 3) for rank in (1, 2)]
+        late = [pool.submit(distributed._common_prefix, store, rank, 3) for rank in (1, 2)]
         while store.get("dead/1") == b"a" or store.get("dead/2") == b"b":  # both have answered the dead process
             time.sleep(0.01)
-        names = {pool.submit(distributed._meet, store, 0, 3).result(20), *(found.result(20) for found in late)}
+        names = {pool.submit(distributed._common_prefix, store, 0, 3).result(20), *(found.result(20) for found in late)}
     assert len(names) == 1 and not names & {"older", "dead"}
     monkeypatch.setattr(distributed, "CONNECT", timedelta(seconds=0.2))
     store.set_timeout(distributed.CONNECT)
     for rank in (0, 1):
         with pytest.raises(TrainingError, match=f"Process {rank} waited 0.2 s, and not all 2 processes came"):
-            distributed._meet(store, rank, 2)
+            distributed._common_prefix(store, rank, 2)

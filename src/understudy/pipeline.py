@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+LOCK_SECONDS = 10.0
+"""How long a run waits for its folder: processes of a killed torchrun, and readers of a killed process, end by then."""
+
 PROBE_IMAGES, BANK_IMAGES = 512, 2048
 """Held-out images and labeled training images behind the live signals: small enough to cost seconds a run."""
 
@@ -170,7 +173,7 @@ def train_stage(settings: RunSettings, *, quiet: bool = False) -> Run | None:
     if probe is not None and probe.teacher is not None and transform is not None:
         probe.target = transform.apply(probe.teacher)
     # Another process may still be at it, e.g. one that outlived a torchrun that was killed.
-    with lock(folder.path) if processes.main else contextlib.nullcontext():
+    with lock(folder.path, patience=LOCK_SECONDS) if processes.main else contextlib.nullcontext():
         images = TrainingData(rows, graph, store, transform, listing=source.fingerprint)
         done = train(settings, folder, images, teacher=teacher, processes=processes, probe=probe, quiet=quiet)
     return folder if done else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from understudy.errors import StoreError
 
 
 @contextlib.contextmanager
-def lock(folder: str | os.PathLike[str], *, shared: bool = False) -> Iterator[None]:
+def lock(folder: str | os.PathLike[str], *, shared: bool = False, patience: float = 0.0) -> Iterator[None]:
     """Be the only process that writes a folder, for as long as the block runs.
 
     The lock is the kernel's (flock): it goes when its process does, and the file left behind means nothing.
@@ -20,6 +21,7 @@ def lock(folder: str | os.PathLike[str], *, shared: bool = False) -> Iterator[No
     Args:
         folder: made if it is not there.
         shared: only keep out those who would be alone; any number of processes may share the lock.
+        patience: seconds to wait for another process to let go.
 
     Raises:
         StoreError: another process holds it; the sentence gives its number.
@@ -29,14 +31,20 @@ def lock(folder: str | os.PathLike[str], *, shared: bool = False) -> Iterator[No
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a+") as file:
-        try:
-            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise StoreError(
-                f"Process {file.read().strip() or '(unknown)'} is writing {folder}. Wait for it to end, or stop it; "
-                "what it has done is kept."
-            ) from None
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() < deadline:
+                    time.sleep(0.1)
+                    continue
+                file.seek(0)
+                raise StoreError(
+                    f"Process {file.read().strip() or '(unknown)'} is writing {folder}. Wait for it to end, or stop "
+                    "it; what it has done is kept."
+                ) from None
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

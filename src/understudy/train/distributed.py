@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
+import threading
 import time
 import uuid
 from dataclasses import dataclass
@@ -26,8 +28,11 @@ _set_timeout: Any = getattr(dist, "set_timeout", None) or dist.distributed_c10d.
 CONNECT = timedelta(minutes=5)
 """How long processes have to find each other; then they fail, and torchrun starts them again."""
 
+WATCH_SECONDS, GRACE_SECONDS = 0.5, 3.0
+"""How often a process looks for its torchrun, and how long it may take to save and end when that is gone."""
+
 PATIENCE = timedelta(days=7)
-"""How long a process waits for the others' word. One of them may be listing images, building a graph or decoding for
+"""How long a process waits for the others to agree. One of them may be listing images, building a graph or decoding for
 hours, while torch by itself gives up after 10 or 30 minutes. A process that died is noticed without it: its connections
 break, and torchrun stops the others."""
 
@@ -40,11 +45,11 @@ class Processes(Writers):
         rank: 0 ... world - 1; only rank 0 writes results and prints.
         world: how many there are.
         device: where this process computes.
-        words: the group in which their hosts talk; None where that is the only one there is.
+        hosts: the group in which their hosts talk; None where that is the only one there is.
     """
 
     device: torch.device
-    words: Any = None
+    hosts: Any = None
 
     def wrap(self, student: nn.Module) -> nn.Module:
         """The student as DDP when there are several processes.
@@ -76,7 +81,7 @@ class Processes(Writers):
         if self.world == 1:
             return count
         summed = torch.tensor([count], dtype=torch.int64)  # on the host: nobody waits for a GPU
-        dist.all_reduce(summed, group=self.words)
+        dist.all_reduce(summed, group=self.hosts)
         return int(summed.item())
 
     def barrier(self) -> None:
@@ -122,18 +127,39 @@ def join(device: str) -> Processes:
         chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(chosen)
     if not dist.is_initialized():
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            _end_with_parent()
         store, rank, world = next(rendezvous("env://", timeout=CONNECT))
         store.set_timeout(CONNECT)
-        store = PrefixStore(_meet(store, rank, world), store)
+        store = PrefixStore(_common_prefix(store, rank, world), store)
         if chosen.type == "cuda":  # with its own time limit: there, only gradients and keys are waited for
             dist.init_process_group("nccl", store=store, rank=rank, world_size=world)
         else:
             dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=CONNECT)
             _set_timeout(PATIENCE, dist.group.WORLD)
-    return Processes(dist.get_rank(), dist.get_world_size(), chosen, _words() if chosen.type == "cuda" else None)
+    return Processes(dist.get_rank(), dist.get_world_size(), chosen, _host_group() if chosen.type == "cuda" else None)
 
 
-def _meet(store: Store, rank: int, world: int) -> str:
+def _end_with_parent() -> None:
+    """End this process soon after torchrun is gone: killed, it can no longer stop its workers.
+
+    They would go on, or wait for each other, and keep the run folder locked. A process watches its parent itself, as
+    the kernel's signal for this (PR_SET_PDEATHSIG) is Linux only and comes when a thread of the parent ends. SIGTERM
+    leaves time for a checkpoint.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE_SECONDS)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="torchrun-watch", daemon=True).start()
+
+
+def _common_prefix(store: Store, rank: int, world: int) -> str:
     """A name that those who are there now agree on, and nobody before them had.
 
     torchrun keeps one store for all restarts, with all that the killed processes wrote into it (torch 2.11 to 2.15). A
@@ -157,7 +183,7 @@ def _meet(store: Store, rank: int, world: int) -> str:
         try:
             others = [store.get(f"{mine}/{other}").decode() for other in range(1, world)]
         except dist.DistStoreError:
-            raise _nobody(rank, world) from None
+            raise _not_all_came(rank, world) from None
         store.set(f"{mine}/all", " ".join(others))
         return mine
     while time.monotonic() - begun < CONNECT.total_seconds():
@@ -167,10 +193,10 @@ def _meet(store: Store, rank: int, world: int) -> str:
             if store.check([f"{name}/all"]) and mine in store.get(f"{name}/all").decode().split():
                 return str(name)
         time.sleep(0.05)
-    raise _nobody(rank, world)
+    raise _not_all_came(rank, world)
 
 
-def _nobody(rank: int, world: int) -> TrainingError:
+def _not_all_came(rank: int, world: int) -> TrainingError:
     return TrainingError(
         f"Process {rank} waited {CONNECT.total_seconds():g} s, and not all {world} processes came. Look for the "
         "error of another one above; over several machines check that all reach MASTER_ADDR and MASTER_PORT."
@@ -178,7 +204,7 @@ def _nobody(rank: int, world: int) -> TrainingError:
 
 
 @functools.cache
-def _words() -> Any:
+def _host_group() -> Any:
     """A group of all, made once, in which nobody waits on a GPU."""
     group = dist.new_group(backend="gloo", timeout=CONNECT)
     _set_timeout(PATIENCE, group)
