@@ -133,7 +133,7 @@ def test_wrong_settings_get_a_sentence():
         resolve(TrainSettings, {"data": "digits", "student": "x", "optimizer.lrr": 1})
     with pytest.raises(ConfigError, match="'student' is required"):
         resolve(TrainSettings, {"data": "digits"})
-    with pytest.raises(ConfigError, match="'batch_size' must be int; got 'many'"):
+    with pytest.raises(ConfigError, match="'batch_size' must be a whole number; got 'many'"):
         resolve(TrainSettings, {"data": "digits", "student": "x", "batch-size": "many"})
     with pytest.raises(ConfigError, match="one of auto, fp32, bf16, fp16; got 'fp8'"):
         resolve(TrainSettings, {"data": "digits", "student": "x", "precision": "fp8"})
