@@ -134,7 +134,7 @@ def measure(stage: str, folder: Path) -> dict[str, Any]:
     import torch
 
     from understudy.artifacts import Store
-    from understudy.embed.embedding import embed
+    from understudy.embed.embedding import Inference, embed
     from understudy.neighbors.graph import build_graph
     from understudy.neighbors.settings import NeighborSettings
     from understudy.sources.source import open_source
@@ -152,7 +152,7 @@ def measure(stage: str, folder: Path) -> dict[str, Any]:
         source = open_source(folder / "images", listings=folder / "listings")
         metadata["images"] = len(source)
     elif stage == "embed":
-        store = embed(teacher, source, folder / "store", batch_size=512)
+        store = embed(teacher, source, folder / "store", Inference(batch_size=512))
         metadata["rows"] = store.manifest["rows"]
     elif stage == "graph":
         build_graph(store, NeighborSettings(index="ivf"))

@@ -134,7 +134,7 @@ def ours(options: argparse.Namespace, folder: Path, side: str) -> Found:
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 
     from understudy.artifacts import Run
-    from understudy.embed.embedding import embed
+    from understudy.embed.embedding import Inference, embed
     from understudy.models.contract import Contract
     from understudy.models.encoder import Encoder
     from understudy.models.teacher import Teacher
@@ -158,7 +158,7 @@ def ours(options: argparse.Namespace, folder: Path, side: str) -> Found:
     source = open_source(options.data, limit=few)
     store = None
     if way == "recorded":
-        store = embed(teacher, source, folder / "store", judge=False, device=device, workers=options.workers)
+        store = embed(teacher, source, folder / "store", Inference(device, workers=options.workers), check=False)
 
     def run(name: str, passes: float) -> None:
         settings = resolve(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from understudy.artifacts import ALONE, Store, Writers, lock, read_json
 from understudy.embed import blocks
 from understudy.embed import embedding as module
-from understudy.embed.embedding import embed, extract, open_rows
+from understudy.embed.embedding import Inference, embed, extract, open_rows
 from understudy.errors import ConfigError, DataError, ModelError, StoreError
 from understudy.models.contract import Contract
 from understudy.models.encoder import Encoder
@@ -29,6 +29,12 @@ from understudy.neighbors.settings import NeighborSettings
 from understudy.sources.source import open_source
 
 SIZE, WIDTH = 8, 6
+HERE = Inference(batch_size=8, workers=0)
+
+
+def here(progress: Callable[[int, int, str], object]) -> Inference:
+    """Small batches, read in this process, with their progress."""
+    return Inference(batch_size=8, workers=0, progress=progress)
 
 
 class Network(nn.Module):
@@ -111,7 +117,7 @@ def broken_batch(root: Path) -> None:
 def test_rows_are_the_embeddings_in_source_order(tmp_path: Path):
     images = pixels()
     source = open_source(images)
-    store = embed(teacher_of(), source, tmp_path, dtype="float32", batch_size=16)
+    store = embed(teacher_of(), source, tmp_path, Inference(batch_size=16), dtype="float32")
     rows = store.embeddings()
     np.testing.assert_allclose(rows, by_hand(images), atol=1e-5)
     assert isinstance(rows, np.memmap)
@@ -128,8 +134,8 @@ def test_rows_are_the_embeddings_in_source_order(tmp_path: Path):
 
 def test_float16_is_the_rounded_float32(tmp_path: Path):
     source = open_source(pixels())
-    half = embed(teacher_of(), source, tmp_path, batch_size=16).embeddings()
-    full = embed(teacher_of(), source, tmp_path, dtype="float32", batch_size=16).embeddings()
+    half = embed(teacher_of(), source, tmp_path, Inference(batch_size=16)).embeddings()
+    full = embed(teacher_of(), source, tmp_path, Inference(batch_size=16), dtype="float32").embeddings()
     assert half.dtype == np.float16
     np.testing.assert_array_equal(half, full.astype(np.float16))
 
@@ -137,7 +143,7 @@ def test_float16_is_the_rounded_float32(tmp_path: Path):
 def test_unreadable_images_are_skipped_and_listed(tmp_path: Path, folder: Path):
     broken_batch(folder)
     source = open_source(folder)
-    store = embed(teacher_of(), source, tmp_path / "stores", dtype="float32", batch_size=8, workers=0)
+    store = embed(teacher_of(), source, tmp_path / "stores", HERE, dtype="float32")
     gone = [0, 9, 10, *range(16, 24), 25, 39]
     kept = [number for number in range(40) if number not in gone]
     assert [name for name, _ in store.manifest["skipped"]] == [f"{number:02}.png" for number in gone]
@@ -151,8 +157,8 @@ def test_unreadable_images_are_skipped_and_listed(tmp_path: Path, folder: Path):
 
 def test_worker_processes_change_nothing(tmp_path: Path, folder: Path):
     source = open_source(folder)
-    alone = embed(teacher_of(), source, tmp_path / "a", batch_size=8, workers=0)
-    helped = embed(teacher_of(), source, tmp_path / "b", batch_size=8, workers=2)
+    alone = embed(teacher_of(), source, tmp_path / "a", HERE)
+    helped = embed(teacher_of(), source, tmp_path / "b", Inference(batch_size=8, workers=2))
     assert (alone.folder / "embeddings.npy").read_bytes() == (helped.folder / "embeddings.npy").read_bytes()
     assert alone.manifest["skipped"] == helped.manifest["skipped"]
 
@@ -181,16 +187,14 @@ def test_goes_on_after_an_error_with_the_same_bytes(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, batches: int, save_seconds: float
 ):
     source = open_source(folder)
-    whole = embed(teacher_of(), source, tmp_path / "whole", batch_size=8, workers=0)
+    whole = embed(teacher_of(), source, tmp_path / "whole", HERE)
     monkeypatch.setattr(blocks, "SAVE_SECONDS", save_seconds)
     seen: list[int] = []
     with pytest.raises(RuntimeError, match="goes down"):
-        embed(teacher_of(before=stop_after(batches, failing)), source, tmp_path / "cut", batch_size=8, workers=0)
+        embed(teacher_of(before=stop_after(batches, failing)), source, tmp_path / "cut", HERE)
     cut = Store(tmp_path / "cut" / whole.folder.name)
     assert not cut.complete
-    again = embed(
-        teacher_of(), source, tmp_path / "cut", batch_size=8, workers=0, progress=lambda done, *_: seen.append(done)
-    )
+    again = embed(teacher_of(), source, tmp_path / "cut", here(lambda done, *_: seen.append(done)))
     assert seen == list(range(8 * (batches + 1), 41, 8))  # nothing done twice
     assert (again.folder / "embeddings.npy").read_bytes() == (whole.folder / "embeddings.npy").read_bytes()
     assert again.manifest["skipped"] == whole.manifest["skipped"]
@@ -238,7 +242,7 @@ elif moment == "before the manifest":
     Store.finish = kill
 else:
     embedding.shutil.rmtree = kill
-tests.embed(tests.teacher_of(before=before), tests.open_source(photos), root, batch_size=8, workers=0)
+tests.embed(tests.teacher_of(before=before), tests.open_source(photos), root, tests.HERE)
 """
 
 
@@ -255,10 +259,10 @@ tests.embed(tests.teacher_of(before=before), tests.open_source(photos), root, ba
 )
 def test_goes_on_after_sigkill_with_the_same_bytes(tmp_path: Path, folder: Path, moment: str):
     source = open_source(folder)
-    whole = embed(teacher_of(), source, tmp_path / "whole", batch_size=8, workers=0)
-    here = Path(__file__).parent
+    whole = embed(teacher_of(), source, tmp_path / "whole", HERE)
+    tests = Path(__file__).parent
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, here, tmp_path / "cut", folder, moment], check=False, capture_output=True
+        [sys.executable, "-c", KILLED, tests, tmp_path / "cut", folder, moment], check=False, capture_output=True
     )
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     cut = Store(tmp_path / "cut" / whole.folder.name)
@@ -268,9 +272,7 @@ def test_goes_on_after_sigkill_with_the_same_bytes(tmp_path: Path, folder: Path,
         assert (record["done"], record["rows"]) == (16, 13)
         assert (cut.folder / "blocks" / "0000.rows").stat().st_size > 13 * WIDTH * 2
     passes: list[int] = []
-    again = embed(
-        teacher_of(), source, tmp_path / "cut", batch_size=8, workers=0, progress=lambda done, *_: passes.append(done)
-    )
+    again = embed(teacher_of(), source, tmp_path / "cut", here(lambda done, *_: passes.append(done)))
     left = {"between saves": [24, 32, 40], "while saving": [24, 32, 40]}
     assert passes == left.get(moment, [])
     assert (again.folder / "embeddings.npy").read_bytes() == (whole.folder / "embeddings.npy").read_bytes()
@@ -282,10 +284,10 @@ def test_a_record_without_its_rows_is_not_trusted(tmp_path: Path, monkeypatch: p
     source = open_source(pixels())
     monkeypatch.setattr(blocks, "SAVE_SECONDS", 0.0)
     with pytest.raises(RuntimeError, match="goes down"):
-        embed(teacher_of(before=stop_after(3, failing)), source, tmp_path, batch_size=8)
+        embed(teacher_of(before=stop_after(3, failing)), source, tmp_path, Inference(batch_size=8))
     (folder,) = tmp_path.iterdir()
     os.truncate(folder / "blocks" / "0000.rows", 130)
-    store = embed(teacher_of(), source, tmp_path, dtype="float16", batch_size=8)
+    store = embed(teacher_of(), source, tmp_path, Inference(batch_size=8), dtype="float16")
     np.testing.assert_allclose(store.embeddings(), by_hand(pixels()), atol=1e-2)
 
 
@@ -303,8 +305,7 @@ def test_an_array_that_lost_its_blocks_is_not_trusted(tmp_path: Path, monkeypatc
 def test_another_number_of_processes_goes_on_where_the_first_stopped(tmp_path: Path, folder: Path):
     """Three processes one after the other, each failing at the end of its share; then two, then one."""
     source = open_source(folder)
-    options = {"batch_size": 8, "workers": 0}
-    whole = embed(teacher_of(), source, tmp_path / "whole", **options)
+    whole = embed(teacher_of(), source, tmp_path / "whole", HERE)
     seen: list[int] = []
 
     class Shares(Writers):
@@ -321,8 +322,8 @@ def test_another_number_of_processes_goes_on_where_the_first_stopped(tmp_path: P
         writers = ALONE if world == 1 else Shares(rank, world)
         with contextlib.suppress(RuntimeError):
             embed(
-                teacher_of(), source, tmp_path / "shared", **options, writers=writers,
-                progress=lambda done, total, _: seen.append((done, total)),
+                teacher_of(), source, tmp_path / "shared", here(lambda done, total, _: seen.append((done, total))),
+                writers=writers,
             )  # fmt: skip
     # 40 images are blocks of 32 and 8: rank 1 of 3 does the second, rank 1 of 2 finds it done, the last does the first.
     assert seen == [(8, 8), (16, 40), (24, 40), (32, 40), (40, 40)]
@@ -363,7 +364,7 @@ def test_bad_teachers_are_refused_before_the_long_way(tmp_path: Path):
     seen: list[int] = []
     for scale, sentence in ((float("nan"), "not finite"), (0.0, "same embedding")):
         with pytest.raises(ModelError, match=sentence):
-            embed(teacher_of(scale), source, tmp_path, progress=lambda done, *_: seen.append(done))
+            embed(teacher_of(scale), source, tmp_path, Inference(progress=lambda done, *_: seen.append(done)))
     assert seen == []
 
 
@@ -381,7 +382,7 @@ def test_nan_on_the_way_names_the_image(tmp_path: Path, folder: Path):
     teacher.module = Fragile().requires_grad_(False)
     source = open_source(folder)
     with pytest.raises(ModelError, match=r"1 of 7 images contain NaN or infinity, the first being 30\.png"):
-        embed(teacher, source, tmp_path / "stores", batch_size=8, workers=0)
+        embed(teacher, source, tmp_path / "stores", HERE)
 
 
 def test_nothing_readable(tmp_path: Path):
@@ -390,9 +391,9 @@ def test_nothing_readable(tmp_path: Path):
     for number in range(5):
         (root / f"{number}.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"Not one of the 5 images .*0\.png"):
-        embed(teacher_of(), open_source(root), tmp_path / "stores", workers=0)
+        embed(teacher_of(), open_source(root), tmp_path / "stores", Inference(workers=0))
     with pytest.raises(DataError, match="Not one of the 5 images"):
-        extract(teacher_of().features, teacher_of().contract, open_source(root), workers=0)
+        extract(teacher_of().features, teacher_of().contract, open_source(root), Inference(workers=0))
 
 
 def test_rows_of_another_source_are_refused(tmp_path: Path):
@@ -405,8 +406,8 @@ def test_rows_of_another_source_are_refused(tmp_path: Path):
 def test_extract_is_the_same_pass_in_memory(tmp_path: Path, folder: Path):
     source = open_source(folder)
     teacher = teacher_of()
-    features, kept, skipped = extract(teacher.features, teacher.contract, source, batch_size=8, workers=0)
-    store = embed(teacher, source, tmp_path / "stores", dtype="float32", batch_size=8, workers=0)
+    features, kept, skipped = extract(teacher.features, teacher.contract, source, HERE)
+    store = embed(teacher, source, tmp_path / "stores", HERE, dtype="float32")
     np.testing.assert_array_equal(features, store.embeddings())
     np.testing.assert_array_equal(kept, open_rows(store, source).ids)
     assert [list(entry) for entry in skipped] == store.manifest["skipped"]
@@ -416,7 +417,7 @@ def test_real_teacher_on_real_images(tmp_path: Path, shared: Path):
     """CIFAR-10 test images: the nearest neighbor in this teacher's space is of the same class nine times in ten."""
     source = open_source(shared / "data/cifar10/test.parquet", limit=800)
     teacher = build_teacher(f"onnx:{shared / 'weights/resnet56_cifar10.onnx'}")
-    store = embed(teacher, source, tmp_path, workers=0)
+    store = embed(teacher, source, tmp_path, Inference(workers=0))
     labels = open_rows(store, source).labels
     assert labels is not None
     graph = build_graph(store, NeighborSettings(k=1, n=10))
@@ -447,7 +448,7 @@ source = tests.open_source(np.random.default_rng(0).integers(0, 256, ({count}, 8
 Path('/proc/self/clear_refs').write_text('5')
 peak = lambda: int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) / 1024
 before = peak()
-tests.embed(teacher, source, {str(tmp_path)!r}, dtype='float32', batch_size=256, workers=0)
+tests.embed(teacher, source, {str(tmp_path)!r}, tests.Inference(batch_size=256, workers=0), dtype='float32')
 print(peak() - before)
 """
         peaks.append(

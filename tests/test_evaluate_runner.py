@@ -337,9 +337,10 @@ def test_a_named_store_of_the_training_images_is_left_alone(
     measured: Any, finished: Callable[..., Run], digits: Path, tmp_path: Path
 ) -> None:
     """`--store` may be one particular store; evaluation images then lie beside it."""
-    from understudy.embed.embedding import embed
+    from understudy.embed.embedding import Inference, embed
 
-    particular = embed(build_teacher(SPEC), open_source("digits:test").subset(np.arange(50)), tmp_path, workers=0)
+    images = open_source("digits:test").subset(np.arange(50))
+    particular = embed(build_teacher(SPEC), images, tmp_path, Inference(workers=0))
     result = evaluate_run(finished(), settings(digits), store_root=particular.folder, workers=0)
     assert result["teacher"] == measured[1]["teacher"]
     assert len(list(tmp_path.glob("*/manifest.json"))) == 3

@@ -198,14 +198,12 @@ def embed_stage(
     settings: TrainSettings, teacher: Teacher, source: Source, processes: Processes, *, quiet: bool = False
 ) -> Store:
     """Images to teacher embeddings, once per teacher, preprocessing and listing; shared by all processes."""
-    from understudy.embed.embedding import embed
+    from understudy.embed.embedding import Inference, embed
     from understudy.train.log import StageProgress
 
     with StageProgress("embed", quiet) as progress:
-        return embed(
-            teacher, source, settings.store, device=processes.device, workers=settings.workers, writers=processes,
-            progress=progress,
-        )  # fmt: skip
+        inference = Inference(processes.device, workers=settings.workers, progress=progress)
+        return embed(teacher, source, settings.store, inference, writers=processes)
 
 
 def graph_stage(settings: TrainSettings, store: Store, processes: Processes, *, quiet: bool = False) -> np.ndarray:

@@ -49,16 +49,12 @@ class Block:
         if self.record_path.exists():
             state = read_json(self.record_path)
             written = self.path.stat().st_size if self.path.exists() else 0
-            given_up = state["done"] == images.stop and not self.path.exists() and merging(store).exists()
+            moved = state["done"] == images.stop and not self.path.exists() and merging(store).exists()
             if state["images"] == [images.start, images.stop] and (
-                given_up or written >= state["rows"] * width * dtype.itemsize
+                moved or written >= state["rows"] * width * dtype.itemsize
             ):
                 self.skipped = [(place, name, reason) for place, name, reason in state["skipped"]]
                 self.counts, self.seconds = (state["done"], state["rows"], len(self.skipped)), state["seconds"]
-
-    def again(self) -> Block:
-        """The same block as it is on the disk now."""
-        return Block(self.store, self.number, self.images, self.width, self.dtype)
 
     @property
     def done(self) -> int:
@@ -97,8 +93,8 @@ class Block:
         """Add the rows of one batch, which ends before position `done` of the source."""
         assert rows.shape[1:] == (self.width,)
         self._file.write(np.ascontiguousarray(rows).data)
-        gone = sorted(set(range(self.done, done)) - set(positions.tolist()))
-        self.skipped += [(place, name, reason) for place, (name, reason) in zip(gone, skipped, strict=True)]
+        unreadable = sorted(set(range(self.done, done)) - set(positions.tolist()))
+        self.skipped += [(place, name, reason) for place, (name, reason) in zip(unreadable, skipped, strict=True)]
         # In one assignment: Ctrl-C falls before or after it, never between counts that must agree.
         self.counts = (done, self.rows + len(rows), len(self.skipped))
         if time.monotonic() - self._saved > SAVE_SECONDS:

@@ -6,7 +6,9 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -37,7 +39,7 @@ DTYPES = ("float16", "float32")
 
 @runtime_checkable
 class Frozen(Protocol):
-    """What can be embedded with: a teacher, or a student that evaluation dresses as one."""
+    """An encoder that can fill a store: a teacher, or a student that evaluation wraps as one."""
 
     spec: str
     width: int
@@ -56,15 +58,52 @@ class Frozen(Protocol):
         """(B, 3, H, W) in [0, 1], of any size -> (B, D)."""
 
 
+@dataclass(frozen=True)
+class Inference:
+    """How images go through an encoder.
+
+    Args:
+        device: where the encoder runs.
+        batch_size: images per forward pass.
+        workers: processes that read images; None chooses.
+        progress: called with (images done, images in all, note).
+    """
+
+    device: str | torch.device = "cpu"
+    batch_size: int = 128
+    workers: int | None = None
+    progress: Progress | None = None
+
+    def batches(
+        self, source: Source, contract: Contract, parts: list[range] | None = None
+    ) -> Generator[tuple[np.ndarray, Tensor, Skipped]]:
+        """Images without augmentation, as the contract wants them; see `ImageLoader`."""
+        loader = ImageLoader(
+            source,
+            size=contract.size,
+            crop=contract.crop,
+            interpolation=contract.interpolation,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            parts=parts,
+        )
+        return iter(loader)
+
+    def run(self, encode: Callable[[Tensor], Tensor], pixels: Tensor) -> Float32[np.ndarray, "b D"]:
+        """uint8 pixels, as float32 in [0, 1] on the device, through an encoder."""
+        with torch.inference_mode():
+            rows = encode(pixels.to(self.device, non_blocking=True).float() / 255)
+        return rows.float().cpu().numpy()
+
+    def report(self, done: int, total: int, images: int, start: float) -> None:
+        """Progress, and the rate of the images that went through since a moment of the monotonic clock."""
+        if self.progress is not None:
+            rate = images / max(time.monotonic() - start, 1e-9)
+            self.progress(done, total, f"{rate:,.0f} images/s")
+
+
 def extract(
-    encode: Callable[[Tensor], Tensor],
-    contract: Contract,
-    source: Source,
-    *,
-    device: str | torch.device = "cpu",
-    batch_size: int = 128,
-    workers: int | None = None,
-    progress: Progress | None = None,
+    encode: Callable[[Tensor], Tensor], contract: Contract, source: Source, inference: Inference | None = None
 ) -> tuple[Float32[np.ndarray, "n D"], Int64[np.ndarray, " n"], Skipped]:
     """Features of all images of a source, in memory.
 
@@ -74,10 +113,7 @@ def extract(
         encode: (B, 3, S, S) images as the contract wants them, on the device -> (B, D). Its module is in eval mode.
         contract: size, crop and normalization.
         source: N images.
-        device: where images are put.
-        batch_size: images per call.
-        workers: processes that read images; None chooses.
-        progress: called with (images done, N, note).
+        inference: device, batch size, workers and progress.
 
     Returns:
         Features (n, D) float32 in the order of the source; the positions (n,) int64 of the images they belong to; and
@@ -86,42 +122,38 @@ def extract(
     Raises:
         DataError: not one image could be read.
     """
+    inference = inference or Inference()
     features: np.ndarray | None = None
-    kept: list[np.ndarray] = []
+    readable: list[np.ndarray] = []
     skipped: Skipped = []
-    rows = done = 0
-    begun = time.monotonic()
-    with keep_freed_memory(device):
-        for positions, pixels, unreadable in _loader(source, contract, batch_size, workers):
+    filled = done = 0
+    start = time.monotonic()
+    with keep_freed_memory(inference.device):
+        for positions, pixels, unreadable in inference.batches(source, contract):
             skipped += unreadable
             if len(positions):
-                with torch.inference_mode():
-                    found = encode(contract.prepare(_unit_range(pixels, device))).float().cpu().numpy()
+                rows = inference.run(lambda images: encode(contract.prepare(images)), pixels)
                 if features is None:
-                    features = np.empty((len(source), found.shape[1]), dtype=np.float32)
-                features[rows : rows + len(found)] = found
-                kept.append(positions)
-                rows += len(found)
-            if progress is not None:
-                done = min(done + batch_size, len(source))
-                progress(done, len(source), _rate(done, begun))
+                    features = np.empty((len(source), rows.shape[1]), dtype=np.float32)
+                features[filled : filled + len(rows)] = rows
+                readable.append(positions)
+                filled += len(rows)
+            done = min(done + inference.batch_size, len(source))
+            inference.report(done, len(source), done, start)
     if features is None:
         raise _nothing_readable(source, skipped)
-    return features[:rows], np.concatenate(kept), skipped
+    return features[:filled], np.concatenate(readable), skipped
 
 
 def embed(
     teacher: Frozen,
     source: Source,
     root: str | os.PathLike[str],
+    inference: Inference | None = None,
     *,
     dtype: str = "float16",
-    judge: bool = True,
-    device: str | torch.device = "cpu",
-    batch_size: int = 128,
-    workers: int | None = None,
+    check: bool = True,
     writers: Writers = ALONE,
-    progress: Progress | None = None,
 ) -> Store:
     """The teacher's embeddings of a source, as a store; a complete store of the same key is used as it is.
 
@@ -133,14 +165,12 @@ def embed(
         teacher: a frozen encoder.
         source: N images; unreadable ones are skipped and listed in the manifest.
         root: folder of stores (the store is `root/<fingerprint>`), or one store, which must be this one.
+        inference: device, batch size (at most a block: 512, more from 131,072 images on), workers, and progress, which
+            counts the images of this process.
         dtype: "float16" or "float32", as stored.
-        judge: refuse an encoder that is no teacher. False stores whatever comes: a student that diverged is reported
+        check: refuse an encoder that is no teacher. False stores whatever comes: a student that diverged is reported
             by the evaluation, protocol by protocol.
-        device: where the teacher runs.
-        batch_size: images per forward pass, at most those of a block (512, more from 131,072 images on).
-        workers: processes that read images; None chooses.
         writers: the processes that share the images; all call this with the same arguments but for the device.
-        progress: called with (images done, images of this process, note).
 
     Returns:
         The store. Its manifest has, besides the key: rows, images, D, dtype, seconds (of all processes together),
@@ -155,89 +185,114 @@ def embed(
     """
     if dtype not in DTYPES:
         raise ConfigError(f"Embeddings are stored as {' or '.join(DTYPES)}; got {dtype!r}.")
+    inference = inference or Inference()
     key = store_key(teacher, source, dtype)
     store = Store.at(root, key)
     if writers.agree(store.complete):
         return store
-    teacher = teacher.to(torch.device(device))
-    folder = store.folder / "blocks"
+    work = _Embedding(teacher.to(torch.device(inference.device)), source, store, key, inference, check, writers)
     with lock(store.folder) if writers.main else contextlib.nullcontext():
-        if writers.main and not store.complete:  # another process may just have finished it
-            with lock(folder):  # nobody else of a run that was killed is still writing
-                sweep(folder)
-                take_back(store)
-        with collective_calls(teacher):
-            if writers.main and not store.complete and judge and not any(folder.glob("*.json")):
-                _refuse_bad_teacher(teacher, source, device, batch_size, workers)
+        work.begin()
         writers.barrier()
-        if writers.agree(store.complete):
-            return store
-        with lock(folder, shared=True), keep_freed_memory(device), collective_calls(teacher):
-            blocks = [
-                Block(store, number, images, teacher.width, np.dtype(dtype))
-                for number, images in enumerate(blocks_of(len(source), smallest=BLOCK, most=BLOCKS))
-            ]
-            share = blocks[writers.rank :: writers.world]
-            _fill(share, teacher, source, judge, device, batch_size, workers, progress)
-        writers.barrier()
-        if writers.main:
-            blocks = [block.again() for block in blocks]
-            skipped = [(name, reason) for block in blocks for _, name, reason in block.skipped]
-            rows = sum(block.rows for block in blocks)
-            if rows == 0:
-                raise _nothing_readable(source, skipped)
-            gone = [place for block in blocks for place, _, _ in block.skipped]
-            write_listing(store.listing_path, source.subset(np.delete(np.arange(len(source)), gone)))
-            with room_on_disk(store.manifest_path):
-                merge(store, blocks)
-            seconds = sum(block.seconds for block in blocks)
-            store.finish(
-                key,
-                rows=rows,
-                images=len(source),
-                D=teacher.width,
-                dtype=dtype,
-                seconds=round(seconds, 2),
-                images_per_s=round(len(source) / seconds, 1),
-                skipped=skipped,
-                weights=teacher.weights,
-                versions={"understudy": __version__, "torch": torch.__version__, "numpy": np.__version__},
-            )
-            shutil.rmtree(folder)
-        writers.barrier()
+        if not writers.agree(store.complete):
+            work.fill_share()
+            writers.barrier()
+            if writers.main:
+                work.finish()
+            writers.barrier()
     return store
 
 
-def _fill(
-    share: list[Block],
-    teacher: Frozen,
-    source: Source,
-    judge: bool,
-    device: str | torch.device,
-    batch_size: int,
-    workers: int | None,
-    progress: Progress | None,
-) -> None:
-    """What is still missing of a process' blocks."""
-    todo = [block for block in share if not block.whole]
-    parts = [range(block.done, block.images.stop) for block in todo]
-    total, missing = sum(len(block.images) for block in share), sum(map(len, parts))
-    before, begun = total - missing, time.monotonic()
-    with contextlib.closing(iter(_loader(source, teacher.contract, batch_size, workers, parts))) as batches:
-        for block in todo:
-            with room_on_disk(block.path), block:
-                while not block.whole:
-                    positions, pixels, unreadable = next(batches)
-                    rows = np.empty((0, teacher.width), dtype=np.float32)
-                    if len(positions):
-                        with torch.inference_mode():
-                            rows = teacher(_unit_range(pixels, device)).float().cpu().numpy()
-                    stored = _storable(rows, block.dtype, source, positions) if judge else rows.astype(block.dtype)
-                    done = min(block.done + batch_size, block.images.stop)
-                    missing -= done - block.done
-                    block.append(stored, positions, unreadable, done)
-                    if progress is not None:
-                        progress(total - missing, total, _rate(total - missing - before, begun))
+@dataclass
+class _Embedding:
+    """The making of one store by this process and the others; see `embed` for the fields."""
+
+    teacher: Frozen
+    source: Source
+    store: Store
+    key: StoreKey
+    inference: Inference
+    check: bool
+    writers: Writers
+
+    @property
+    def folder(self) -> Path:
+        """Where the blocks are."""
+        return self.store.folder / "blocks"
+
+    def blocks(self) -> list[Block]:
+        """All blocks as they are on the disk now."""
+        cut = enumerate(blocks_of(len(self.source), smallest=BLOCK, most=BLOCKS))
+        dtype = np.dtype(self.key.dtype)
+        return [Block(self.store, number, images, self.teacher.width, dtype) for number, images in cut]
+
+    def begin(self) -> None:
+        """Put in order what a killed run left, and refuse what is no teacher."""
+        if self.writers.main and not self.store.complete:  # another process may just have finished it
+            with lock(self.folder):  # nobody else of a run that was killed is still writing
+                sweep(self.folder)
+                take_back(self.store)
+        with collective_calls(self.teacher):
+            if self.writers.main and not self.store.complete and self.check and not any(self.folder.glob("*.json")):
+                _refuse_bad_teacher(self.teacher, self.source, self.inference)
+
+    def fill_share(self) -> None:
+        """What is still missing of this process' blocks."""
+        device = self.inference.device
+        with lock(self.folder, shared=True), keep_freed_memory(device), collective_calls(self.teacher):
+            share = self.blocks()[self.writers.rank :: self.writers.world]
+            unfinished = [block for block in share if not block.whole]
+            parts = [range(block.done, block.images.stop) for block in unfinished]
+            total, missing = sum(len(block.images) for block in share), sum(map(len, parts))
+            done_before, start = total - missing, time.monotonic()
+            batches = self.inference.batches(self.source, self.teacher.contract, parts)
+            with contextlib.closing(batches):
+                for block in unfinished:
+                    with room_on_disk(block.path), block:
+                        while not block.whole:
+                            positions, pixels, unreadable = next(batches)
+                            done = min(block.done + self.inference.batch_size, block.images.stop)
+                            missing -= done - block.done
+                            block.append(self._rows(positions, pixels, block.dtype), positions, unreadable, done)
+                            self.inference.report(total - missing, total, total - missing - done_before, start)
+
+    def _rows(self, positions: np.ndarray, pixels: Tensor, dtype: np.dtype[Any]) -> np.ndarray:
+        """The embeddings of a batch as they are stored."""
+        rows = np.empty((0, self.teacher.width), dtype=np.float32)
+        if len(positions):
+            rows = self.inference.run(self.teacher, pixels)
+        return _storable(rows, dtype, self.source, positions) if self.check else rows.astype(dtype)
+
+    def finish(self) -> None:
+        """Put the blocks behind each other, write the listing, and the manifest last.
+
+        Raises:
+            DataError: not one image could be read.
+        """
+        blocks = self.blocks()
+        skipped = [(name, reason) for block in blocks for _, name, reason in block.skipped]
+        rows = sum(block.rows for block in blocks)
+        if rows == 0:
+            raise _nothing_readable(self.source, skipped)
+        unreadable = [place for block in blocks for place, _, _ in block.skipped]
+        readable = np.delete(np.arange(len(self.source)), unreadable)
+        write_listing(self.store.listing_path, self.source.subset(readable))
+        with room_on_disk(self.store.manifest_path):
+            merge(self.store, blocks)
+        seconds = sum(block.seconds for block in blocks)
+        self.store.finish(
+            self.key,
+            rows=rows,
+            images=len(self.source),
+            D=self.teacher.width,
+            dtype=self.key.dtype,
+            seconds=round(seconds, 2),
+            images_per_s=round(len(self.source) / seconds, 1),
+            skipped=skipped,
+            weights=self.teacher.weights,
+            versions={"understudy": __version__, "torch": torch.__version__, "numpy": np.__version__},
+        )
+        shutil.rmtree(self.folder)
 
 
 def store_key(encoder: Frozen, source: Source, dtype: str) -> StoreKey:
@@ -273,30 +328,6 @@ def open_rows(store: Store, source: Source) -> Source:
     return source if manifest["rows"] == len(source) else read_listing(store.listing_path, source)
 
 
-def _loader(
-    source: Source, contract: Contract, batch_size: int, workers: int | None, parts: list[range] | None = None
-) -> ImageLoader:
-    """Un-augmented images as the contract wants them."""
-    return ImageLoader(
-        source,
-        size=contract.size,
-        crop=contract.crop,
-        interpolation=contract.interpolation,
-        batch_size=batch_size,
-        workers=workers,
-        parts=parts,
-    )
-
-
-def _rate(images: int, begun: float) -> str:
-    return f"{images / max(time.monotonic() - begun, 1e-9):,.0f} images/s"
-
-
-def _unit_range(pixels: Tensor, device: str | torch.device) -> Tensor:
-    """uint8 pixels as float32 in [0, 1], on the device."""
-    return pixels.to(device, non_blocking=True).float() / 255
-
-
 def _storable(rows: np.ndarray, dtype: np.dtype[Any], source: Source, positions: np.ndarray) -> np.ndarray:
     """The rows in the stored precision.
 
@@ -320,9 +351,7 @@ def _storable(rows: np.ndarray, dtype: np.dtype[Any], source: Source, positions:
     return stored
 
 
-def _refuse_bad_teacher(
-    teacher: Frozen, source: Source, device: str | torch.device, batch_size: int, workers: int | None
-) -> None:
+def _refuse_bad_teacher(teacher: Frozen, source: Source, inference: Inference) -> None:
     """Embed a sample spread over the whole source (a folder begins with one class) and refuse what is no teacher.
 
     Raises:
@@ -331,11 +360,9 @@ def _refuse_bad_teacher(
     from understudy.models.teacher import check_embeddings
 
     spread = np.unique(np.linspace(0, len(source) - 1, min(SAMPLE, len(source))).astype(np.int64))
-    with contextlib.suppress(DataError):  # a sample without one readable image: the pass itself will tell
+    with contextlib.suppress(DataError):  # a sample without one readable image: the pass itself reports that
         sample = source.subset(spread)
-        features, _, _ = extract(
-            teacher.features, teacher.contract, sample, device=device, batch_size=batch_size, workers=workers
-        )
+        features, _, _ = extract(teacher.features, teacher.contract, sample, replace(inference, progress=None))
         check_embeddings(features, teacher.spec)
 
 

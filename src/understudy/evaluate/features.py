@@ -16,7 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from understudy.artifacts import Store, atomic
-from understudy.embed.embedding import Frozen, embed, open_rows, store_key
+from understudy.embed.embedding import Frozen, Inference, embed, open_rows, store_key
 from understudy.errors import DataError, UnderstudyError
 from understudy.evaluate.datasets.dataset import Target
 from understudy.evaluate.datasets.shifted import numbered_as
@@ -153,17 +153,8 @@ class Bench:
         rows: dict[str, np.ndarray] = {}
         for name, (encoder, root, dtype) in self.roots.items():
             with self.stage(name):
-                store = embed(
-                    encoder,
-                    images,
-                    root,
-                    dtype=dtype,
-                    judge=name == "teacher",
-                    device=self.device,
-                    batch_size=self.settings.batch_size,
-                    workers=self.workers,
-                    progress=self.note(name),
-                )
+                inference = Inference(self.device, self.settings.batch_size, self.workers, self.note(name))
+                store = embed(encoder, images, root, inference, dtype=dtype, check=name == "teacher")
                 kept = open_rows(store, images)
                 if len(kept) < len(images):
                     rows = {other: found[np.isin(images.ids, kept.ids)] for other, found in rows.items()}

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Int
 from torch import nn
 
-from understudy.embed.embedding import extract
+from understudy.embed.embedding import Inference, extract
 from understudy.errors import DataError
 from understudy.evaluate.encoded_set import EncodedSet, Encoder, Figures
 from understudy.evaluate.protocols.linear_sgd import RECIPE, augmented
@@ -79,9 +79,8 @@ def finetuned(
         scores: torch.Tensor = model(images)
         return scores.topk(min(5, data.classes), dim=1).indices.float()
 
-    found, kept, _ = extract(
-        ranked, contract, test, device=device, batch_size=settings.batch_size, workers=encoded_set.workers
-    )
+    inference = Inference(device, settings.batch_size, encoded_set.workers)
+    found, kept, _ = extract(ranked, contract, test, inference)
     truth = np.asarray(data.test_labels)[kept]
     hits = found.astype(np.int64) == truth[:, None]
     images = np.bincount(truth, minlength=data.classes)

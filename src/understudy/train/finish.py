@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from understudy.artifacts import Run
-from understudy.embed.embedding import extract
+from understudy.embed.embedding import Inference, extract
 from understudy.embed.transform import Transform
 from understudy.losses import Loss
 from understudy.models.cost import flops
@@ -56,7 +56,7 @@ def fit_inverse_transform(
     inverse_transform = student.inverse_transform
     assert isinstance(inverse_transform, InverseTransform)
     sample = np.unique(np.linspace(0, len(source) - 1, min(SCALE_IMAGES, len(source))).astype(np.int64))
-    outputs, readable, _ = extract(student, student.contract, source.subset(sample), device=device, workers=0)
+    outputs, readable, _ = extract(student, student.contract, source.subset(sample), Inference(device, workers=0))
     targets = transform.apply(rows[sample[readable]].astype(np.float64))
     factor = float((outputs * targets).sum() / max(float(np.square(outputs, dtype=np.float64).sum()), 1e-30))
     inverse_transform.scale.fill_(factor if factor > 0 else 1.0)  # negative: nothing was learned that could be scaled

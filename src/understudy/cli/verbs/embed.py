@@ -32,7 +32,7 @@ class Embed(Verb):
 
     def run(self, options: Options) -> int:
         """Embed and print the store's folder."""
-        from understudy.embed.embedding import embed as embed_images
+        from understudy.embed.embedding import Inference, embed
         from understudy.models.sharded import ShardedTeacher, require_processes
         from understudy.models.teacher import build_teacher
         from understudy.sources.source import open_source
@@ -53,10 +53,8 @@ class Embed(Verb):
         if processes.main:
             notify(f"teacher: {teacher.spec}, D = {teacher.width}, {teacher.precision}; {teacher.weights}")
         with StageProgress("embed", quiet=not processes.main) as progress:
-            store = embed_images(
-                teacher, source, settings.store, dtype=settings.dtype, device=processes.device,
-                batch_size=settings.batch_size, workers=settings.workers, writers=processes, progress=progress,
-            )  # fmt: skip
+            inference = Inference(processes.device, settings.batch_size, settings.workers, progress)
+            store = embed(teacher, source, settings.store, inference, dtype=settings.dtype, writers=processes)
         if not processes.main:
             return 0
         manifest = store.manifest

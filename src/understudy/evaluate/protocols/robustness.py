@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from understudy.embed.embedding import extract
+from understudy.embed.embedding import Inference, extract
 from understudy.errors import ConfigError, DataError
 from understudy.evaluate.datasets.corruptions import CORRUPTIONS, CorruptedImages, frost_photographs
 from understudy.evaluate.datasets.dataset import Target
@@ -166,15 +166,8 @@ def _generated(
         check_finite(rows, f"{encoded_set.name} features of corrupted images")
         return torch.from_numpy(known[classifier.scores(rows).argmax(axis=1)])[:, None]
 
-    found, kept, _ = extract(
-        guesses,
-        whole,
-        Source(f"{source.spec} corrupted", every),
-        device=encoded_set.device,
-        batch_size=settings.batch_size,
-        workers=encoded_set.workers,
-        progress=encoded_set.progress,
-    )
+    inference = Inference(encoded_set.device, settings.batch_size, encoded_set.workers, encoded_set.progress)
+    found, kept, _ = extract(guesses, whole, Source(f"{source.spec} corrupted", every), inference)
     hits, kind = found[:, 0] == truth[kept % len(source)], kept // len(source)
     accuracy = {one: 100.0 * float(hits[kind == place].mean()) for place, one in enumerate(kinds)}
     clean = _hits(classifier, known, encoded_set.test[chosen], truth)
