@@ -36,7 +36,7 @@ class AttnDistill(Loss):
 
     The embedding is the class token wherever a network pools by it, as DINO's, DINOv2's and most others do. The
     student's head is the projector: the authors' has four linear layers (`head = "gelu"`), and is thrown away like
-    ours. The student lands on the teacher's embeddings themselves, norm included.
+    ours. The student reaches the teacher's embeddings themselves, norm included.
 
     Scope: a mean over images, so the same on any number of processes.
 

@@ -32,9 +32,10 @@ class BINGO(Loss):
     neighbor and by hard targets. The authors draw one x+ among the teacher's 5 nearest for each anchor; here x+ is the
     next image of the same bag, so that every image of a bag is an anchor once and its key enters the queue: bags of
     two (`neighbors.k` 1 of `neighbors.n` 5) are theirs. An image alone in its bag is its own neighbor. The student
-    lands on the teacher's directions.
+    reaches the teacher's directions.
 
-    The queue starts empty, not random: at the very first step the loss is exactly 0 with no gradient.
+    The queue starts empty, not random: at the very first step the loss is exactly 0 with no gradient. The teacher is in
+    evaluation mode; in the authors' code it is in training mode, so its BatchNorm takes the statistics of each batch.
 
     Scope: a mean over images, the queue is the same on every process.
 

@@ -21,12 +21,13 @@ class CompRess(Loss):
     """Divergence between the teacher's and the student's softmax over the past images, one temperature for both.
 
     With two queues the student compares itself with its own past, kept by its moving average, so only similarities
-    are asked for: the student does not land in the teacher's space, and the two cannot be searched against each
-    other. With one queue both compare with the teacher's past, and the student lands on its directions. Differs from
+    are asked for: the student does not end in the teacher's space, and the two cannot be searched against each
+    other. With one queue both compare with the teacher's past, and the student reaches its directions. Differs from
     SEED by leaving the image itself out of the candidates.
 
     The queues start empty, not random as the authors' do. At the very first step, with nothing to compare with, the
-    loss is exactly 0 with no gradient.
+    loss is exactly 0 with no gradient. The key network normalizes with averaged statistics (EMAN); in the authors' code
+    its BatchNorm is in training mode and takes those of each batch.
 
     Scope: a mean over images, the queues are the same on every process.
 

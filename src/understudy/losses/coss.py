@@ -17,13 +17,13 @@ from torch import Tensor
 
 from understudy.losses.base.checks import check_pair
 from understudy.losses.base.loss import Loss, Terms
+from understudy.losses.base.processes import sum_over_processes
 from understudy.losses.base.similarity import (
-    EPS,
+    FLOOR,
     column_correlation,
     cosine_from_sums,
-    exact_pair,
-    row_cosine,
-    sum_over_processes,
+    cosine_of_rows,
+    smaller_pair,
 )
 from understudy.settings import setting
 
@@ -72,7 +72,7 @@ def coss(
         2409.13939, section 3; constants as in the authors' code, github.com/paganpasta/coss-pytorch.
     """
     check_pair(student, teacher)
-    return _coss(*exact_pair(student, teacher), weight, scale, scope == "global", center)
+    return _coss(*smaller_pair(student, teacher), weight, scale, scope == "global", center)
 
 
 def _coss(
@@ -86,7 +86,7 @@ def _coss(
     rows, width = s.shape
     # All that other processes need to know of this one: 3 D + 2 numbers, in one message (centered: in three).
     columns = [] if center else [(s * t).sum(0), s.square().sum(0), t.square().sum(0)]
-    by_row = row_cosine(s, t)
+    by_row = cosine_of_rows(s, t)
     sums = torch.cat([*columns, by_row.sum().reshape(1), s.new_full((1,), float(rows))])
     if everywhere:
         sums = sum_over_processes(sums)
@@ -110,7 +110,7 @@ def _balanced(
     everywhere: bool,
     center: bool,
 ) -> Tensor:
-    """The norm of the feature term's gradient over that of the space term's, both with respect to s.
+    """The norm of the feature term's gradient over that of the space term's, both with respect to the student, s.
 
     The gradient of a cosine c with respect to a vector of norm r has norm sqrt(1 - c^2) / r; those of different rows,
     or of different columns, are orthogonal. For independent entries r is sqrt(D) and sqrt(B) times their size: the
@@ -130,7 +130,7 @@ def _balanced(
 
 def pulls(cosines: Float[Tensor, " n"], squares: Float[Tensor, " n"]) -> Float[Tensor, " 1"]:
     """Sum of the squared gradient norms of n cosines, of vectors whose squared norms are given; dead ones have none."""
-    alive = squares > EPS**2
+    alive = squares > FLOOR
     each = (1 - cosines.square()).clamp(min=0) / torch.where(alive, squares, torch.ones_like(squares))
     return torch.where(alive, each, torch.zeros_like(each)).sum().reshape(1)
 

@@ -13,7 +13,7 @@ class CoSSCentered(CoSS):
 
     Differs from CoSS in the space term only: the mean of each column over the batch is taken off both matrices first.
     That is Pearson's correlation. Pooled features share a large mean, which a cosine of raw columns describes first.
-    The student still lands on the teacher up to one positive number.
+    The student still reaches the teacher up to one positive number.
 
     Source:
         Singh and Wang, "Simple Unsupervised Knowledge Distillation With Space Similarity", ECCV 2024, arXiv 2409.13939;

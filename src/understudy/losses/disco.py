@@ -22,10 +22,11 @@ class DisCo(Loss):
     One embedding serves both terms: the output of the student's head, row-normalized, in the teacher's width. The
     teacher's counterpart is its last embedding (the authors' MoCo-v2 teachers keep their projection head; a teacher
     without one gives its pooled feature). Differs from MoCo by the teacher, from SimReg by the contrastive term and
-    two views. The student lands on the teacher's directions.
+    two views. The student reaches the teacher's directions.
 
     The queue starts empty, not random: at the very first step the contrastive term is exactly 0. The key encoder
-    normalizes with averaged statistics (EMAN) instead of shuffling batches between GPUs.
+    normalizes with averaged statistics (EMAN) instead of shuffling batches between GPUs. The teacher is in evaluation
+    mode; in the authors' code it is in training mode, so its BatchNorm takes the statistics of each batch.
 
     Scope: a mean over images, the queue is the same on every process.
 

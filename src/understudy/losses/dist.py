@@ -10,7 +10,7 @@ from torch import Tensor
 
 from understudy.losses.base.checks import check_pair
 from understudy.losses.base.loss import Loss, Terms
-from understudy.losses.base.similarity import column_correlation, exact_pair, row_correlation
+from understudy.losses.base.similarity import column_correlation, row_correlation, smaller_pair
 from understudy.settings import setting
 
 
@@ -20,7 +20,7 @@ class DIST(Loss):
     Differs from CoSS by centering both axes: what all dimensions of an image, or all images of a dimension, have in
     common does not count. Differs from the original, which compares softmax outputs of classifiers (rows = relations
     between classes, columns = relations between images), by comparing raw embeddings: an embedding has no classes, and
-    a correlation is blind to the scale and offset that a softmax would need. The student lands on the teacher up to
+    a correlation is blind to the scale and offset that a softmax would need. The student reaches the teacher up to
     an offset and one positive scale.
 
     Scope: columns are taken over the batch of all processes, exactly; rows are a mean over images.
@@ -72,7 +72,7 @@ class DIST(Loss):
             ShapeError: shapes that do not fit; both are in the sentence.
         """
         check_pair(student, teacher)
-        s, t = exact_pair(student, teacher)
+        s, t = smaller_pair(student, teacher)
         rows = 1 - row_correlation(s, t).mean()
         columns = 1 - column_correlation(s, t).mean()
         return Terms(self.settings.beta * rows + self.settings.gamma * columns, {"rows": rows, "columns": columns})

@@ -15,7 +15,7 @@ from understudy.losses.base.similarity import exact_pair
 class MSE(Loss):
     """Mean squared difference of raw embeddings.
 
-    Differs from SimReg by keeping each image's norm: long embeddings weigh more, and the student lands on the teacher
+    Differs from SimReg by keeping each image's norm: long embeddings weigh more, and the student reaches the teacher
     exactly, not only on its directions. FitNets compares a hidden layer through a regressor and halves the squared
     norm; here it is the last embedding, the student's head is the regressor, and the mean is over images and
     dimensions, as public implementations do.

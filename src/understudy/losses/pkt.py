@@ -11,7 +11,8 @@ from torch import Tensor
 
 from understudy.losses.base.checks import check_pair
 from understudy.losses.base.loss import Loss, Terms
-from understudy.losses.base.similarity import all_rows, exact_pair, gather_rows, unit_rows
+from understudy.losses.base.processes import all_rows, gather_rows
+from understudy.losses.base.similarity import exact_pair, unit_rows
 from understudy.settings import setting
 
 EPS = 1e-7
@@ -22,7 +23,7 @@ class PKT(Loss):
     """Divergence between the two models' neighbor probabilities, from cosines mapped to [0, 1].
 
     Differs from SEED and CompRess by its kernel, (cos + 1) / 2 without a temperature, and by comparing within the
-    batch instead of with a queue. A rotated student is as good: it does not land in the teacher's space, so the two
+    batch instead of with a queue. A rotated student is as good: it does not end in the teacher's space, so the two
     cannot be searched against each other. The authors' code is followed where it differs from the paper: an image
     counts among its own neighbors, and the divergences are averaged over all B^2 pairs, not summed.
 

@@ -28,7 +28,7 @@ class Proteus(Loss):
     Differs from MSE by the patches. The embedding is the class token wherever a network pools by it, as DINOv2's and
     most others do. The authors' three maps are LayerNorm - Linear, the first of them is the student's head here
     (`head = "norm"`), which is why it has the class token in the feature term too, as in their code. The other maps and
-    the mask token belong to the loss: trained with the student, thrown away after training. The student lands on the
+    the mask token belong to the loss: trained with the student, thrown away after training. The student reaches the
     teacher's embeddings themselves, norm included.
 
     The authors hide patches in the first half of each process' batch; here in every second image, so that the number

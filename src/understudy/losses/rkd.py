@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from understudy.losses.base.checks import check_pair
 from understudy.losses.base.loss import Loss, Terms
-from understudy.losses.base.similarity import all_rows, exact_pair, gather_rows, sum_over_processes
+from understudy.losses.base.processes import all_rows, gather_rows, max_over_processes, sum_over_processes
+from understudy.losses.base.similarity import exact_pair, power_below
 from understudy.settings import setting
 
 CHUNK = 2**24
@@ -27,7 +28,7 @@ class RKD(Loss):
     """Huber losses on all pairwise distances, in units of their mean, and on all angles of three images.
 
     Differs from SP and PKT by distances, which know no origin, in place of inner products and cosines. A student that
-    is moved, rotated or uniformly scaled is as good: it does not land in the teacher's space, so the two cannot be
+    is moved, rotated or uniformly scaled is as good: it does not end in the teacher's space, so the two cannot be
     searched against each other. The authors' code is followed: degenerate pairs and triples (i, i) count as zeros in
     the means. Their metric-learning teachers end in a row normalization; here both embeddings are raw.
 
@@ -88,7 +89,8 @@ class RKD(Loss):
             ShapeError: shapes that do not fit; both are in the sentence.
         """
         check_pair(student, teacher)
-        s, t = exact_pair(student, teacher)
+        # Only ratios of distances count.
+        s, t = (x / power_below(max_over_processes(x.detach().abs().amax())) for x in exact_pair(student, teacher))
         s_own, s_all, s_distances = _in_mean_distances(s, all_rows(s))
         t_own, t_all, t_distances = _in_mean_distances(t, gather_rows(t))
         distance = F.smooth_l1_loss(s_distances, t_distances)

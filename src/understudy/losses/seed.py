@@ -22,7 +22,7 @@ class SEED(Loss):
     Differs from CompRess by one queue for both models, by the image's own teacher embedding among the candidates, and
     by two temperatures. At the default teacher temperature the target is all but one-hot on the image itself unless
     the queue holds a near duplicate: InfoNCE with the teacher as key. Both models must end in the same width, so the
-    student lands on the teacher's directions.
+    student reaches the teacher's directions.
 
     The queue starts empty, not random as the authors' does: the first steps have fewer candidates rather than false
     ones, and at the very first step, with the image itself as the only one, the loss is exactly 0 with no gradient.

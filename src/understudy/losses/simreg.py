@@ -17,8 +17,8 @@ class SimReg(Loss):
 
     Differs from CoSS with weight 0 by an affine map only (2 + 2 * its feature part): the gradient is twice as large.
     What the paper adds is a deeper head (four linear layers, BatchNorm and ReLU after the first and the third; thrown
-    away like ours) and weak views; both are settings of the student and the data, not of the loss. The student lands
-    on the teacher up to one free radius per image.
+    away like ours) and weak views; both are settings of the student and the data, not of the loss. The student
+    reaches the teacher up to one free radius per image.
 
     Scope: a mean over images, so the same on any number of processes.
 

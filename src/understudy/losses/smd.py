@@ -11,8 +11,9 @@ from torch import Tensor
 
 from understudy.losses.base.checks import check_pair, check_views
 from understudy.losses.base.loss import Loss, Terms
+from understudy.losses.base.processes import all_rows, gather_rows
 from understudy.losses.base.requirements import Requirements
-from understudy.losses.base.similarity import all_rows, exact_pair, gather_rows, unit_rows
+from understudy.losses.base.similarity import exact_pair, unit_rows
 from understudy.settings import setting
 
 
@@ -23,7 +24,7 @@ class SMD(Loss):
     student embedding, T_ij > D_ii, are negatives, the others (i itself among them) positives. Of the positives the
     farthest by D and of the negatives the nearest by D are compared, each weighted by how wrong it is: w_p =
     [D_ip - T_ip]+, w_n = [T_in - D_in]+, both without gradient. Differs from the other relational methods by comparing
-    across the models (student images with teacher anchors), so the student lands on the teacher's directions.
+    across the models (student images with teacher anchors), so the student reaches the teacher's directions.
 
     With no negative the negative side is 0; at equality all weights vanish and the loss is log 2.
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from understudy.losses.base.checks import check_pair
 from understudy.losses.base.loss import Loss, Terms
-from understudy.losses.base.similarity import all_rows, exact_pair, gather_rows, unit_rows
+from understudy.losses.base.processes import all_rows, gather_rows, max_over_processes
+from understudy.losses.base.similarity import exact_pair, power_below, unit_rows
 from understudy.settings import setting
 
 
@@ -18,7 +19,7 @@ class SP(Loss):
     """Squared difference of the two B x B matrices of inner products, their rows normalized.
 
     Differs from PKT by comparing similarities as they are, of raw embeddings, not as probabilities. A rotated or
-    uniformly scaled student is as good: it does not land in the teacher's space, so the two cannot be searched
+    uniformly scaled student is as good: it does not end in the teacher's space, so the two cannot be searched
     against each other. The paper compares flattened maps of hidden layers; here it is the last embedding.
 
     Scope: the batch of all processes, exactly, if they hold equally many images: each compares its own rows with all.
@@ -71,7 +72,8 @@ class SP(Loss):
             ShapeError: shapes that do not fit; both are in the sentence.
         """
         check_pair(student, teacher)
-        s, t = exact_pair(student, teacher)
+        # Fourth powers are summed, and only their ratios count.
+        s, t = (x / power_below(max_over_processes(x.detach().abs().amax())) for x in exact_pair(student, teacher))
         alike_s, alike_t = unit_rows(s @ all_rows(s).T), unit_rows(t @ gather_rows(t).T)
         similarity = (alike_s - alike_t).square().mean()
         return Terms(self.settings.weight * similarity, {"similarity": similarity})

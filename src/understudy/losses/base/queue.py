@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from understudy.errors import ConfigError, ShapeError
-from understudy.losses.base.similarity import gather_rows
+from understudy.losses.base.processes import gather_rows
 
 
 class Queue(nn.Module):
@@ -17,6 +17,7 @@ class Queue(nn.Module):
 
     Rows and pointer are buffers, so a checkpoint holds them. The width is taken from the first push. Before the queue
     is full, `rows` returns only what was really pushed: no zero or random row is ever scored as if it were an image.
+    Of a batch larger than the queue the last rows stay, as if pushed one by one; LightlyTrain keeps the first.
 
     Args:
         size: Q, how many rows are kept at most.

@@ -1,20 +1,24 @@
-"""Algebra that the losses share: cosines, correlations, divergences; sums over all processes that keep their gradient.
+"""Algebra that the losses share: cosines, correlations, divergences.
 
-Everything is taken in at least fp32 whatever autocast says: a sum of squares over a batch overflows fp16 at 65,504.
+Everything is taken in at least fp32: a sum of squares over a batch overflows fp16 at 65,504, and fp32 where numbers
+reach 1e19. What depends on directions only is computed from smaller numbers, by a power of two, which changes no bit.
+So it is right up to 1e20, and far beyond not a number: nothing is ever counted as 0 because it is large.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from understudy.losses.base.processes import sum_over_processes
 
 EPS = 1e-12
 """A row or column whose norm is at most this has no direction: its cosine is 0 and so is its gradient."""
+SMALLER = 2.0**-16
+"""Factor on what is squared and summed."""
+FLOOR = (EPS * SMALLER) ** 2
+"""`EPS` as the sum of squares of numbers that have the factor."""
 
 
 def exact(x: Tensor) -> Tensor:
@@ -29,30 +33,60 @@ def exact_pair(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     return s.to(dtype), t.to(dtype)
 
 
+def smaller_pair(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """`exact_pair` times `SMALLER`, for what does not depend on length."""
+    s, t = exact_pair(student, teacher)
+    return s * SMALLER, t * SMALLER
+
+
+@torch.no_grad()
+def power_below(largest: Tensor) -> Tensor:
+    """The power of two next below each number, 1 for 0: a division by it changes no bit."""
+    power = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1)
+    return torch.where(largest > 0, power, torch.ones_like(power))
+
+
 def unit_rows(x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
     """Rows of norm 1; a row whose norm is at most `EPS` becomes 0 and receives no gradient."""
-    square = x.square().sum(-1, keepdim=True)
-    alive = ~(square <= EPS**2)  # NaN counts as alive and goes through: a broken batch must not look like a dead row
-    return torch.where(alive, x / torch.where(alive, square, torch.ones_like(square)).sqrt(), torch.zeros_like(x))
+    size = power_below(x.detach().abs().amax(-1, keepdim=True))
+    square = (x / size).square().sum(-1, keepdim=True)
+    # NaN counts as alive and goes through: a broken batch must not look like a dead row.
+    alive = ~(square <= (EPS / size).square())
+    norm = torch.where(alive, square, torch.ones_like(square)).sqrt() * size
+    return torch.where(alive, x / norm, torch.zeros_like(x))
 
 
 def cosine_from_sums(
     dot: Tensor,
     student_square: Tensor,
     teacher_square: Tensor,
-    student_floor: float | Tensor = EPS**2,
-    teacher_floor: float | Tensor = EPS**2,
+    student_floor: float | Tensor = FLOOR,
+    teacher_floor: float | Tensor = FLOOR,
 ) -> Tensor:
     """Cosines from sums of products, elementwise; 0 with zero gradient where either square is at most its floor.
 
-    `F.normalize` would divide by eps there: a student column that died would receive a gradient of 1e12.
+    `F.normalize` would divide by eps there: a student column that died would receive a gradient of 1e12. Where a sum is
+    infinite the cosine is not a number, so training stops and says so.
+
+    Args:
+        dot: sums of student times teacher, both times `SMALLER`.
+        student_square: sums of squares of the student, times `SMALLER`.
+        teacher_square: the same of the teacher.
+        student_floor: at most this is no direction.
+        teacher_floor: the same of the teacher.
     """
     # NaN counts as alive and goes through: a broken batch must not look like a dead column.
     alive = ~((student_square <= student_floor) | (teacher_square <= teacher_floor))
     ones = torch.ones_like(dot)
     # The inner `where` keeps the unused branch finite: a NaN there would survive the outer one as 0 * NaN.
     norms = torch.where(alive, student_square, ones).sqrt() * torch.where(alive, teacher_square, ones).sqrt()
-    return torch.where(alive, dot / norms, torch.zeros_like(dot))
+    cosines = torch.where(norms.isinf(), torch.full_like(dot, torch.nan), dot / norms)
+    return torch.where(alive, cosines, torch.zeros_like(dot))
+
+
+def cosine_of_rows(s: Float[Tensor, "B D"], t: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
+    """One cosine per image, of a `smaller_pair`."""
+    return cosine_from_sums((s * t).sum(1), s.square().sum(1), t.square().sum(1))
 
 
 def row_cosine(student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
@@ -65,8 +99,7 @@ def row_cosine(student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"]) -> 
     Returns:
         (B,) cosines in [-1, 1].
     """
-    s, t = exact(student), exact(teacher)
-    return cosine_from_sums((s * t).sum(1), s.square().sum(1), t.square().sum(1))
+    return cosine_of_rows(exact(student) * SMALLER, exact(teacher) * SMALLER)
 
 
 def column_cosine(student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"]) -> Float[Tensor, " D"]:
@@ -82,21 +115,21 @@ def column_cosine(student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"]) 
     return row_cosine(student.T, teacher.T)
 
 
-def row_correlation(student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
+def row_correlation(s: Float[Tensor, "B D"], t: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
     """Pearson's correlation of each image's D numbers; 0 with zero gradient where either row is constant.
 
     Args:
-        student: (B, D) embeddings, raw.
-        teacher: (B, D) embeddings, raw.
+        s: (B, D) of the student, of a `smaller_pair`.
+        t: (B, D) of the teacher.
 
     Returns:
         (B,) correlations in [-1, 1].
     """
-    return column_correlation(student.T, teacher.T, everywhere=False)
+    return column_correlation(s.T, t.T, everywhere=False)
 
 
 def column_correlation(
-    student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"], *, everywhere: bool = True
+    s: Float[Tensor, "B D"], t: Float[Tensor, "B D"], *, everywhere: bool = True
 ) -> Float[Tensor, " D"]:
     """Pearson's correlation of each dimension over the batch; 0 with zero gradient where either column is constant.
 
@@ -104,14 +137,13 @@ def column_correlation(
     a column whose mean is large beside its spread.
 
     Args:
-        student: (B, D) embeddings, raw.
-        teacher: (B, D) embeddings, raw.
+        s: (B, D) of the student, of a `smaller_pair`.
+        t: (B, D) of the teacher.
         everywhere: over the batch of all processes, or over this process' rows only.
 
     Returns:
         (D,) correlations in [-1, 1].
     """
-    s, t = exact(student), exact(teacher)
 
     def total(x: Tensor) -> Tensor:
         return sum_over_processes(x) if everywhere else x
@@ -129,7 +161,7 @@ def column_correlation(
 
 def _rounding(mean: Tensor, count: Tensor) -> Tensor:
     """The sum of squares of `count` equal numbers less their computed mean: no more than rounding."""
-    return EPS**2 + count * (16 * torch.finfo(mean.dtype).eps * mean) ** 2
+    return FLOOR + count * (16 * torch.finfo(mean.dtype).eps * mean) ** 2
 
 
 def infonce(positive: Float[Tensor, " B"], negatives: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
@@ -146,79 +178,3 @@ def relative_entropy(target: Float[Tensor, "B Q"], logits: Float[Tensor, "B Q"])
     """KL(softmax(target) || softmax(logits)) per image, in nats; 0 where Q is 0."""
     log_p, log_q = target.log_softmax(1), logits.log_softmax(1)
     return (log_p.exp() * (log_p - log_q)).sum(1)
-
-
-class _AllReduceSum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        # Every process' loss depends on every process' x, so the gradients are summed too. Under DDP, which averages
-        # gradients, this gives exactly the single-process gradient; without this sum it would be 1/W of it.
-        total = gradient.contiguous().clone()
-        dist.all_reduce(total)
-        return total
-
-
-def processes() -> int:
-    """How many processes train together; 1 outside torch.distributed."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def sum_over_processes(x: Tensor) -> Tensor:
-    """Sum over all processes, differentiable: sum forward, sum of gradients backward."""
-    if processes() == 1:
-        return x
-    total: Tensor = _AllReduceSum.apply(x)
-    return total
-
-
-class _AllRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        parts = _parts(x)
-        start = sum(len(part) for part in parts[: dist.get_rank()])
-        ctx.mine = slice(start, start + len(x))
-        return torch.cat(parts)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        # Every process compared its own rows with mine: what they ask of my rows is summed, as above.
-        total = gradient.contiguous().clone()
-        dist.all_reduce(total)
-        return total[ctx.mine]
-
-
-def all_rows(x: Float[Tensor, "B D"]) -> Float[Tensor, "G D"]:
-    """The rows of all processes in rank order, with gradient.
-
-    A loss that compares this process' rows with all rows, averaged over its own, is then the loss of the global batch,
-    and DDP's average of the gradients is its gradient, if all processes hold equally many rows.
-    """
-    if processes() == 1:
-        return x
-    rows: Tensor = _AllRows.apply(x)
-    return rows
-
-
-def gather_rows(x: Float[Tensor, "B D"]) -> Float[Tensor, "G D"]:
-    """The rows of all processes in rank order, without gradient; the counts may differ between processes."""
-    return x.detach() if processes() == 1 else torch.cat(_parts(x))
-
-
-def _parts(x: Tensor) -> list[Tensor]:
-    world = processes()
-    counts = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(world)]
-    dist.all_gather(counts, torch.tensor([len(x)], dtype=torch.int64, device=x.device))
-    sizes = [int(count) for count in counts]
-    padded = x.new_zeros(max(sizes), x.shape[1])
-    padded[: len(x)] = x.detach()
-    gathered = [torch.empty_like(padded) for _ in range(world)]
-    dist.all_gather(gathered, padded)
-    return [part[:size] for part, size in zip(gathered, sizes, strict=True)]
