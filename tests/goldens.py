@@ -79,7 +79,7 @@ def tiny(method: str, folder: Path, **more: Any) -> dict[str, Any]:
         "data": "digits:train", "limit": 192, "eval_data": "digits", "evaluation.limit": 160, "image_size": 32,
         "passes": 2, "batch_size": 32, "workers": 0, "device": "cpu", "probes": 1, "optimizer.warmup": 0.5,
         "teacher": "python:understudy.models.toy_encoder:ToyEncoder", "student": "small:resnet8x0.25",
-        "evaluation.sgd_epochs": 1, "evaluation.protocols": "knn,linear,asymmetric_knn,fidelity,retrieval",
+        "evaluation.linear_sgd.epochs": 1, "evaluation.protocols": "knn,linear,asymmetric_knn,fidelity,retrieval",
         "method": {"name": method}, "neighbors.k": 7, "neighbors.n": 15, "store": str(folder / "store"),
     }  # fmt: skip
     if method in ("attndistill", "proteus"):

@@ -22,7 +22,7 @@ from understudy.artifacts import Run
 from understudy.cli import main
 from understudy.compare import Cell, ComparisonSettings, Variant, chosen, rates, variants_of, variants_of_grid
 from understudy.errors import ConfigError, UnderstudyError
-from understudy.evaluate.protocols import EVALUATIONS
+from understudy.evaluate.protocols import PROTOCOLS
 from understudy.pipeline import RunSettings, training_images
 from understudy.report.comparison import FIGURES, footnotes, half_width, paired, quantile, statistics, table_of
 from understudy.settings import resolve
@@ -162,8 +162,8 @@ def compared(workplace):
         return run
 
     with pytest.MonkeyPatch.context() as patch:
-        for name, protocol in EVALUATIONS.items():
-            patch.setitem(EVALUATIONS, name, counted(name, protocol))
+        for name, protocol in PROTOCOLS.items():
+            patch.setattr(protocol, "evaluate", staticmethod(counted(name, protocol.evaluate)))
         assert main(["compare", *SHARED, *METHODS, "--out", "whole"]) == 0
     return json.loads((workplace / "whole" / "comparison.json").read_text()), asked
 

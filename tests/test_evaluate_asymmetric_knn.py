@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from understudy.errors import DataError, ShapeError
-from understudy.evaluate import EVALUATIONS
+from understudy.evaluate import PROTOCOLS
 from understudy.evaluate.encoded_set import EncodedSet
 from understudy.evaluate.settings import EvaluationSettings
 
@@ -38,20 +38,22 @@ def test_the_vote_is_the_teacher_s_bank_asked_by_the_student():
         nearest = np.argsort(-row)[:10]
         votes = np.bincount(LABELS[nearest], np.exp(row[nearest] / 0.07), 4)
         hits.append(votes.argmax() == label)
-    found = EVALUATIONS["asymmetric_knn"](encoded_set, SETTINGS)
+    found = PROTOCOLS["asymmetric_knn"].evaluate(encoded_set, SETTINGS)
     assert found["top1@10"] == pytest.approx(100 * np.mean(hits))
-    assert found["top1@10"] > EVALUATIONS["knn"](encoded_set, SETTINGS)["top1@10"] + 20  # of its own, unlike, bank
+    assert (
+        found["top1@10"] > PROTOCOLS["knn"].evaluate(encoded_set, SETTINGS)["top1@10"] + 20
+    )  # of its own, unlike, bank
 
 
 def test_rows_outside_the_teacher_s_space_are_not_asked():
-    found = EVALUATIONS["asymmetric_knn"](pair(aligned=False), SETTINGS)
+    found = PROTOCOLS["asymmetric_knn"].evaluate(pair(aligned=False), SETTINGS)
     assert list(found) == ["note"] and "not meant to lie in the teacher's space" in found["note"]
 
 
 def test_what_cannot_be_asked_is_told():
     with pytest.raises(ShapeError, match="has width 5, teacher 6"):
-        EVALUATIONS["asymmetric_knn"](pair(width=5), SETTINGS)
+        PROTOCOLS["asymmetric_knn"].evaluate(pair(width=5), SETTINGS)
     with pytest.raises(DataError, match="has no teacher"):
-        EVALUATIONS["asymmetric_knn"](pair().reference, SETTINGS)
+        PROTOCOLS["asymmetric_knn"].evaluate(pair().reference, SETTINGS)
     with pytest.raises(DataError, match="needs labeled images"):
-        EVALUATIONS["asymmetric_knn"](pair(train=None), SETTINGS)
+        PROTOCOLS["asymmetric_knn"].evaluate(pair(train=None), SETTINGS)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from understudy.errors import DataError
 from understudy.evaluate.encoded_set import Embedding, EncodedSet
-from understudy.evaluate.protocols.cost import cost, file_bytes, peak_bytes
+from understudy.evaluate.measures.network_cost import file_bytes, peak_bytes
+from understudy.evaluate.protocols.cost import Cost
 from understudy.evaluate.settings import EvaluationSettings
 from understudy.models.settings import StudentSettings
 from understudy.models.student import build_student
@@ -19,7 +20,7 @@ from understudy.models.teacher import build_teacher
 def test_a_student_and_its_embedding() -> None:
     student = build_student(StudentSettings("small:resnet8", head="linear"), 32).eval()
     figures = {
-        name: cost(EncodedSet(name, np.empty((0, 0)), encoder=encoder), EvaluationSettings(batch_size=4))
+        name: Cost.evaluate(EncodedSet(name, np.empty((0, 0)), encoder=encoder), EvaluationSettings(batch_size=4))
         for name, encoder in (("student", student), ("student_embed", Embedding(student)))
     }
     head = 64 * 32
@@ -54,7 +55,7 @@ def test_peak_memory_by_hand() -> None:
 
 def test_an_onnx_file_and_no_network(shared: Path) -> None:
     file = shared / "weights" / "resnet56_cifar10.onnx"
-    figures = cost(
+    figures = Cost.evaluate(
         EncodedSet("teacher", np.empty((0, 0)), encoder=build_teacher(f"onnx:{file}")), EvaluationSettings(batch_size=2)
     )
     assert figures["file_mb"] == pytest.approx(file.stat().st_size / 1e6)
@@ -62,4 +63,4 @@ def test_an_onnx_file_and_no_network(shared: Path) -> None:
     assert figures["flops"] == pytest.approx(125e6, rel=0.03)
     assert "ONNX" in figures["note"]
     with pytest.raises(DataError, match="only features"):
-        cost(EncodedSet("student", np.eye(3)), EvaluationSettings())
+        Cost.evaluate(EncodedSet("student", np.eye(3)), EvaluationSettings())

@@ -12,10 +12,12 @@ from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 
 from understudy.errors import DataError
-from understudy.evaluate.datasets.layouts import open_target
 from understudy.evaluate.encoded_set import EncodedSet, Figures, Progress
-from understudy.evaluate.protocols import davis as module
-from understudy.evaluate.protocols.davis import _size, boundary_measure, carry, jaccard, outline
+from understudy.evaluate.measures import propagation as module
+from understudy.evaluate.measures.outlines import boundary_measure, jaccard, outline
+from understudy.evaluate.measures.propagation import frame_size, propagate_frame
+from understudy.evaluate.open_set import open_set
+from understudy.evaluate.protocols.davis import Davis
 from understudy.evaluate.settings import EvaluationSettings
 from understudy.models.contract import Contract
 from understudy.models.encoder import Encoder
@@ -95,15 +97,15 @@ def test_carrying_equals_a_plain_loop(memory_mb: int) -> None:
                 np.sum([w * one[1] for w, one in zip(weights, best, strict=True)], axis=0) / weights.sum()
             )
     tensors = (torch.from_numpy(array).float() for array in (target, context, masks))
-    found = carry(*tensors, radius=2, memory_mb=memory_mb)
+    found = propagate_frame(*tensors, radius=2, memory_mb=memory_mb)
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)
 
 
 def test_frames_are_480_by_multiples_of_64() -> None:
-    assert _size(480, 854, 480, 16) == (480, 832)  # most of DAVIS
-    assert _size(480, 910, 480, None) == (480, 896)
-    assert _size(854, 480, 480, 8) == (832, 480)
-    height, width = _size(480, 854, 480, 14)
+    assert frame_size(480, 854, 480, 16) == (480, 832)  # most of DAVIS
+    assert frame_size(480, 910, 480, None) == (480, 896)
+    assert frame_size(854, 480, 480, 8) == (832, 480)
+    height, width = frame_size(480, 854, 480, 14)
     assert (height, width) == (448, 840) and height % 14 == width % 14 == 0
 
 
@@ -154,9 +156,11 @@ CONTRACT = Contract(32, mean=(0.3, 0.3, 0.3), std=(0.5, 0.5, 0.5), interpolation
 
 def davis(network: nn.Module, root: Path, progress: Progress | None = None) -> Figures:
     teacher = Teacher(Encoder(network, 3, CONTRACT, "colors", "colors", "by hand", "1"))
-    target = open_target(f"davis={root}")
-    encoded_set = EncodedSet("teacher", np.empty((0, 0), np.float32), encoder=teacher, target=target, progress=progress)
-    return module.davis(encoded_set, EvaluationSettings())
+    target = open_set(f"davis={root}")
+    encoded_set = EncodedSet(
+        "teacher", np.empty((0, 0), np.float32), encoder=teacher, dataset=target, progress=progress
+    )
+    return Davis.evaluate(encoded_set, EvaluationSettings())
 
 
 def test_what_is_told_apart_by_color_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,13 +10,15 @@ import pytest
 
 from test_evaluate_davis import official
 from test_evaluate_segmentation import colors
-from understudy.evaluate.protocols import davis
+from understudy.evaluate.features import Resources
+from understudy.evaluate.measures import propagation
+from understudy.evaluate.protocols.segmentation import SegmentationSettings
 from understudy.evaluate.runner import evaluate_model
-from understudy.evaluate.settings import EvaluationSettings, SegmentationSettings
+from understudy.evaluate.settings import EvaluationSettings
 
 
 def test_sets_meet_the_protocols_that_read_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(davis, "SHORT", 64)
+    monkeypatch.setattr(propagation, "SHORT", 64)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path, str(Path(__file__).parent)])
     videos, masks = official(tmp_path / "videos", "dogs"), colors(tmp_path / "pictures")
@@ -26,7 +28,7 @@ def test_sets_meet_the_protocols_that_read_them(tmp_path: Path, monkeypatch: pyt
     }
     plan: list[str] = []
     settings = EvaluationSettings(**common, segmentation=SegmentationSettings(iterations=2, batch_size=2, size=32))
-    found = evaluate_model("python:test_evaluate_davis:Colors", settings, notify=plan.append)
+    found = evaluate_model("python:test_evaluate_davis:Colors", settings, Resources(notify=plan.append))
     assert set(found) == {"teacher", "about"}
     figures = found["teacher"]
     assert figures["davis@davis"]["j_and_f"] > 90
@@ -38,7 +40,7 @@ def test_sets_meet_the_protocols_that_read_them(tmp_path: Path, monkeypatch: pyt
     seen: list[str] = []
     again = EvaluationSettings(**common, segmentation=SegmentationSettings(iterations=3, batch_size=2, size=32))
     after = evaluate_model(
-        "python:test_evaluate_davis:Colors", again, progress=lambda done, total, note: seen.append(note)
+        "python:test_evaluate_davis:Colors", again, Resources(progress=lambda done, total, note: seen.append(note))
     )
     assert after["teacher"]["davis@davis"] == figures["davis@davis"]
     assert after["teacher"]["segmentation@index-masks"]["iterations"] == 3

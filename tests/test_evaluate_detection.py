@@ -13,12 +13,13 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from understudy.errors import DataError
-from understudy.evaluate.datasets.layouts import open_target
 from understudy.evaluate.datasets.objects import open_objects
 from understudy.evaluate.encoded_set import EncodedSet, Figures, Progress
-from understudy.evaluate.protocols import detection as module
-from understudy.evaluate.protocols.detection import average_precision, outline_mask
-from understudy.evaluate.settings import DetectionSettings, EvaluationSettings
+from understudy.evaluate.measures import detector as module
+from understudy.evaluate.measures.coco import average_precision, outline_mask
+from understudy.evaluate.open_set import open_set
+from understudy.evaluate.protocols.detection import Detection, DetectionSettings
+from understudy.evaluate.settings import EvaluationSettings
 from understudy.models import pyramid
 from understudy.models.contract import Contract
 from understudy.models.encoder import Encoder
@@ -175,9 +176,9 @@ def detection(
 ) -> Figures:
     teacher = Teacher(Encoder(network, 16, Contract(32), "small", "small", "random", "1"))
     nothing = np.empty((0, 0), np.float32)
-    target = open_target(f"coco={root}")
-    encoded_set = EncodedSet("teacher", nothing, encoder=teacher, target=target, folder=folder, progress=progress)
-    return module.detection(encoded_set, EvaluationSettings(detection=settings, seed=3))
+    target = open_set(f"coco={root}")
+    encoded_set = EncodedSet("teacher", nothing, encoder=teacher, dataset=target, folder=folder, progress=progress)
+    return Detection.evaluate(encoded_set, EvaluationSettings(detection=settings, seed=3))
 
 
 def test_a_detector_trains_and_resumes_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

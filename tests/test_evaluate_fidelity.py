@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from understudy.errors import DataError, ShapeError
-from understudy.evaluate import geometry
 from understudy.evaluate.encoded_set import EncodedSet
-from understudy.evaluate.protocols import fidelity as module
-from understudy.evaluate.protocols.fidelity import fidelity, linear_cka, trustworthiness
-from understudy.evaluate.settings import EvaluationSettings, FidelitySettings
+from understudy.evaluate.measures import geometry, neighborhoods, spaces
+from understudy.evaluate.measures.geometry import linear_cka
+from understudy.evaluate.measures.neighborhoods import neighbor_order, trust_and_continuity, trustworthiness
+from understudy.evaluate.protocols.fidelity import Fidelity, FidelitySettings
+from understudy.evaluate.settings import EvaluationSettings
 
 INTERVALS = ("interval_level", "interval_draws", "images")
 
@@ -23,7 +24,9 @@ def two_spaces(count: int = 150, noise: float = 0.5) -> tuple[np.ndarray, np.nda
 
 def compare(student: np.ndarray, teacher: np.ndarray, draws: int = 10, **metadata: object) -> dict:
     settings = EvaluationSettings(fidelity=FidelitySettings(draws=draws))
-    return fidelity(EncodedSet("student", student, reference=EncodedSet("teacher", teacher), **metadata), settings)  # type: ignore[arg-type]
+    return Fidelity.evaluate(
+        EncodedSet("student", student, reference=EncodedSet("teacher", teacher), **metadata), settings
+    )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("k", [1, 5, 10, 30])
@@ -36,7 +39,7 @@ def test_trustworthiness_is_scikit_learns(k: int, monkeypatch: pytest.MonkeyPatc
     expected = oracle(teacher, unit, n_neighbors=k, metric="cosine")
     assert trustworthiness(teacher, student, k) == pytest.approx(expected, abs=1e-12)
     assert 0.5 < expected < 0.99
-    monkeypatch.setattr(module, "RANKS", 150 * 40)  # four blocks of ranks instead of one
+    monkeypatch.setattr(neighborhoods, "RANKS", 150 * 40)  # four blocks of ranks instead of one
     assert trustworthiness(teacher, student, k) == pytest.approx(expected, abs=1e-12)
 
 
@@ -64,7 +67,7 @@ def test_trustworthiness_and_continuity_by_hand() -> None:
 
 def test_cka_is_hsic_of_centered_grams(monkeypatch: pytest.MonkeyPatch) -> None:
     teacher, student = two_spaces()
-    monkeypatch.setattr(module, "BLOCK", 37)
+    monkeypatch.setattr(geometry, "BLOCK", 37)
     center = np.eye(150) - 1 / 150
     grams = [center @ (rows @ rows.T) @ center for rows in (teacher, student)]
 
@@ -156,7 +159,7 @@ def test_few_images_leave_figures_out_and_say_so() -> None:
 def test_what_cannot_be_compared_is_a_sentence() -> None:
     teacher, student = two_spaces()
     with pytest.raises(DataError, match="student has none"):
-        fidelity(EncodedSet("student", student), EvaluationSettings())
+        Fidelity.evaluate(EncodedSet("student", student), EvaluationSettings())
     with pytest.raises(ShapeError, match="149 test rows, teacher has 150"):
         compare(student[:149], teacher)
     with pytest.raises(ShapeError, match="width 5, teacher 8"):
@@ -184,7 +187,7 @@ def test_intervals_lie_around_their_figures_and_shrink_with_more_images() -> Non
 def test_without_draws_the_figures_are_the_same_and_have_no_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     teacher, student = two_spaces()
     drawn = compare(student, teacher)
-    monkeypatch.setattr(module, "_nearest", None)  # sorted for intervals alone
+    monkeypatch.setattr(spaces, "neighbor_order", None)  # sorted for intervals alone
     plain = compare(student, teacher, draws=0)
     assert plain == {name: value for name, value in drawn.items() if not name.endswith(("_low", "_high"))
                      and name not in ("interval_level", "interval_draws")}  # fmt: skip
@@ -193,10 +196,10 @@ def test_without_draws_the_figures_are_the_same_and_have_no_intervals(monkeypatc
 
 def test_trustworthiness_of_a_half_is_trustworthiness() -> None:
     teacher, student = two_spaces(60)
-    orders = [module._nearest(geometry.unit(rows)) for rows in (teacher, student)]
+    orders = [neighbor_order(geometry.unit(rows)) for rows in (teacher, student)]
     for part in (np.arange(60), np.arange(0, 60, 2), np.arange(7, 50)):
         both = [trustworthiness(*pair, 10) for pair in ((teacher[part], student[part]), (student[part], teacher[part]))]
-        assert module._trust(*orders, part) == pytest.approx(both, abs=1e-12)
+        assert trust_and_continuity(*orders, part, 10) == pytest.approx(both, abs=1e-12)
 
 
 def test_without_gudhi_the_other_figures_are_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from understudy.errors import MissingDependency
-from understudy.evaluate import geometry, topology
-from understudy.evaluate.protocols.fidelity import linear_cka
+from understudy.evaluate.measures import geometry, topology
+from understudy.evaluate.measures.geometry import linear_cka
 
 
 def two_spaces(count: int = 60, noise: float = 0.5) -> tuple[np.ndarray, np.ndarray]:

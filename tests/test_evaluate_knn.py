@@ -5,7 +5,7 @@ import pytest
 
 from understudy.errors import DataError, ShapeError
 from understudy.evaluate.encoded_set import EncodedSet
-from understudy.evaluate.protocols.knn import knn
+from understudy.evaluate.protocols.knn import Knn
 from understudy.evaluate.settings import EvaluationSettings
 
 SETTINGS = EvaluationSettings()
@@ -28,7 +28,7 @@ def test_equals_scikit_learns_weighted_vote() -> None:
     from sklearn.neighbors import KNeighborsClassifier
 
     given = encoded_set()
-    figures = knn(given, SETTINGS)
+    figures = Knn.evaluate(given, SETTINGS)
     for k, temperature, suffix in [(1, 0.07, ""), (10, 0.07, ""), (20, 0.07, ""), (50, 0.07, ""), (10, 1.0, ",T=1")]:
         oracle = KNeighborsClassifier(
             k, metric="cosine", weights=lambda distance, t=temperature: np.exp((1 - distance) / t)
@@ -51,7 +51,7 @@ def test_a_case_worked_by_hand() -> None:
     """
     train = np.array([[2.0, 0.0]] + [[0.0, 0.5]] * 9)
     labels = np.array([0] + [1] * 9)
-    figures = knn(EncodedSet("student", np.array([[7.0, 0.0]]), train, np.array([0]), labels), SETTINGS)
+    figures = Knn.evaluate(EncodedSet("student", np.array([[7.0, 0.0]]), train, np.array([0]), labels), SETTINGS)
     assert figures["top1@1"] == 100.0
     assert figures["top1@10"] == 100.0
     assert figures["top1@10,T=1"] == 0.0
@@ -62,7 +62,7 @@ def test_a_case_worked_by_hand() -> None:
 def test_a_class_without_votes_is_no_top5_hit() -> None:
     """k = 1 names one class only: top-5 cannot exceed top-1 however many classes there are."""
     given = encoded_set(classes=9)
-    figures = knn(given, SETTINGS)
+    figures = Knn.evaluate(given, SETTINGS)
     assert figures["top5@1"] == figures["top1@1"]
     assert figures["top5@50"] > figures["top1@50"]
 
@@ -75,7 +75,7 @@ def test_lengths_and_order_of_rows_do_not_matter() -> None:
     other = EncodedSet(
         "student", given.test * lengths, given.train[order], given.test_labels, given.train_labels[order]
     )
-    assert knn(other, SETTINGS) == knn(given, SETTINGS)
+    assert Knn.evaluate(other, SETTINGS) == Knn.evaluate(given, SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_what_cannot_be_scored_is_a_sentence(change: dict, sentence: str) -> Non
     table = {"name": "student", "test": given.test, "train": given.train}
     table |= {"test_labels": given.test_labels, "train_labels": given.train_labels}
     with pytest.raises((DataError, ShapeError), match=sentence):
-        knn(EncodedSet(**(table | change)), SETTINGS)
+        Knn.evaluate(EncodedSet(**(table | change)), SETTINGS)
 
 
 def test_rows_that_are_not_finite_are_counted() -> None:
@@ -103,7 +103,7 @@ def test_rows_that_are_not_finite_are_counted() -> None:
     train = given.train.copy()
     train[5, 3], train[7], train[9, 0] = np.nan, np.inf, -np.inf
     with pytest.raises(DataError, match="3 of 300 rows of the student features of the training images"):
-        knn(EncodedSet("student", given.test, train, given.test_labels, given.train_labels), SETTINGS)
+        Knn.evaluate(EncodedSet("student", given.test, train, given.test_labels, given.train_labels), SETTINGS)
 
 
 def test_as_many_classes_as_imagenet_has_in_all() -> None:
@@ -113,5 +113,5 @@ def test_as_many_classes_as_imagenet_has_in_all() -> None:
     centers = generator.normal(size=(21_000, 16)).astype(np.float32)
     asked = generator.permutation(21_000)[:60]
     settings = EvaluationSettings(memory_mb=128)
-    figures = knn(EncodedSet("student", 3 * centers[asked], centers[labels], asked, labels), settings)
+    figures = Knn.evaluate(EncodedSet("student", 3 * centers[asked], centers[labels], asked, labels), settings)
     assert figures["top1@1"] == figures["top1@10"] == figures["top5@50"] == 100

@@ -9,14 +9,10 @@ import torch
 
 from understudy.errors import ConfigError, DataError
 from understudy.evaluate.encoded_set import EncodedSet
-from understudy.evaluate.protocols.linear import (
-    L2_VALUES,
-    LogisticPath,
-    average_precision_11,
-    linear,
-    logistic_regression,
-    validation_split,
-)
+from understudy.evaluate.measures.accuracy import average_precision_11
+from understudy.evaluate.measures.logistic import LogisticPath, logistic_regression
+from understudy.evaluate.measures.probe import L2_VALUES, validation_split
+from understudy.evaluate.protocols.linear import Linear
 from understudy.evaluate.settings import EvaluationSettings
 
 SETTINGS = EvaluationSettings()
@@ -105,7 +101,7 @@ def test_protocol_against_scikit_learn() -> None:
 
     rows, labels = features(240, 6, 7)
     test_rows, test_labels = features(150, 6, 7, seed=1)
-    figures = linear(EncodedSet("student", test_rows, rows, test_labels, labels), SETTINGS)
+    figures = Linear.evaluate(EncodedSet("student", test_rows, rows, test_labels, labels), SETTINGS)
     held_out = validation_split(labels, SETTINGS.seed)
     fit_rows, fit_labels = rows[~held_out], labels[~held_out]
     scores = []
@@ -130,7 +126,7 @@ def test_mean_class_weighs_classes_alike() -> None:
     """Class 5 has no training images, so its one test image is missed; ids need not be dense."""
     train, labels = np.array([[-1.0], [1.0]] * 20), np.array([2, 9] * 20)
     test, test_labels = np.array([[-1.0]] * 8 + [[1.0], [1.0]]), np.array([2] * 8 + [9, 5])
-    figures = linear(EncodedSet("student", test, train, test_labels, labels), SETTINGS)
+    figures = Linear.evaluate(EncodedSet("student", test, train, test_labels, labels), SETTINGS)
     assert figures["top1"] == pytest.approx(90.0)
     assert figures["mean_class"] == pytest.approx(100 * 2 / 3)
     assert figures["top5"] == pytest.approx(90.0)
@@ -160,7 +156,7 @@ def test_validation_split_takes_a_fifth_of_every_class() -> None:
 def test_what_cannot_be_fitted_is_a_sentence(labels: list[int], sentence: str) -> None:
     rows = np.random.default_rng(0).normal(size=(4, 3))
     with pytest.raises(DataError, match=sentence):
-        linear(EncodedSet("student", rows, rows, np.array(labels), np.array(labels)), SETTINGS)
+        Linear.evaluate(EncodedSet("student", rows, rows, np.array(labels), np.array(labels)), SETTINGS)
 
 
 def test_blocks_from_disk_reach_the_same_optimum_within_the_budget(tmp_path: Path) -> None:

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from understudy.errors import DataError
 from understudy.evaluate.encoded_set import EncodedSet
-from understudy.evaluate.protocols import linear_sgd as module
-from understudy.evaluate.protocols.linear_sgd import linear_sgd
+from understudy.evaluate.measures import augmented as module
+from understudy.evaluate.protocols.linear_sgd import LinearSgd, LinearSgdSettings
 from understudy.evaluate.settings import EvaluationSettings
 from understudy.models.contract import Contract
+from understudy.philox import ANCHORS, permutation
 from understudy.sources.source import Source, open_source
 from understudy.views.augmentation import Recipe
-from understudy.views.batches import NeighborBatches
 
 
 class Pooled:
@@ -55,25 +55,23 @@ def test_steps_are_momentum_sgd_with_two_drops(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(module, "BATCH", 64)
     notes: list[str] = []
     given = encoded_set(Pooled(), progress=lambda done, total, note: notes.append(note))
-    figures = linear_sgd(given, EvaluationSettings(sgd_epochs=10, sgd_lr=0.5, seed=3))
+    figures = LinearSgd.evaluate(given, EvaluationSettings(linear_sgd=LinearSgdSettings(10, 0.5), seed=3))
 
     rows, truth = np.asarray(given.train, np.float64), np.asarray(given.train_labels)
     weight = torch.empty(10, 64).normal_(std=0.01, generator=torch.Generator().manual_seed(3)).double().numpy()
     bias, speed_w, speed_b = np.zeros(10), np.zeros((10, 64)), np.zeros(10)
-    batches, losses, scores, step = NeighborBatches(300, 64, seed=3), [], [], 0
+    losses, scores = [], []
     for epoch in range(10):
         rate = 0.5 * (1 if epoch < 6 else 0.1 if epoch < 8 else 0.01)
-        of_epoch = []
-        while step < -(-300 * (epoch + 1) // 64):
-            index, _ = batches.at(step)
+        of_epoch, order = [], permutation(3, ANCHORS, epoch, 300)
+        for index in (order[start : start + 64] for start in range(0, 300, 64)):  # the last batch has 44 images
             logits = rows[index] @ weight.T + bias
             chances = np.exp(logits - logits.max(1, keepdims=True))
             chances /= chances.sum(1, keepdims=True)
-            of_epoch.append(-np.log(chances[np.arange(64), truth[index]]).mean())
-            residual = (chances - np.eye(10)[truth[index]]) / 64
+            of_epoch.append(-np.log(chances[np.arange(len(index)), truth[index]]).mean())
+            residual = (chances - np.eye(10)[truth[index]]) / len(index)
             speed_w, speed_b = 0.9 * speed_w + residual.T @ rows[index], 0.9 * speed_b + residual.sum(0)
             weight, bias = weight - rate * speed_w, bias - rate * speed_b
-            step += 1
         losses.append(np.mean(of_epoch))
         ranked = np.argsort(-(np.asarray(given.test, np.float64) @ weight.T + bias), axis=1)[:, :5]
         hits = ranked == np.asarray(given.test_labels)[:, None]
@@ -96,9 +94,9 @@ def test_steps_are_momentum_sgd_with_two_drops(monkeypatch: pytest.MonkeyPatch) 
 
 def test_augmented_images_pass_the_frozen_encoder_once_per_epoch() -> None:
     encoder = Pooled()
-    figures = linear_sgd(encoded_set(encoder), EvaluationSettings(sgd_epochs=3, sgd_lr=0.3))
+    figures = LinearSgd.evaluate(encoded_set(encoder), EvaluationSettings(linear_sgd=LinearSgdSettings(3, 0.3)))
     images = torch.cat(encoder.seen)
-    assert 900 <= len(images) < 900 + 256  # the last batch is a whole one
+    assert [len(batch) for batch in encoder.seen] == 3 * [256, 44]  # what is left over makes a batch, as theirs
     assert not any(batch.requires_grad for batch in encoder.seen)
     # Every crop and flip is new: no view comes twice, and none is the plain image.
     plain = {image.numpy().tobytes() for image in pixels(open_source("digits:train").subset(np.arange(300)))}
@@ -106,15 +104,21 @@ def test_augmented_images_pass_the_frozen_encoder_once_per_epoch() -> None:
     assert len(views) > 0.99 * len(images)
     assert len(views & plain) < 0.01 * len(images)
     assert figures["top1"] >= figures["top1_last"]
-    assert figures == linear_sgd(encoded_set(Pooled()), EvaluationSettings(sgd_epochs=3, sgd_lr=0.3))  # seeded
-    assert figures != linear_sgd(encoded_set(Pooled()), EvaluationSettings(sgd_epochs=3, sgd_lr=0.3, seed=1))
+    assert figures == LinearSgd.evaluate(
+        encoded_set(Pooled()), EvaluationSettings(linear_sgd=LinearSgdSettings(3, 0.3))
+    )  # seeded
+    assert figures != LinearSgd.evaluate(
+        encoded_set(Pooled()), EvaluationSettings(linear_sgd=LinearSgdSettings(3, 0.3), seed=1)
+    )
 
 
 def test_shuffled_labels_leave_chance() -> None:
     given = encoded_set(Pooled(), test=200)
     shuffled = np.random.default_rng(0).permutation(given.train_labels)
     assert (
-        linear_sgd(replace(given, train_labels=shuffled), EvaluationSettings(sgd_epochs=3, sgd_lr=0.3))["top1_last"]
+        LinearSgd.evaluate(
+            replace(given, train_labels=shuffled), EvaluationSettings(linear_sgd=LinearSgdSettings(3, 0.3))
+        )["top1_last"]
         < 30
     )
 
@@ -123,6 +127,6 @@ def test_what_cannot_be_trained_is_a_sentence() -> None:
     given = encoded_set(Pooled(), train=40, test=20)
     features_only = EncodedSet("student", given.test, given.train, given.test_labels, given.train_labels)
     with pytest.raises(DataError, match="there are only features"):
-        linear_sgd(features_only, EvaluationSettings())
+        LinearSgd.evaluate(features_only, EvaluationSettings())
     with pytest.raises(DataError, match=r"diverged in epoch [12] \(loss (nan|inf)\).*learning rate 1e\+38"):
-        linear_sgd(given, EvaluationSettings(sgd_epochs=2, sgd_lr=1e38))
+        LinearSgd.evaluate(given, EvaluationSettings(linear_sgd=LinearSgdSettings(2, 1e38)))

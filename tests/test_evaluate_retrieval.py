@@ -9,11 +9,12 @@ import pytest
 from PIL import Image
 
 from understudy.errors import DataError, ShapeError
-from understudy.evaluate.datasets.dataset import Target
+from understudy.evaluate.dataset import EvaluationSet
 from understudy.evaluate.datasets.landmarks import read_ground_truth
-from understudy.evaluate.datasets.layouts import open_target
 from understudy.evaluate.encoded_set import EncodedSet
-from understudy.evaluate.protocols.retrieval import positions, precision_at, ranked, retrieval, trapezia
+from understudy.evaluate.measures.ranking import positions, precision_at, ranked, trapezia
+from understudy.evaluate.open_set import open_set
+from understudy.evaluate.protocols.retrieval import Retrieval
 from understudy.evaluate.settings import EvaluationSettings
 from understudy.sources.source import Source
 
@@ -35,7 +36,7 @@ def line(*degrees: float) -> np.ndarray:
     return np.c_[np.cos(angles), np.sin(angles)].astype(np.float32)
 
 
-def landmarks(folder: Path, gnd: list[dict], names: int = 6, queries: int = 1, protocol: int = 2) -> Target:
+def landmarks(folder: Path, gnd: list[dict], names: int = 6, queries: int = 1, protocol: int = 2) -> EvaluationSet:
     """A set in the official layout; the images are of no matter."""
     root = folder / "roxford5k"
     (root / "jpg").mkdir(parents=True)
@@ -43,7 +44,7 @@ def landmarks(folder: Path, gnd: list[dict], names: int = 6, queries: int = 1, p
     for name in lists["imlist"] + lists["qimlist"]:
         Image.new("RGB", (20, 10), (len(name), 80, 0)).save(root / "jpg" / f"{name}.jpg")
     (root / "gnd_roxford5k.pkl").write_bytes(pickle.dumps({**lists, "gnd": gnd}, protocol=protocol))
-    return open_target(f"roxford5k={folder}")
+    return open_set(f"roxford5k={folder}")
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
@@ -57,8 +58,10 @@ def test_easy_hard_and_junk_by_hand(tmp_path: Path, protocol: int) -> None:
     assert target.kind == "landmarks"
     assert target.queries is not None
     assert target.queries.read(0).size == (10, 8)
-    encoded_set = EncodedSet("teacher", line(1, 2, 3, 4, 5, 6), queries=line(0), target=target, test_source=target.test)
-    figures = retrieval(encoded_set, SETTINGS)
+    encoded_set = EncodedSet(
+        "teacher", line(1, 2, 3, 4, 5, 6), queries=line(0), dataset=target, test_source=target.test
+    )
+    figures = Retrieval.evaluate(encoded_set, SETTINGS)
     two = ((1 + 1) / 2 + (1 / 2 + 2 / 3) / 2) / 2
     four = (1 + 1 + (2 / 3 + 3 / 4) / 2 + (3 / 4 + 4 / 5) / 2) / 4
     assert figures["map_easy"] == figures["map_hard"] == pytest.approx(100 * two)
@@ -70,18 +73,18 @@ def test_easy_hard_and_junk_by_hand(tmp_path: Path, protocol: int) -> None:
 
 def test_asymmetric_asks_the_teachers_database(tmp_path: Path) -> None:
     target = landmarks(tmp_path, [{"easy": [0], "hard": [], "junk": []}], names=3)
-    teacher = EncodedSet("teacher", line(0, 50, 90), queries=line(0), target=target, test_source=target.test)
+    teacher = EncodedSet("teacher", line(0, 50, 90), queries=line(0), dataset=target, test_source=target.test)
     student = EncodedSet(
-        "student_embed", line(80, 0, 10), queries=line(5), target=target, test_source=target.test,
+        "student_embed", line(80, 0, 10), queries=line(5), dataset=target, test_source=target.test,
         reference=teacher, aligned=True,
     )  # fmt: skip
-    figures = retrieval(student, SETTINGS)
+    figures = Retrieval.evaluate(student, SETTINGS)
     assert figures["map_easy"] < 50  # its own database has the answer last
     assert figures["asymmetric_map_easy"] == 100
-    narrow = EncodedSet("student_embed", student.test, queries=student.queries, target=target, test_source=target.test,
+    narrow = EncodedSet("student_embed", student.test, queries=student.queries, dataset=target, test_source=target.test,
                      reference=EncodedSet("teacher", np.ones((3, 5))), aligned=True)  # fmt: skip
     with pytest.raises(ShapeError, match="width 2, teacher 5"):
-        retrieval(narrow, SETTINGS)
+        Retrieval.evaluate(narrow, SETTINGS)
 
 
 def test_class_level_against_scikit_learn() -> None:
@@ -90,7 +93,7 @@ def test_class_level_against_scikit_learn() -> None:
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 6, 90)
     rows = generator.normal(size=(6, 5))[labels] + generator.normal(size=(90, 5))
-    figures = retrieval(EncodedSet("student", rows, test_labels=labels), SETTINGS)
+    figures = Retrieval.evaluate(EncodedSet("student", rows, test_labels=labels), SETTINGS)
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     cosines = unit @ unit.T
     precision, recall = [], {k: [] for k in (1, 2, 4, 8)}
@@ -120,21 +123,23 @@ def test_what_cannot_be_asked_is_a_sentence(tmp_path: Path) -> None:
     rows = np.eye(4)
     for labels, sentence in ((None, "needs labeled test images"), (np.arange(4), "No class has two of the 4")):
         with pytest.raises(DataError, match=sentence):
-            retrieval(EncodedSet("student", rows, test_labels=labels), SETTINGS)
+            Retrieval.evaluate(EncodedSet("student", rows, test_labels=labels), SETTINGS)
     broken = rows.copy()
     broken[1] = np.nan
     with pytest.raises(DataError, match="1 of 4 rows"):
-        retrieval(EncodedSet("student", broken, test_labels=np.zeros(4, int)), SETTINGS)
-    figures = retrieval(EncodedSet("student", rows, test_labels=np.array([0, 0, 1, 2])), SETTINGS)
+        Retrieval.evaluate(EncodedSet("student", broken, test_labels=np.zeros(4, int)), SETTINGS)
+    figures = Retrieval.evaluate(EncodedSet("student", rows, test_labels=np.array([0, 0, 1, 2])), SETTINGS)
     assert figures["note"].startswith("2 test images are the only ones of their class")
     with pytest.raises(DataError, match=r"gnd_roxford5k.pkl does not exist.*revisitop"):
-        open_target(f"roxford5k={tmp_path}")
+        open_set(f"roxford5k={tmp_path}")
     empty = landmarks(tmp_path, [{"easy": [], "hard": [], "junk": []}])
     with pytest.raises(DataError, match="No query"):
-        retrieval(EncodedSet("t", line(*range(6)), queries=line(0), target=empty, test_source=empty.test), SETTINGS)
+        Retrieval.evaluate(
+            EncodedSet("t", line(*range(6)), queries=line(0), dataset=empty, test_source=empty.test), SETTINGS
+        )
     (tmp_path / "roxford5k" / "jpg" / "all_souls_000003.jpg").unlink()
     with pytest.raises(DataError, match=r"all_souls_000003.jpg is listed, with 5 others, and does not exist"):
-        open_target(f"roxford5k={tmp_path}")
+        open_set(f"roxford5k={tmp_path}")
 
 
 class Harm:

@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 
 from understudy.errors import ConfigError, DataError
-from understudy.evaluate.datasets.corruptions import (
+from understudy.evaluate.datasets.shifted import CIFAR10_CLASSES, imagenet_wnids, numbered_as
+from understudy.evaluate.encoded_set import EncodedSet
+from understudy.evaluate.measures.corruptions import (
     CORRUPTIONS,
     LARGE_STRENGTHS,
     SMALL_STRENGTHS,
@@ -16,12 +18,12 @@ from understudy.evaluate.datasets.corruptions import (
     corrupt,
     frost_photographs,
 )
-from understudy.evaluate.datasets.layouts import has_halves, open_target
-from understudy.evaluate.datasets.shifted import CIFAR10_CLASSES, imagenet_wnids, numbered_as
-from understudy.evaluate.encoded_set import EncodedSet
-from understudy.evaluate.protocols.linear import linear, main_classifier
-from understudy.evaluate.protocols.robustness import ALEXNET_ERROR, robustness, summary
-from understudy.evaluate.settings import EvaluationSettings, RobustnessSettings
+from understudy.evaluate.measures.probe import main_probe
+from understudy.evaluate.measures.shift import ALEXNET_ERROR, summary
+from understudy.evaluate.open_set import has_halves, open_set
+from understudy.evaluate.protocols.linear import Linear
+from understudy.evaluate.protocols.robustness import Robustness, RobustnessSettings
+from understudy.evaluate.settings import EvaluationSettings
 from understudy.models.contract import Contract
 from understudy.sources.source import Source, open_source
 
@@ -30,7 +32,7 @@ SETTINGS = EvaluationSettings()
 
 @pytest.fixture
 def two_l2_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("understudy.evaluate.protocols.linear.L2_VALUES", (1.0, 0.01))
+    monkeypatch.setattr("understudy.evaluate.measures.probe.L2_VALUES", (1.0, 0.01))
 
 
 def photograph(size: int = 96, seed: int = 0) -> np.ndarray:
@@ -185,7 +187,7 @@ def main_subject(tmp_path: Path) -> EncodedSet:
 def test_corruptions_made_on_the_fly(tmp_path: Path) -> None:
     encoded_set = main_subject(tmp_path)
     settings = EvaluationSettings(robustness=RobustnessSettings(severities=(1, 5), images=20), batch_size=16)
-    figures = robustness(encoded_set, settings)
+    figures = Robustness.evaluate(encoded_set, settings)
     assert figures["clean"] == 100
     assert figures["images"] == 20
     assert "frost needs its photographs" in figures["note"]
@@ -196,23 +198,23 @@ def test_corruptions_made_on_the_fly(tmp_path: Path) -> None:
     mean = np.mean([figures[name] for name in CORRUPTIONS if name != "frost"])
     assert figures["mean_error"] == pytest.approx(100 - mean)
     only = EvaluationSettings(robustness=RobustnessSettings(severities=(4,), images=20))
-    classifier, known = main_classifier(encoded_set, only)[:2]
+    probe = main_probe(encoded_set, only)
     chosen = np.sort(np.random.default_rng(0).permutation(30)[:20])
     assert encoded_set.test_source is not None
     assert encoded_set.test_labels is not None
     dark = CorruptedImages(encoded_set.test_source.subset(chosen), 32, 1.0, "bilinear", "brightness", 4)
     rows = as_rows(Source("dark", dark))
-    expected = 100 * (known[classifier.scores(rows).argmax(1)] == encoded_set.test_labels[chosen]).mean()
+    expected = 100 * (probe.classes[probe.classifier.scores(rows).argmax(1)] == encoded_set.test_labels[chosen]).mean()
     assert 0 < expected < 100
-    assert robustness(encoded_set, only)["brightness"] == pytest.approx(expected)
+    assert Robustness.evaluate(encoded_set, only)["brightness"] == pytest.approx(expected)
     seen = CorruptedImages(encoded_set.test_source, 32, 1.0, "bilinear", "fog", 2)  # type: ignore[arg-type]
     assert (np.asarray(seen.read(3)) == np.asarray(seen.read(3))).all()
     with pytest.raises(ConfigError, match="got 9"):
-        robustness(encoded_set, EvaluationSettings(robustness=RobustnessSettings(severities=(9,))))
+        Robustness.evaluate(encoded_set, EvaluationSettings(robustness=RobustnessSettings(severities=(9,))))
     with pytest.raises(ConfigError, match="names none"):
-        robustness(encoded_set, EvaluationSettings(robustness=RobustnessSettings(severities=())))
+        Robustness.evaluate(encoded_set, EvaluationSettings(robustness=RobustnessSettings(severities=())))
     with pytest.raises(DataError, match="only features"):
-        robustness(
+        Robustness.evaluate(
             EncodedSet("s", encoded_set.test, encoded_set.train, encoded_set.test_labels, encoded_set.train_labels),
             SETTINGS,
         )
@@ -227,25 +229,25 @@ def test_some_of_the_classes_are_judged_among_themselves(tmp_path: Path) -> None
         for file in (tmp_path / "shift" / "imagenet-a" / f"n{number:08d}").iterdir():
             file.unlink()
         (tmp_path / "shift" / "imagenet-a" / f"n{number:08d}").rmdir()
-    target = open_target(f"imagenet-a={tmp_path / 'shift'}")
+    target = open_set(f"imagenet-a={tmp_path / 'shift'}")
     assert target.kind == "shift"
     assert target.test is not None
     labels = numbered_as(target.test, main.class_names, "imagenet-a")
     assert set(labels) == {1, 3}
     rows = as_rows(target.test) + np.where(labels == 1, 30 / 255, 0)[:, None].astype(np.float32)
     encoded_set = EncodedSet(
-        "student", rows, main.train, labels, main.train_labels, main.class_names, base=main, target=target,
+        "student", rows, main.train, labels, main.train_labels, main.class_names, base=main, dataset=target,
         train_source=main.train_source, test_source=target.test,
     )  # fmt: skip
-    whole = linear(main, SETTINGS)
-    figures = robustness(encoded_set, SETTINGS)
+    whole = Linear.evaluate(main, SETTINGS)
+    figures = Robustness.evaluate(encoded_set, SETTINGS)
     assert whole["top1"] == 100
     assert figures["classes"] == 2
     assert figures["top1"] >= 50
     assert figures["knn"] >= 50
     plain = EncodedSet("student", rows, main.train, labels, main.train_labels, main.class_names)
-    assert linear(plain, SETTINGS)["top1"] <= 50  # with class 2 to choose from, class 1 is lost
-    assert "classifier" in main.kept  # fitted once, for `linear` and for every shifted set
+    assert Linear.evaluate(plain, SETTINGS)["top1"] <= 50  # with class 2 to choose from, class 1 is lost
+    assert "probe" in main.cache  # fitted once, for `linear` and for every shifted set
 
 
 def test_names_alone_are_looked_for_below_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,7 +263,7 @@ def test_names_alone_are_looked_for_below_one_folder(tmp_path: Path, monkeypatch
     colored(tmp_path / "pets" / "test", 3, 1, 0)
     sizes = {}
     for name in ("imagenet-v2-top", "imagenet-v2-threshold", "imagenet-sketch", "imagenet-a", "imagenet-c", "pets"):
-        target = open_target(name)
+        target = open_set(name)
         assert target.test is not None
         sizes[name] = len(target.test)
     assert sizes == {
@@ -275,8 +277,8 @@ def test_names_alone_are_looked_for_below_one_folder(tmp_path: Path, monkeypatch
     (tmp_path / "shelf" / "dtd").mkdir()
     assert not has_halves(str(tmp_path / "shelf"))  # one set of several
     with pytest.raises(DataError, match=r"cub_200_2011"):  # train/ and val/ there are another set's
-        open_target("cub200")
-    assert len(open_target(f"cub200={tmp_path}").test or []) == 2  # unless the user says so
+        open_set("cub200")
+    assert len(open_set(f"cub200={tmp_path}").test or []) == 2  # unless the user says so
 
 
 @pytest.mark.usefixtures("two_l2_values")
@@ -284,7 +286,7 @@ def test_imagenet_c_layout(tmp_path: Path) -> None:
     for corruption in ("fog", "contrast"):
         for severity in range(1, 6):
             colored(tmp_path / "c" / corruption / str(severity), 3, 2, severity)
-    target = open_target(f"imagenet-c={tmp_path / 'c'}")
+    target = open_set(f"imagenet-c={tmp_path / 'c'}")
     assert target.test is not None
     assert target.test.class_names == [f"n{i:08d}" for i in range(3)]
     names = target.test.names.to_pylist()
@@ -297,9 +299,9 @@ def test_imagenet_c_layout(tmp_path: Path) -> None:
     )
     encoded_set = EncodedSet(
         "student", as_rows(target.test), main.train, target.test.labels, main.train_labels, main.class_names, base=main,
-        target=target, test_source=target.test,
+        dataset=target, test_source=target.test,
     )  # fmt: skip
-    figures = robustness(encoded_set, SETTINGS)
+    figures = Robustness.evaluate(encoded_set, SETTINGS)
     assert figures["fog"] == figures["contrast"] == 100
     assert figures["mce"] == 0
     assert figures["images"] == 60
@@ -308,15 +310,15 @@ def test_imagenet_c_layout(tmp_path: Path) -> None:
     for name in ("fog", "contrast"):
         (tmp_path / "archive" / "weather" / "c" / name).rename(tmp_path / "archive" / "weather" / name)
     (tmp_path / "archive" / "weather" / "c").rmdir()
-    deeper = open_target(f"imagenet-c={tmp_path / 'archive'}")  # as the archives unpack, one folder more
+    deeper = open_set(f"imagenet-c={tmp_path / 'archive'}")  # as the archives unpack, one folder more
     assert list(deeper.metadata["parts"]) == list(target.metadata["parts"])
     assert deeper.test is not None
     assert (deeper.test.labels == target.test.labels).all()
     colored(tmp_path / "bad", 2, 1, 0)
     with pytest.raises(DataError, match="CORRUPTION/SEVERITY/CLASS/IMAGE"):
-        open_target(f"imagenet-c={tmp_path / 'bad'}")
+        open_set(f"imagenet-c={tmp_path / 'bad'}")
     with pytest.raises(DataError, match=r"does not exist.*zenodo"):
-        open_target(f"imagenet-c={tmp_path / 'none'}")
+        open_set(f"imagenet-c={tmp_path / 'none'}")
 
 
 def test_classes_of_imagenet_by_name_number_and_part(tmp_path: Path) -> None:
@@ -357,17 +359,17 @@ def test_cifar10_c_is_judged_by_the_plain_mean(tmp_path: Path) -> None:
     np.save(tmp_path / "labels.npy", np.tile(labels, 5))
     np.save(tmp_path / "fog.npy", np.concatenate([right] * 5))
     np.save(tmp_path / "gaussian_noise.npy", np.concatenate([right, right, wrong.astype(np.uint8), right, right]))
-    target = open_target(f"cifar10-c={tmp_path}")
+    target = open_set(f"cifar10-c={tmp_path}")
     assert target.test is not None
     rows = as_rows(target.test)
     main = EncodedSet(
         "s", rows[:100], rows[:100], target.test.labels[:100], target.test.labels[:100], tuple(CIFAR10_CLASSES)
     )
     encoded_set = EncodedSet(
-        "s", rows, main.train, target.test.labels, main.train_labels, main.class_names, base=main, target=target,
+        "s", rows, main.train, target.test.labels, main.train_labels, main.class_names, base=main, dataset=target,
         test_source=target.test,
     )  # fmt: skip
-    figures = robustness(encoded_set, SETTINGS)
+    figures = Robustness.evaluate(encoded_set, SETTINGS)
     assert (figures["fog"], figures["gaussian_noise"], figures["mean_error"]) == (100, 80, 10)
     assert (figures["severity_2"], figures["severity_3"]) == (100, 50)
     assert "mce" not in figures  # AlexNet's errors are those on ImageNet-C
@@ -381,7 +383,7 @@ def test_cifar10_c_layout(tmp_path: Path) -> None:
     for name in ("fog", "gaussian_noise"):
         pixels[name] = generator.integers(0, 255, (30, 32, 32, 3), dtype=np.uint8)
         np.save(tmp_path / f"{name}.npy", pixels[name])
-    target = open_target(f"cifar10-c={tmp_path}")
+    target = open_set(f"cifar10-c={tmp_path}")
     assert target.test is not None
     assert len(target.test) == 60
     assert (np.asarray(target.test.read(41)) == pixels["gaussian_noise"][11]).all()
@@ -390,6 +392,6 @@ def test_cifar10_c_layout(tmp_path: Path) -> None:
     assert target.test.name(41) == "gaussian_noise.npy:11"
     np.save(tmp_path / "snow.npy", pixels["fog"][:12])
     with pytest.raises(DataError, match=r"snow.npy holds 12 images, labels.npy 30"):
-        open_target(f"cifar10-c={tmp_path}")
+        open_set(f"cifar10-c={tmp_path}")
     with pytest.raises(DataError, match=r"labels.npy does not exist.*zenodo"):
-        open_target(f"cifar10-c={tmp_path / 'none'}")
+        open_set(f"cifar10-c={tmp_path / 'none'}")

@@ -18,14 +18,17 @@ from torch import Tensor, nn
 
 from understudy.artifacts import Run, write_json
 from understudy.errors import ConfigError, DataError, ModelError, StoreError
-from understudy.evaluate import EVALUATIONS
-from understudy.evaluate.datasets.layouts import split_target
+from understudy.evaluate import PROTOCOLS, runner
 from understudy.evaluate.datasets.shifted import numbered_as
 from understudy.evaluate.encoded_set import EncodedSet
-from understudy.evaluate.protocols import REQUIREMENTS, Requirements
-from understudy.evaluate.protocols.knn import knn
-from understudy.evaluate.runner import evaluate_model, evaluate_run
-from understudy.evaluate.settings import HOW, OWN, PROTOCOLS, EvaluationSettings, FidelitySettings, RobustnessSettings
+from understudy.evaluate.features import Resources
+from understudy.evaluate.open_set import split_name
+from understudy.evaluate.protocol import Requirements
+from understudy.evaluate.protocols.fidelity import FidelitySettings
+from understudy.evaluate.protocols.knn import Knn
+from understudy.evaluate.protocols.linear_sgd import LinearSgdSettings
+from understudy.evaluate.protocols.robustness import RobustnessSettings
+from understudy.evaluate.settings import WITHOUT_EFFECT, EvaluationSettings
 from understudy.models.contract import Contract
 from understudy.models.settings import StudentSettings
 from understudy.models.student import Student, build_student, load_student, save_student
@@ -56,6 +59,16 @@ class Principal(nn.Module):
 
 
 SPEC = f"python:{__name__}:Principal"
+
+
+def evaluate_run(
+    run: Run, settings: EvaluationSettings, *, held_out: Any = None, control: Any = None, **given: Any
+) -> Any:
+    return runner.evaluate_run(run, settings, Resources(**given), held_out=held_out, control=control)
+
+
+def evaluate_model(spec: str, settings: EvaluationSettings, **given: Any) -> Any:
+    return runner.evaluate_model(spec, settings, Resources(**given))
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +117,7 @@ def measured(finished: Callable[..., Run], digits: Path, tmp_path_factory: pytes
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three l2 values, where a test asks who is judged on what and not how well."""
-    monkeypatch.setattr("understudy.evaluate.protocols.linear.L2_VALUES", (10.0, 0.1, 0.001))
+    monkeypatch.setattr("understudy.evaluate.measures.probe.L2_VALUES", (10.0, 0.1, 0.001))
 
 
 def settings(digits: Path, **changes: Any) -> EvaluationSettings:
@@ -148,7 +161,7 @@ def test_figures_equal_a_plain_pass_over_the_images(measured: Any, digits: Path)
     train, test = (raw(source) for source in open_evaluation(str(digits)))
     with torch.no_grad():
         rows = [Principal()(images).numpy() for images, _, _ in (train, test)]
-    figures = knn(EncodedSet("teacher", rows[1], rows[0], test[1], train[1]), settings(digits))
+    figures = Knn.evaluate(EncodedSet("teacher", rows[1], rows[0], test[1], train[1]), settings(digits))
     for name, value in figures.items():
         assert result["teacher"]["knn"][name] == pytest.approx(value, abs=100 / TEST + 1e-9), name  # stored in fp16
     assert result["teacher"]["knn"]["top1@10"] > 70
@@ -255,7 +268,7 @@ def test_a_users_fault_stops_one_protocol_only(
     """One class on either side: nothing to classify, but neighborhoods can be compared."""
     halves = open_evaluation(str(digits))
     ones = [half.subset(np.flatnonzero(half.labels == 1)) for half in halves]
-    monkeypatch.setattr("understudy.evaluate.runner.open_evaluation", lambda *_, **__: ones)
+    monkeypatch.setattr("understudy.evaluate.plan.open_evaluation", lambda *_, **__: ones)
     chosen = settings(digits, protocols=("knn", "linear", "fidelity"))
     result = evaluate_run(finished(), chosen, store_root=tmp_path, workers=0)
     assert result["student"]["knn"] == result["student"]["linear"]
@@ -374,7 +387,7 @@ def test_the_real_teacher_scores_what_its_notes_say(shared: Path, tmp_path: Path
     train, test = (open_source(shared / "data" / "cifar10" / f"{split}.parquet") for split in ("train", "test"))
     halves = train.subset(np.arange(500)), test.subset(np.arange(250))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("understudy.evaluate.runner.open_evaluation", lambda *_, **__: halves)
+        patch.setattr("understudy.evaluate.plan.open_evaluation", lambda *_, **__: halves)
         found = evaluate_model(
             f"onnx:{shared / 'weights' / 'resnet56_cifar10.onnx'}",
             EvaluationSettings(eval_data="cifar10", protocols=("knn", "linear")),
@@ -386,7 +399,6 @@ def test_the_real_teacher_scores_what_its_notes_say(shared: Path, tmp_path: Path
 
 
 def test_settings() -> None:
-    assert PROTOCOLS.keys() == EVALUATIONS.keys()
     with pytest.raises(ConfigError, match="Unknown protocol 'kn'. Did you mean 'knn'"):
         EvaluationSettings(protocols=("kn",))
     with pytest.raises(ConfigError, match="each once; got knn, knn"):
@@ -420,7 +432,7 @@ def test_further_sets_pass_each_encoder_once_and_are_filed_by_name(
 ) -> None:
     """Main images, a labeled root (the same images under another name) and test images alone."""
     run, counts = finished(), counted(monkeypatch)
-    monkeypatch.setitem(REQUIREMENTS, "linear", Requirements(kinds=frozenset({"labeled", "shift"})))
+    monkeypatch.setattr(PROTOCOLS["linear"], "requirements", Requirements(kinds=frozenset({"labeled", "shift"})))
     shutil.copytree(digits / "test", tmp_path / "alone")
     [broken] = [path for path in (tmp_path / "alone").rglob("*.png") if path.read_bytes() == b"not an image"]
     broken.unlink()
@@ -451,13 +463,15 @@ def test_a_killed_evaluation_goes_on(
 ) -> None:
     run = finished()
     with monkeypatch.context() as patch:
-        patch.setitem(EVALUATIONS, "fidelity", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            PROTOCOLS["fidelity"], "evaluate", staticmethod(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        )
         with pytest.raises(KeyboardInterrupt):
             evaluate_run(run, settings(digits), store_root=tmp_path, workers=0)
     assert not run.evaluation_path.exists()  # a file that exists is whole
     with monkeypatch.context() as patch:
         counts = counted(patch)
-        patch.setitem(EVALUATIONS, "knn", lambda *_: pytest.fail("kNN was finished"))
+        patch.setattr(PROTOCOLS["knn"], "evaluate", staticmethod(lambda *_: pytest.fail("kNN was finished")))
         result = evaluate_run(run, settings(digits), store_root=tmp_path, workers=0)
     assert counts == {"student": 0, "teacher": 0}
     assert {"knn", "fidelity"} == set(result["student"])
@@ -491,16 +505,15 @@ def test_sets_that_cannot_be_asked_for(finished: Callable[..., Run], digits: Pat
     assert set(alone["teacher"]) == {"knn@a"}  # a labeled set stands in for main images; test images alone cannot
     assert alone["teacher"]["knn@a"]["top1@10"] > 70
     for text, name in (("a=/x", "a"), ("/x/my set/", "my-set"), ("torchvision:CIFAR10", "torchvision-CIFAR10")):
-        assert split_target(text)[0] == name
+        assert split_name(text)[0] == name
     with pytest.raises(ConfigError, match="is not a set to be judged on"):
-        split_target("")
+        split_name("")
 
 
 def test_settings_of_one_protocol_leave_the_others_figures_alone() -> None:
     known = {field.name for field in dataclasses.fields(EvaluationSettings)}
-    assert known == HOW | {name for names in OWN.values() for name in names} | {"seed"}
-    assert OWN.keys() <= PROTOCOLS.keys() == REQUIREMENTS.keys()
-    other = EvaluationSettings(sgd_epochs=3)
+    assert known == WITHOUT_EFFECT | {key for one in PROTOCOLS.values() for key in one.settings_keys()} | {"seed"}
+    other = EvaluationSettings(linear_sgd=LinearSgdSettings(epochs=3))
     assert other.identity_settings("knn") == EvaluationSettings().identity_settings("knn") == {"seed": 0}
     assert other.identity_settings("linear_sgd") != EvaluationSettings().identity_settings("linear_sgd")
 
@@ -527,9 +540,13 @@ def test_ten_protocols_cost_one_pass_over_each_image_set(
     on = (f"other={tmp_path / 'other'}", f"alone={tmp_path / 'alone'}")
     few = RobustnessSettings(severities=(3,), images=10)
     chosen = settings(digits, on=on, protocols=protocols, robustness=few, batch_size=16)
-    monkeypatch.setitem(EVALUATIONS, "cost", lambda *_: {"parameters": 1})  # its blank images are no image set
+    monkeypatch.setattr(
+        PROTOCOLS["cost"], "evaluate", staticmethod(lambda *_: {"parameters": 1})
+    )  # blank images are no set
     # The tenth: a protocol of ours that asks for everything at once.
-    monkeypatch.setitem(EVALUATIONS, "linear_sgd", lambda encoded_set, _: {"rows": len(encoded_set.test)})
+    monkeypatch.setattr(
+        PROTOCOLS["linear_sgd"], "evaluate", staticmethod(lambda encoded_set, _: {"rows": len(encoded_set.test)})
+    )
     counts = counted(monkeypatch)
     result = evaluate_run(
         finished(), replace(chosen, protocols=(*protocols, "linear_sgd")), store_root=tmp_path / "store", workers=0

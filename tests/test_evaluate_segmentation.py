@@ -13,12 +13,13 @@ from sklearn.metrics import accuracy_score, jaccard_score, recall_score
 from torch import nn
 
 from understudy.errors import DataError
-from understudy.evaluate.datasets.layouts import open_target
 from understudy.evaluate.datasets.masks import IGNORED, open_masks
 from understudy.evaluate.encoded_set import EncodedSet, Figures
-from understudy.evaluate.protocols import segmentation as module
-from understudy.evaluate.protocols.segmentation import confusion_matrix, mean_iou, windows
-from understudy.evaluate.settings import EvaluationSettings, SegmentationSettings
+from understudy.evaluate.measures import segmenter as module
+from understudy.evaluate.measures.segmenter import confusion_matrix, mean_iou, windows
+from understudy.evaluate.open_set import open_set
+from understudy.evaluate.protocols.segmentation import Segmentation, SegmentationSettings
+from understudy.evaluate.settings import EvaluationSettings
 from understudy.models.contract import Contract
 from understudy.models.dense import dense_features
 from understudy.models.encoder import Encoder
@@ -29,9 +30,9 @@ from understudy.models.teacher import Teacher
 def segmentation(network: nn.Module, root: Path, settings: SegmentationSettings, seed: int = 0) -> Figures:
     teacher = Teacher(Encoder(network, 64, Contract(32), "small", "small", "random", "1"))
     encoded_set = EncodedSet(
-        "teacher", np.empty((0, 0), np.float32), encoder=teacher, target=open_target(f"index-masks={root}")
+        "teacher", np.empty((0, 0), np.float32), encoder=teacher, dataset=open_set(f"index-masks={root}")
     )
-    return module.segmentation(encoded_set, EvaluationSettings(segmentation=settings, seed=seed))
+    return Segmentation.evaluate(encoded_set, EvaluationSettings(segmentation=settings, seed=seed))
 
 
 def test_miou_equals_scikit_learns() -> None:

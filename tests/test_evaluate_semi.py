@@ -9,10 +9,11 @@ from PIL import Image
 
 from understudy.errors import ConfigError, DataError
 from understudy.evaluate.encoded_set import Embedding, EncodedSet
-from understudy.evaluate.finetune import finetuned
-from understudy.evaluate.protocols.linear import logistic_regression
-from understudy.evaluate.protocols.semi import draw, semi
-from understudy.evaluate.settings import EvaluationSettings, FinetuneSettings, SemiSettings
+from understudy.evaluate.measures.few_labels import draw
+from understudy.evaluate.measures.finetune import finetuned
+from understudy.evaluate.measures.logistic import logistic_regression
+from understudy.evaluate.protocols.semi import Semi, SemiSettings
+from understudy.evaluate.settings import EvaluationSettings, FinetuneSettings
 from understudy.models.settings import StudentSettings
 from understudy.models.student import Student, build_student
 from understudy.sources.source import open_source
@@ -46,7 +47,7 @@ def test_mean_and_deviation_over_draws() -> None:
     """One image a class: nothing to choose the l2 weight with, so it is 1; the fits by hand."""
     train, labels = clouds(400)
     test, truth = clouds(200, seed=1)
-    figures = semi(EncodedSet("student", test, train, truth, labels), settings("1", "25%"))
+    figures = Semi.evaluate(EncodedSet("student", test, train, truth, labels), settings("1", "25%"))
     scores = []
     for number in range(3):
         chosen = draw("1", labels, seed=0, number=number)
@@ -57,7 +58,7 @@ def test_mean_and_deviation_over_draws() -> None:
     assert (figures["draws 1"], figures["images 1"], figures["images 25%"]) == (3, 4, 100)
     assert figures["top1 25%"] > figures["top1 1"]
     assert "top1 25% std" in figures
-    single = semi(EncodedSet("student", test, train, truth, labels), settings("25%", draws=1))
+    single = Semi.evaluate(EncodedSet("student", test, train, truth, labels), settings("25%", draws=1))
     assert "top1 25% std" not in single  # one draw has no deviation
 
 
@@ -87,17 +88,17 @@ def photographed(tmp_path: Path) -> EncodedSet:
 def test_the_published_lists(tmp_path: Path) -> None:
     encoded_set = photographed(tmp_path)
     (tmp_path / "1percent.txt").write_text("left_3.png\nright_7.png\nright_8.png\nleft_1.png\n")
-    figures = semi(encoded_set, settings("1%", lists=str(tmp_path)))
+    figures = Semi.evaluate(encoded_set, settings("1%", lists=str(tmp_path)))
     assert (figures["draws 1%"], figures["images 1%"]) == (1, 4)
     assert "top1 1% std" not in figures
     with pytest.raises(DataError, match=r"10percent.txt does not exist.*SimCLR"):
-        semi(encoded_set, settings("10%", lists=str(tmp_path)))
+        Semi.evaluate(encoded_set, settings("10%", lists=str(tmp_path)))
     (tmp_path / "1percent.txt").write_text("left_3.png\nn01440764_1.JPEG\n")
     with pytest.raises(DataError, match="lists 2 images, and 1 of them are among the 48"):
-        semi(encoded_set, settings("1%", lists=str(tmp_path)))
+        Semi.evaluate(encoded_set, settings("1%", lists=str(tmp_path)))
     (tmp_path / "1percent.txt").write_text("left_3.png\nleft_4.png\n")
     with pytest.raises(DataError, match="2 labeled images are of one class"):
-        semi(encoded_set, settings("1%", lists=str(tmp_path)))
+        Semi.evaluate(encoded_set, settings("1%", lists=str(tmp_path)))
 
 
 def test_fine_tuning_learns_and_leaves_the_encoder_alone(tmp_path: Path) -> None:
@@ -105,13 +106,13 @@ def test_fine_tuning_learns_and_leaves_the_encoder_alone(tmp_path: Path) -> None
     assert isinstance(encoded_set.encoder, Student)
     before = {name: one.clone() for name, one in encoded_set.encoder.state_dict().items()}
     chosen = EvaluationSettings(finetune=FinetuneSettings(epochs=12, lr=0.5), semi=SemiSettings(("50%",), draws=1))
-    figures = semi(encoded_set, chosen)
+    figures = Semi.evaluate(encoded_set, chosen)
     # Flips make left and right alike to a network that pools: it must learn from what augmentation leaves.
     assert figures["top1 50%"] < 80  # the frozen features are noise
     assert 0 <= figures["finetuned_top1 50%"] <= 100
     assert all((before[name] == one).all() for name, one in encoded_set.encoder.state_dict().items())
     assert not encoded_set.encoder.training
-    again = semi(encoded_set, chosen)
+    again = Semi.evaluate(encoded_set, chosen)
     assert again["finetuned_top1 50%"] == figures["finetuned_top1 50%"]
 
 

@@ -193,7 +193,7 @@ def test_tiny_shrinks_data_and_length_and_nothing_else():
     tiny = flatten(as_table(resolve_run({"recipe": "coss-resnet34"}, {"preset": "tiny"})))
     assert {key for key in whole if whole[key] != tiny[key]} == {
         "data", "eval_data", "teacher", "limit", "image_size", "passes", "batch_size",
-        "evaluation.limit", "evaluation.sgd_epochs",
+        "evaluation.limit", "evaluation.linear_sgd.epochs",
     }  # fmt: skip
     # Flags win; a run without a teacher gets none.
     kept = resolve_run({"recipe": "coss-resnet34"}, {"preset": "tiny", "teacher": "run:x", "passes": 2})

@@ -14,6 +14,10 @@ from typing import Any
 from understudy import __version__
 from understudy.artifacts import Run
 from understudy.errors import ConfigError, StoreError
+from understudy.evaluate.datasets import DATASETS
+from understudy.evaluate.protocols import PROTOCOLS
+from understudy.evaluate.protocols.davis import DINO
+from understudy.evaluate.protocols.segmentation import DINOV2
 from understudy.models.families import parse_spec
 from understudy.settings import nearest, read_toml
 
@@ -26,6 +30,8 @@ SOFTWARE = f"""@software{{understudy,
 }}"""
 
 PAPERS = {
+    "dino": DINO,
+    "dinov2": DINOV2,
     "torch": """@inproceedings{paszke2019pytorch,
   title     = {{PyTorch}: An Imperative Style, High-Performance Deep Learning Library},
   author    = {Paszke, Adam and Gross, Sam and Massa, Francisco and Lerer, Adam and Bradbury, James and Chanan, Gregory
@@ -53,19 +59,6 @@ PAPERS = {
                and J{\\'e}gou, Herv{\\'e}},
   booktitle = {International Conference on Machine Learning (ICML)},
   year      = {2021}
-}""",
-    "dino": """@inproceedings{caron2021dino,
-  title     = {Emerging Properties in Self-Supervised Vision Transformers},
-  author    = {Caron, Mathilde and Touvron, Hugo and Misra, Ishan and J{\\'e}gou, Herv{\\'e} and Mairal, Julien
-               and Bojanowski, Piotr and Joulin, Armand},
-  booktitle = {International Conference on Computer Vision (ICCV)},
-  year      = {2021}
-}""",
-    "dinov2": """@article{oquab2024dinov2,
-  title   = {{DINOv2}: Learning Robust Visual Features without Supervision},
-  author  = {Oquab, Maxime and Darcet, Timoth{\\'e}e and Moutakanni, Th{\\'e}o and others},
-  journal = {Transactions on Machine Learning Research},
-  year    = {2024}
 }""",
     "efficientnet": """@inproceedings{tan2019efficientnet,
   title     = {{EfficientNet}: Rethinking Model Scaling for Convolutional Neural Networks},
@@ -113,78 +106,6 @@ PAPERS = {
   journal = {arXiv preprint arXiv:2401.08281},
   year    = {2024}
 }""",
-    "knn": """@inproceedings{wu2018instance,
-  title     = {Unsupervised Feature Learning via Non-Parametric Instance Discrimination},
-  author    = {Wu, Zhirong and Xiong, Yuanjun and Yu, Stella X. and Lin, Dahua},
-  booktitle = {Conference on Computer Vision and Pattern Recognition (CVPR)},
-  year      = {2018}
-}""",
-    "linear": """@inproceedings{kornblith2019transfer,
-  title     = {Do Better {ImageNet} Models Transfer Better?},
-  author    = {Kornblith, Simon and Shlens, Jonathon and Le, Quoc V.},
-  booktitle = {Conference on Computer Vision and Pattern Recognition (CVPR)},
-  year      = {2019}
-}""",
-    "linear_sgd": """@inproceedings{he2020moco,
-  title     = {Momentum Contrast for Unsupervised Visual Representation Learning},
-  author    = {He, Kaiming and Fan, Haoqi and Wu, Yuxin and Xie, Saining and Girshick, Ross},
-  booktitle = {Conference on Computer Vision and Pattern Recognition (CVPR)},
-  year      = {2020}
-}""",
-    "cka": """@inproceedings{kornblith2019cka,
-  title     = {Similarity of Neural Network Representations Revisited},
-  author    = {Kornblith, Simon and Norouzi, Mohammad and Lee, Honglak and Hinton, Geoffrey},
-  booktitle = {International Conference on Machine Learning (ICML)},
-  year      = {2019}
-}""",
-    "trustworthiness": """@inproceedings{venna2001neighborhood,
-  title     = {Neighborhood Preservation in Nonlinear Projection Methods: An Experimental Study},
-  author    = {Venna, Jarkko and Kaski, Samuel},
-  booktitle = {International Conference on Artificial Neural Networks (ICANN)},
-  year      = {2001}
-}""",
-    "semi": """@inproceedings{chen2020simclr,
-  title     = {A Simple Framework for Contrastive Learning of Visual Representations},
-  author    = {Chen, Ting and Kornblith, Simon and Norouzi, Mohammad and Hinton, Geoffrey},
-  booktitle = {International Conference on Machine Learning (ICML)},
-  year      = {2020}
-}""",
-    "revisited": """@inproceedings{radenovic2018revisiting,
-  title     = {Revisiting {Oxford} and {Paris}: Large-Scale Image Retrieval Benchmarking},
-  author    = {Radenovi{\\'c}, Filip and Iscen, Ahmet and Tolias, Giorgos and Avrithis, Yannis and Chum, Ond{\\v{r}}ej},
-  booktitle = {Conference on Computer Vision and Pattern Recognition (CVPR)},
-  year      = {2018}
-}""",
-    "corruptions": """@inproceedings{hendrycks2019benchmarking,
-  title     = {Benchmarking Neural Network Robustness to Common Corruptions and Perturbations},
-  author    = {Hendrycks, Dan and Dietterich, Thomas},
-  booktitle = {International Conference on Learning Representations (ICLR)},
-  year      = {2019}
-}""",
-    "distance_correlation": """@article{szekely2007measuring,
-  title   = {Measuring and Testing Dependence by Correlation of Distances},
-  author  = {Sz{\\'e}kely, G{\\'a}bor J. and Rizzo, Maria L. and Bakirov, Nail K.},
-  journal = {The Annals of Statistics},
-  year    = {2007}
-}""",
-    "two_nn": """@article{facco2017estimating,
-  title   = {Estimating the Intrinsic Dimension of Datasets by a Minimal Neighborhood Information},
-  author  = {Facco, Elena and d'Errico, Maria and Rodriguez, Alex and Laio, Alessandro},
-  journal = {Scientific Reports},
-  year    = {2017}
-}""",
-    "effective_rank": """@inproceedings{roy2007effective,
-  title     = {The Effective Rank: A Measure of Effective Dimensionality},
-  author    = {Roy, Olivier and Vetterli, Martin},
-  booktitle = {European Signal Processing Conference (EUSIPCO)},
-  year      = {2007}
-}""",
-    "gudhi": """@inproceedings{maria2014gudhi,
-  title     = {The {Gudhi} Library: Simplicial Complexes and Persistent Homology},
-  author    = {Maria, Cl{\\'e}ment and Boissonnat, Jean-Daniel and Glisse, Marc and Yvinec, Mariette},
-  booktitle = {International Congress on Mathematical Software (ICMS)},
-  year      = {2014}
-}""",
     "digits": """@misc{alpaydin1998digits,
   title     = {Optical Recognition of Handwritten Digits},
   author    = {Alpaydin, E. and Kaynak, C.},
@@ -212,16 +133,6 @@ ARCHITECTURES = {
     r"mobilenet_?v2": "mobilenetv2",
     r"mobilenet_?v3": "mobilenetv3",
     r"convnext(?!_?v2)": "convnext",
-}
-PROTOCOLS = {
-    "knn": ["knn"],
-    "linear": ["linear"],
-    "linear_sgd": ["linear_sgd"],
-    "semi": ["semi"],
-    "transfer": ["linear"],
-    "retrieval": ["revisited"],
-    "robustness": ["corruptions"],
-    "fidelity": ["cka", "trustworthiness", "distance_correlation", "two_nn", "effective_rank", "gudhi"],
 }
 
 
@@ -308,8 +219,12 @@ def _data(use: str, spec: str) -> list[tuple[str, str]]:
 
 
 def _protocols(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
-    used = {name.split("@")[0] for figures in evaluation.values() if isinstance(figures, Mapping) for name in figures}
-    return [(f"evaluation {name}", PAPERS[key]) for name, keys in PROTOCOLS.items() if name in used for key in keys]
+    """The papers of the protocols of an evaluation, then those of its published sets."""
+    keys = {key for name, figures in evaluation.items() if name != "about" for key in figures}
+    used, sets = ({key.partition("@")[part] for key in keys} for part in (0, 2))
+    entries = [(f"evaluation {name}", text) for name in PROTOCOLS if name in used for text in PROTOCOLS[name].paper]
+    papers = {name: DATASETS[name].paper for name in DATASETS if name in sets}
+    return entries + [(f"evaluation set {name}", f"% (cite {paper})") for name, paper in papers.items() if paper]
 
 
 def _bibliography(entries: Iterable[tuple[str, str]]) -> str:

@@ -219,6 +219,7 @@ def graph_stage(settings: TrainSettings, store: Store, processes: Processes, *, 
 
 def evaluate_stage(folder: Run, settings: RunSettings, *, quiet: bool = False) -> dict[str, Any]:
     """The finished student and its teacher to evaluation.json."""
+    from understudy.evaluate.features import Resources
     from understudy.evaluate.runner import evaluate_run
     from understudy.train.distributed import join
     from understudy.train.log import StageProgress, notify
@@ -232,10 +233,9 @@ def evaluate_stage(folder: Run, settings: RunSettings, *, quiet: bool = False) -
     if settings.teacher is not None and folder.student.get("teacher") is None:
         control = teacher_of(settings, processes.device)
     with StageProgress("evaluate", quiet) as progress:
-        return evaluate_run(
-            folder, evaluation, device=processes.device, store_root=settings.store, workers=settings.workers,
-            held_out=held_out, control=control, progress=progress, notify=None if quiet else notify,
-        )  # fmt: skip
+        say = None if quiet else notify
+        resources = Resources(processes.device, settings.store, settings.workers, progress, say)
+        return evaluate_run(folder, evaluation, resources, held_out=held_out, control=control)
 
 
 def report_stage(folders: list[Run], out: Path | None = None, *, quiet: bool = False) -> Path:

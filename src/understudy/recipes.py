@@ -21,7 +21,7 @@ FOLDERS = (Path(__file__).parent / "recipes", Path(__file__).parents[2] / "recip
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {
         "data": "digits:train", "limit": 64, "eval_data": "digits", "evaluation.limit": 128, "image_size": 32,
-        "passes": 0.5, "batch_size": 16, "evaluation.sgd_epochs": 1,
+        "passes": 0.5, "batch_size": 16, "evaluation.linear_sgd.epochs": 1,
     },
 }  # fmt: skip
 """tiny: two steps on a few embedded images, and a teacher without weights in the place of the run's own: the same code,

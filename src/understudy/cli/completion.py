@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from understudy.cli.flags import Flags, Listed
 from understudy.errors import ConfigError
-from understudy.evaluate.settings import PROTOCOLS
+from understudy.evaluate.protocols import PROTOCOLS
 from understudy.losses import LOSSES
 from understudy.settings import settings_in
 

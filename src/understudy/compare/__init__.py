@@ -37,7 +37,8 @@ from typing import Any
 from understudy import __version__
 from understudy.artifacts import Run, fingerprint, lock, read_json, write_json, write_text
 from understudy.errors import ConfigError, Stopped, UnderstudyError
-from understudy.evaluate.settings import EvaluationSettings, FidelitySettings
+from understudy.evaluate.protocols.fidelity import FidelitySettings
+from understudy.evaluate.settings import EvaluationSettings
 from understudy.pipeline import RunSettings
 from understudy.settings import as_table, flatten, resolve, setting
 from understudy.views.settings import ViewSettings
@@ -495,6 +496,7 @@ class Comparison:
     def _prepare(self, cells: Sequence[Cell]) -> None:
         """What several runs share, made once and before them: embeddings, graph, pixels, the teacher's figures."""
         from understudy.embed.transform import transform_of
+        from understudy.evaluate.features import Resources
         from understudy.evaluate.runner import evaluate_teacher
         from understudy.pipeline import (
             decoded_images,
@@ -534,10 +536,8 @@ class Comparison:
                 evaluation = dataclasses.replace(settings.evaluation, eval_data=cell.settings.eval_data)
                 if evaluation.eval_data is not None or held_out is not None:
                     with StageProgress("evaluate the teacher") as progress:
-                        evaluate_teacher(
-                            teacher, evaluation, device=processes.device, store_root=settings.store,
-                            workers=settings.workers, held_out=held_out, progress=progress,
-                        )  # fmt: skip
+                        resources = Resources(processes.device, settings.store, settings.workers, progress)
+                        evaluate_teacher(teacher, evaluation, resources, held_out=held_out)
             decoded_images(settings, rows, processes)
             self.prepared.add(key)
 

@@ -18,7 +18,7 @@ from understudy.models.teacher import Teacher
 from understudy.neighbors.search import search
 
 if TYPE_CHECKING:
-    from understudy.evaluate.datasets.dataset import Target
+    from understudy.evaluate.dataset import EvaluationSet
     from understudy.models.contract import Contract
     from understudy.sources.source import Source
 
@@ -27,6 +27,9 @@ Figures = dict[str, float | str]
 
 Progress = Callable[[int, int, str], None]
 """Called as progress(done, total, note)."""
+
+Notify = Callable[[str], None]
+"""Called with one sentence for the user."""
 
 
 @runtime_checkable
@@ -59,7 +62,7 @@ class Embedding:
 
 @dataclass(frozen=True, eq=False)
 class Labeled:
-    """Checked features and labels of one subject; see `EncodedSet.labeled`.
+    """Checked features and labels of one encoder; see `EncodedSet.labeled`.
 
     Args:
         train: (N, F) features; train_labels: (N,) class ids.
@@ -80,7 +83,7 @@ class EncodedSet:
 
     Args:
         name: "teacher", "student" or "student_embed", for messages.
-        test: (M, F) features of the test images, perhaps a memory map; (0, 0) where a target has none.
+        test: (M, F) features of the test images, perhaps a memory map; (0, 0) where a set has none.
         train: (N, F) features of the training images; None where no evaluation data was given.
         test_labels: (M,) class ids, None without labels.
         train_labels: (N,) class ids, None without labels.
@@ -89,8 +92,8 @@ class EncodedSet:
         aligned: whether rows are meant to be the reference's rows up to one factor, so that cosines have a meaning.
         encoder: the network, for protocols that need pixels.
         train_source, test_source: the images behind the rows, in row order, for protocols that need pixels.
-        target: the `--on` set it is judged on; None for the main evaluation images.
-        queries: (Q, F) features of the target's queries.
+        dataset: the `--on` set; None for the main evaluation images.
+        queries: (Q, F) features of the set's queries.
         base: the same encoder on the main evaluation images, of an encoded set on test images alone.
         folder: where protocols that train for long keep their state until they are done.
         device: where protocols compute.
@@ -110,14 +113,14 @@ class EncodedSet:
     encoder: Encoder | None = None
     train_source: Source | None = None
     test_source: Source | None = None
-    target: Target | None = None
+    dataset: EvaluationSet | None = None
     queries: Float[np.ndarray, "_ _"] | None = None
     base: EncodedSet | None = None
     folder: Path | None = None
     device: str | torch.device = "cpu"
     workers: int | None = None
     progress: Progress | None = None
-    kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+    cache: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     """What several protocols derive from the same rows: filled by the first that needs it."""
     _neighbors: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False)
 

@@ -27,7 +27,7 @@ ENDS = re.compile(r".+_(low|high)|.+ std|interval_(level|draws)|note|error")
 """What stands beside a figure: ends of its interval, its standard deviation, sentences."""
 
 
-TRAINING = 3
+TRAINING_PASSES = 3
 """A step of training costs about as much as so many forward passes."""
 
 

@@ -47,6 +47,7 @@ class Evaluate(Verb):
         """Evaluate and print the figures."""
         from understudy.artifacts import Run
         from understudy.cli.tables import print_figures
+        from understudy.evaluate.features import Resources
         from understudy.evaluate.runner import evaluate_model, evaluate_run
         from understudy.train.distributed import choose_device
         from understudy.train.log import StageProgress, notify
@@ -54,19 +55,19 @@ class Evaluate(Verb):
         settings = options.settings
         device = choose_device(options.device)
         folder = options.model.removeprefix("run:")
-        common = {"device": device, "store_root": options.store, "workers": options.workers, "tell": notify}
         with StageProgress("evaluate") as progress:
+            resources = Resources(device, options.store, options.workers, progress, notify)
             if Run(folder).trained:
                 if options.teacher_precision:
                     raise ConfigError(
                         f"The teacher of the run {folder} computes as in its training: leave out --teacher-precision."
                     )
-                result = evaluate_run(Run(folder), settings, progress=progress, **common)
+                result = evaluate_run(Run(folder), settings, resources)
             elif os.path.isdir(folder) and Run(folder).config_path.is_file():
                 raise ConfigError(f"The run {folder} is not finished. Run `understudy train` on it again: it resumes.")
             else:
                 precision = options.teacher_precision or "auto"
-                result = evaluate_model(options.model, settings, precision=precision, progress=progress, **common)
+                result = evaluate_model(options.model, settings, resources, precision=precision)
         if options.out:
             from understudy.artifacts import write_json
 

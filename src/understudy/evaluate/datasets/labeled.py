@@ -1,7 +1,7 @@
 """Published sets with training and test images, in their official layouts and splits.
 
-Nothing is downloaded. What conventions ask is in the facts of the target: "metric" ("top1", "mean_class", or "map11"
-for VOC 2007), and "validation", the ids of the training images that the set itself holds out to choose the l2 weight.
+The metadata of the set: "metric" ("top1", "mean_class", or "map11" for VOC 2007), "home", and "validation", the ids of
+the training images that the set itself holds out to choose the l2 weight.
 
 Where a set has no official split, one is drawn that is the same everywhere: Caltech-101, 30 images a class to train on
 and the others to test; EuroSAT, a fifth of each class to test.
@@ -10,60 +10,55 @@ and the others to test; EuroSAT, a fifth of each class to test.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from understudy.errors import DataError
-from understudy.evaluate.datasets.dataset import Layout, Target, below, listed
+from understudy.evaluate.dataset import Dataset, EvaluationSet, below, listed
+from understudy.evaluate.datasets.objects import EVERINGHAM, VOC_CLASSES
 from understudy.sources.formats.torchvision import TorchvisionImages
 from understudy.sources.images import JoinedImages
 from understudy.sources.source import Source
 
-VOC_CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
-    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
-
-VOC_HOME = "http://host.robots.ox.ac.uk/pascal/VOC/voc2007/"
-CUB_HOME = "https://www.vision.caltech.edu/datasets/cub_200_2011/"
-SUN_HOME = "https://vision.princeton.edu/projects/2010/SUN/"
 CALTECH_SHOTS = 30
+KRIZHEVSKY = "Krizhevsky, Learning Multiple Layers of Features from Tiny Images, Toronto 2009"
 
 
-def torchvision(
-    dataset: str,
-    first: str,
-    home: str,
-    *,
-    splits: tuple[str, ...] = ("train", "test"),
-    metric: str = "top1",
-    shots: int | None = None,
-) -> Layout:
+class TorchvisionDataset(Dataset):
     """A set that torchvision reads.
 
-    Args:
-        dataset: its class in `torchvision.datasets`.
+    Attributes:
+        reader: its class in `torchvision.datasets`.
         first: the file or folder that torchvision looks for.
-        home: where the set is officially had.
-        splits: training, validation where there is one, test, in torchvision's words; one alone is divided here.
-        metric: what convention asks for.
+        splits: training, validation where there is one, test, by torchvision's names; one alone is divided here.
         shots: of one split alone, training images a class; four fifths unless given.
     """
 
-    def open_set(name: str, path: str) -> Target:
-        root = below(path, first, had=home)
-        halves = [Source(f"torchvision:{dataset}:{split}", _images(dataset, root, split)) for split in splits]
-        metadata: dict[str, object] = {"metric": metric, "home": home}
+    kind = "labeled"
+    metric = "top1"
+    reader: ClassVar[str]
+    first: ClassVar[str]
+    splits: ClassVar[tuple[str, ...]] = ("train", "test")
+    shots: ClassVar[int | None] = None
+
+    @classmethod
+    def open(cls, path: str) -> EvaluationSet:
+        """See `Dataset`."""
+        root = below(path, cls.first, had=cls.home)
+        halves = [
+            Source(f"torchvision:{cls.reader}:{split}", TorchvisionImages(cls.reader, str(root), split, literal=True))
+            for split in cls.splits
+        ]
+        metadata: dict[str, object] = {"metric": cls.metric, "home": cls.home}
         if len(halves) == 1:
-            halves = list(divided(halves[0], shots))
+            halves = list(divided(halves[0], cls.shots))
             metadata["split"] = "drawn here: the set has no official one"
         if len(halves) == 3:
             joined = JoinedImages([halves[0].images, halves[1].images])
             metadata["validation"] = np.arange(len(halves[0]), len(joined))
             halves = [Source(halves[0].spec, joined), halves[2]]
-        return Target(name, "labeled", path, train=halves[0], test=halves[1], metadata=metadata)
-
-    return Layout("labeled", open_set, metric)
+        return EvaluationSet(cls.name, "labeled", path, train=halves[0], test=halves[1], metadata=metadata)
 
 
 def divided(source: Source, shots: int | None) -> tuple[Source, Source]:
@@ -84,66 +79,245 @@ def divided(source: Source, shots: int | None) -> tuple[Source, Source]:
     return source.subset(chosen), source.subset(np.setdiff1d(np.arange(len(source)), chosen))
 
 
-def open_voc2007(name: str, path: str) -> Target:
-    """`VOCdevkit/VOC2007`: JPEGImages, and ImageSets/Main/CLASS_{train,val,test}.txt with 1, 0 (difficult) or -1."""
-    root = below(path, "VOCdevkit/VOC2007/ImageSets/Main", had=VOC_HOME) / "VOCdevkit" / "VOC2007"
-    sources, marks = {}, {}
-    for split in ("train", "val", "test"):
-        columns = [_voc_list(root / "ImageSets" / "Main" / f"{one}_{split}.txt") for one in VOC_CLASSES]
-        ids = list(columns[0])
-        marks[split] = np.array([[column[one] for column in columns] for one in ids], dtype=np.int8)
-        sources[split] = [f"JPEGImages/{one}.jpg" for one in ids]
-    train = listed(root, sources["train"] + sources["val"], had=VOC_HOME)
-    metadata = {
-        "metric": "map11",
-        "home": VOC_HOME,
-        "classes": VOC_CLASSES,
-        "train_marks": np.concatenate([marks["train"], marks["val"]]),
-        "test_marks": marks["test"],
-        "validation": np.arange(len(sources["train"]), len(train)),
-    }
-    test = listed(root, sources["test"], had=VOC_HOME)
-    return Target(name, "labeled", path, train=train, test=test, metadata=metadata)
+class Cifar10(TorchvisionDataset):
+    """Photographs of 10 classes, 32 x 32 pixels."""
+
+    name = "cifar10"
+    summary = "photographs of 10 classes, 32 x 32 pixels"
+    paper = KRIZHEVSKY
+    home = "https://www.cs.toronto.edu/~kriz/cifar.html"
+    reader = "CIFAR10"
+    first = "cifar-10-batches-py"
 
 
-def _voc_list(path: Path) -> dict[str, int]:
+class Cifar100(TorchvisionDataset):
+    """Photographs of 100 classes, 32 x 32 pixels."""
+
+    name = "cifar100"
+    summary = "photographs of 100 classes, 32 x 32 pixels"
+    paper = KRIZHEVSKY
+    home = "https://www.cs.toronto.edu/~kriz/cifar.html"
+    reader = "CIFAR100"
+    first = "cifar-100-python"
+
+
+class Stl10(TorchvisionDataset):
+    """Photographs of 10 classes, 96 x 96 pixels."""
+
+    name = "stl10"
+    summary = "photographs of 10 classes, 96 x 96 pixels"
+    paper = "Coates et al., An Analysis of Single-Layer Networks in Unsupervised Feature Learning, AISTATS 2011"
+    home = "https://cs.stanford.edu/~acoates/stl10/"
+    reader = "STL10"
+    first = "stl10_binary"
+
+
+class Caltech101(TorchvisionDataset):
+    """Objects of 101 classes."""
+
+    name = "caltech101"
+    summary = "objects of 101 classes"
+    paper = "Fei-Fei et al., Learning Generative Visual Models from Few Training Examples, CVPR Workshops 2004"
+    home = "https://data.caltech.edu/records/mzrjq-6wc02"
+    reader = "Caltech101"
+    first = "caltech101/101_ObjectCategories"
+    splits = ("train",)
+    metric = "mean_class"
+    shots = CALTECH_SHOTS
+
+
+class Pets(TorchvisionDataset):
+    """Cats and dogs of 37 breeds."""
+
+    name = "pets"
+    summary = "cats and dogs of 37 breeds"
+    paper = "Parkhi et al., Cats and Dogs, CVPR 2012"
+    home = "https://www.robots.ox.ac.uk/~vgg/data/pets/"
+    reader = "OxfordIIITPet"
+    first = "oxford-iiit-pet/annotations"
+    splits = ("trainval", "test")
+    metric = "mean_class"
+
+
+class Flowers102(TorchvisionDataset):
+    """Flowers of 102 species."""
+
+    name = "flowers102"
+    summary = "flowers of 102 species"
+    paper = "Nilsback and Zisserman, Automated Flower Classification over a Large Number of Classes, ICVGIP 2008"
+    home = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
+    reader = "Flowers102"
+    first = "flowers-102/setid.mat"
+    splits = ("train", "val", "test")
+    metric = "mean_class"
+
+
+class Dtd(TorchvisionDataset):
+    """Textures of 47 kinds."""
+
+    name = "dtd"
+    summary = "textures of 47 kinds"
+    paper = "Cimpoi et al., Describing Textures in the Wild, CVPR 2014"
+    home = "https://www.robots.ox.ac.uk/~vgg/data/dtd/"
+    reader = "DTD"
+    first = "dtd/dtd/labels"
+    splits = ("train", "val", "test")
+
+
+class Food101(TorchvisionDataset):
+    """Dishes of 101 kinds."""
+
+    name = "food101"
+    summary = "dishes of 101 kinds"
+    paper = "Bossard et al., Food-101: Mining Discriminative Components with Random Forests, ECCV 2014"
+    home = "https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/"
+    reader = "Food101"
+    first = "food-101/meta"
+
+
+class Aircraft(TorchvisionDataset):
+    """Aircraft of 100 variants."""
+
+    name = "aircraft"
+    summary = "aircraft of 100 variants"
+    paper = "Maji et al., Fine-Grained Visual Classification of Aircraft, arXiv:1306.5151"
+    home = "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/"
+    reader = "FGVCAircraft"
+    first = "fgvc-aircraft-2013b/data"
+    splits = ("train", "val", "test")
+    metric = "mean_class"
+
+
+class Cars(TorchvisionDataset):
+    """Cars of 196 models."""
+
+    name = "cars"
+    summary = "cars of 196 models"
+    paper = "Krause et al., 3D Object Representations for Fine-Grained Categorization, ICCV Workshops 2013"
+    home = "https://ai.stanford.edu/~jkrause/cars/car_dataset.html"
+    reader = "StanfordCars"
+    first = "stanford_cars/devkit"
+
+
+class EuroSat(TorchvisionDataset):
+    """Satellite images of 10 kinds of land."""
+
+    name = "eurosat"
+    summary = "satellite images of 10 kinds of land"
+    paper = "Helber et al., EuroSAT: A Novel Dataset for Land Use and Land Cover Classification, JSTARS 2019"
+    home = "https://github.com/phelber/EuroSAT"
+    reader = "EuroSAT"
+    first = "eurosat/2750"
+    splits = ("train",)
+
+
+class Svhn(TorchvisionDataset):
+    """House numbers, 32 x 32 pixels."""
+
+    name = "svhn"
+    summary = "house numbers, 32 x 32 pixels"
+    paper = "Netzer et al., Reading Digits in Natural Images with Unsupervised Feature Learning, NIPS Workshops 2011"
+    home = "http://ufldl.stanford.edu/housenumbers/"
+    reader = "SVHN"
+    first = "train_32x32.mat"
+
+
+class Voc2007(Dataset):
+    """Photographs with objects of 20 classes, several an image."""
+
+    name = "voc2007"
+    summary = "photographs with objects of 20 classes, several an image"
+    paper = EVERINGHAM
+    kind = "labeled"
+    home = "http://host.robots.ox.ac.uk/pascal/VOC/voc2007/"
+
+    @classmethod
+    def open(cls, path: str) -> EvaluationSet:
+        """`VOCdevkit/VOC2007`: JPEGImages, ImageSets/Main/CLASS_{train,val,test}.txt with 1, 0 (difficult) or -1."""
+        root = below(path, "VOCdevkit/VOC2007/ImageSets/Main", had=cls.home) / "VOCdevkit" / "VOC2007"
+        sources, marks = {}, {}
+        for split in ("train", "val", "test"):
+            columns = [_voc_list(root / "ImageSets" / "Main" / f"{one}_{split}.txt", cls.home) for one in VOC_CLASSES]
+            ids = list(columns[0])
+            marks[split] = np.array([[column[one] for column in columns] for one in ids], dtype=np.int8)
+            sources[split] = [f"JPEGImages/{one}.jpg" for one in ids]
+        train = listed(root, sources["train"] + sources["val"], had=cls.home)
+        metadata = {
+            "metric": "map11",
+            "home": cls.home,
+            "classes": VOC_CLASSES,
+            "train_marks": np.concatenate([marks["train"], marks["val"]]),
+            "test_marks": marks["test"],
+            "validation": np.arange(len(sources["train"]), len(train)),
+        }
+        test = listed(root, sources["test"], had=cls.home)
+        return EvaluationSet(cls.name, "labeled", path, train=train, test=test, metadata=metadata)
+
+
+class Cub200(Dataset):
+    """Birds of 200 species."""
+
+    name = "cub200"
+    summary = "birds of 200 species"
+    paper = "Wah et al., The Caltech-UCSD Birds-200-2011 Dataset, Caltech 2011"
+    kind = "labeled"
+    home = "https://www.vision.caltech.edu/datasets/cub_200_2011/"
+    metric = "top1"
+
+    @classmethod
+    def open(cls, path: str) -> EvaluationSet:
+        """`CUB_200_2011`: images.txt, image_class_labels.txt, train_test_split.txt (1 is training), images/."""
+        root = below(path, "CUB_200_2011/images.txt", had=cls.home) / "CUB_200_2011"
+        names, numbers, training = (
+            [line.split()[1] for line in _lines(root / f"{file}.txt", cls.home)]
+            for file in ("images", "image_class_labels", "train_test_split")
+        )
+        if not len(names) == len(numbers) == len(training):
+            raise DataError(f"{root}: {len(names)} images, {len(numbers)} labels, {len(training)} split marks.")
+        classes = [line.split()[1] for line in _lines(root / "classes.txt", cls.home)]
+        labels = np.array(numbers, dtype=np.int64) - 1
+        whole = listed(root, [f"images/{one}" for one in names], had=cls.home).relabeled((labels, classes))
+        mark = np.array(training) == "1"
+        train, test = whole.subset(np.flatnonzero(mark)), whole.subset(np.flatnonzero(~mark))
+        return EvaluationSet(
+            cls.name, "labeled", path, train=train, test=test, metadata={"metric": "top1", "home": cls.home}
+        )
+
+
+class Sun397(Dataset):
+    """Scenes of 397 kinds."""
+
+    name = "sun397"
+    summary = "scenes of 397 kinds"
+    paper = "Xiao et al., SUN Database: Large-Scale Scene Recognition from Abbey to Zoo, CVPR 2010"
+    kind = "labeled"
+    home = "https://vision.princeton.edu/projects/2010/SUN/"
+    metric = "top1"
+
+    @classmethod
+    def open(cls, path: str) -> EvaluationSet:
+        """`SUN397`: class folders /a/abbey, and the first of the ten partitions, Training_01.txt and Testing_01.txt."""
+        root = below(path, "SUN397/Training_01.txt", had=cls.home) / "SUN397"
+        halves, labels = [], []
+        for file in ("Training_01.txt", "Testing_01.txt"):
+            names = [line.strip().lstrip("/") for line in _lines(root / file, cls.home)]
+            halves.append(listed(root, names, had=cls.home))
+            labels.append([one.rpartition("/")[0] for one in names])
+        classes = sorted(set(labels[0]) | set(labels[1]))
+        place = {one: number for number, one in enumerate(classes)}
+        train, test = (
+            half.relabeled((np.array([place[one] for one in own], dtype=np.int64), classes))
+            for half, own in zip(halves, labels, strict=True)
+        )
+        return EvaluationSet(
+            cls.name, "labeled", path, train=train, test=test, metadata={"metric": "top1", "home": cls.home}
+        )
+
+
+def _voc_list(path: Path, home: str) -> dict[str, int]:
     """{image: 1, 0 or -1}."""
-    rows = [line.split() for line in _lines(path, VOC_HOME)]
+    rows = [line.split() for line in _lines(path, home)]
     return {image: int(mark) for image, mark in rows}
-
-
-def open_cub200(name: str, path: str) -> Target:
-    """`CUB_200_2011`: images.txt, image_class_labels.txt, train_test_split.txt (1 is training), images/."""
-    root = below(path, "CUB_200_2011/images.txt", had=CUB_HOME) / "CUB_200_2011"
-    names, numbers, training = (
-        [line.split()[1] for line in _lines(root / f"{file}.txt", CUB_HOME)]
-        for file in ("images", "image_class_labels", "train_test_split")
-    )
-    if not len(names) == len(numbers) == len(training):
-        raise DataError(f"{root}: {len(names)} images, {len(numbers)} labels, {len(training)} split marks.")
-    classes = [line.split()[1] for line in _lines(root / "classes.txt", CUB_HOME)]
-    labels = np.array(numbers, dtype=np.int64) - 1
-    whole = listed(root, [f"images/{one}" for one in names], had=CUB_HOME).relabeled((labels, classes))
-    mark = np.array(training) == "1"
-    train, test = whole.subset(np.flatnonzero(mark)), whole.subset(np.flatnonzero(~mark))
-    return Target(name, "labeled", path, train=train, test=test, metadata={"metric": "top1", "home": CUB_HOME})
-
-
-def open_sun397(name: str, path: str) -> Target:
-    """`SUN397`: class folders /a/abbey, and the first of the ten partitions, Training_01.txt and Testing_01.txt."""
-    root = below(path, "SUN397/Training_01.txt", had=SUN_HOME) / "SUN397"
-    halves, labels = [], []
-    for file in ("Training_01.txt", "Testing_01.txt"):
-        names = [line.strip().lstrip("/") for line in _lines(root / file, SUN_HOME)]
-        halves.append(listed(root, names, had=SUN_HOME))
-        labels.append([one.rpartition("/")[0] for one in names])
-    classes = sorted(set(labels[0]) | set(labels[1]))
-    place = {one: number for number, one in enumerate(classes)}
-    train, test = (
-        half.relabeled((np.array([place[one] for one in own], dtype=np.int64), classes))
-        for half, own in zip(halves, labels, strict=True)
-    )
-    return Target(name, "labeled", path, train=train, test=test, metadata={"metric": "top1", "home": SUN_HOME})
 
 
 def _lines(path: Path, home: str) -> list[str]:
@@ -151,56 +325,3 @@ def _lines(path: Path, home: str) -> list[str]:
         return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except OSError:
         raise DataError(f"{path} does not exist. The set is had at {home}.") from None
-
-
-def _images(dataset: str, root: Path, split: str) -> TorchvisionImages:
-    return TorchvisionImages(dataset, str(root), split, literal=True)
-
-
-LABELED: dict[str, Layout] = {
-    "cifar10": torchvision("CIFAR10", "cifar-10-batches-py", "https://www.cs.toronto.edu/~kriz/cifar.html"),
-    "cifar100": torchvision("CIFAR100", "cifar-100-python", "https://www.cs.toronto.edu/~kriz/cifar.html"),
-    "stl10": torchvision("STL10", "stl10_binary", "https://cs.stanford.edu/~acoates/stl10/"),
-    "caltech101": torchvision(
-        "Caltech101",
-        "caltech101/101_ObjectCategories",
-        "https://data.caltech.edu/records/mzrjq-6wc02",
-        splits=("train",),
-        metric="mean_class",
-        shots=CALTECH_SHOTS,
-    ),
-    "pets": torchvision(
-        "OxfordIIITPet",
-        "oxford-iiit-pet/annotations",
-        "https://www.robots.ox.ac.uk/~vgg/data/pets/",
-        splits=("trainval", "test"),
-        metric="mean_class",
-    ),
-    "flowers102": torchvision(
-        "Flowers102",
-        "flowers-102/setid.mat",
-        "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/",
-        splits=("train", "val", "test"),
-        metric="mean_class",
-    ),
-    "dtd": torchvision(
-        "DTD", "dtd/dtd/labels", "https://www.robots.ox.ac.uk/~vgg/data/dtd/", splits=("train", "val", "test")
-    ),
-    "food101": torchvision("Food101", "food-101/meta", "https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/"),
-    "aircraft": torchvision(
-        "FGVCAircraft",
-        "fgvc-aircraft-2013b/data",
-        "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/",
-        splits=("train", "val", "test"),
-        metric="mean_class",
-    ),
-    "cars": torchvision(
-        "StanfordCars", "stanford_cars/devkit", "https://ai.stanford.edu/~jkrause/cars/car_dataset.html"
-    ),
-    "sun397": Layout("labeled", open_sun397, "top1"),
-    "voc2007": Layout("labeled", open_voc2007),
-    "cub200": Layout("labeled", open_cub200, "top1"),
-    "eurosat": torchvision("EuroSAT", "eurosat/2750", "https://github.com/phelber/EuroSAT", splits=("train",)),
-    "svhn": torchvision("SVHN", "train_32x32.mat", "http://ufldl.stanford.edu/housenumbers/"),
-}
-"""Published labeled sets by name."""

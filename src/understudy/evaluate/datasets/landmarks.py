@@ -3,7 +3,7 @@
 `FOLDER/jpg/NAME.jpg` and `FOLDER/gnd_NAME.pkl`, a pickle of lists of names and numbers. It is read without executing
 it: of all that a pickle can ask for, only plain containers, text, numbers and numpy arrays of numbers are made.
 
-The facts of the target: "gnd", one table a query with its lists "easy", "hard", "junk" (revisited) or "ok", "junk" (the
+The metadata of the set: "gnd", one table a query with its lists "easy", "hard", "junk" (revisited) or "ok", "junk" (the
 older kind, INSTRE's), of database ids.
 """
 
@@ -14,7 +14,7 @@ import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,12 +22,11 @@ from PIL import Image
 
 from understudy.artifacts import fingerprint
 from understudy.errors import DataError
-from understudy.evaluate.datasets.dataset import Layout, Target, below, listed
+from understudy.evaluate.dataset import Dataset, EvaluationSet, below, listed
 from understudy.sources.images import Labels
 from understudy.sources.source import Source
 
-REVISITED_HOME = "http://cmp.felk.cvut.cz/revisitop/"
-INSTRE_HOME = "http://123.57.42.89/instre/home.html, its ground truth with the diffusion code of Iscen et al."
+RADENOVIC = "Radenovic et al., Revisiting Oxford and Paris, CVPR 2018"
 
 
 def read_ground_truth(path: Path, home: str) -> dict[str, Any]:
@@ -142,24 +141,6 @@ class CroppedImages:
         return None
 
 
-def revisited(folder: str, home: str) -> Layout:
-    """A set of revisited Oxford and Paris, or one kept like them, by the name of its folder."""
-
-    def open_set(name: str, path: str) -> Target:
-        root = below(path, f"{folder}/gnd_{folder}.pkl", had=home) / folder
-        table = read_ground_truth(root / f"gnd_{folder}.pkl", home)
-        database = listed(root, [_file(root, one) for one in table["imlist"]], had=home)
-        asked = listed(root, [_file(root, one) for one in table["qimlist"]], had=home)
-        truth = [_plain(entry, len(database), home) for entry in table["gnd"]]
-        if len(truth) != len(asked):
-            raise DataError(f"{root}: {len(asked)} queries and ground truth of {len(truth)}. It is had at {home}.")
-        boxes = [_box(entry.get("bbx")) for entry in table["gnd"]]
-        queries = Source(f"{path} queries", CroppedImages(asked, boxes))
-        return Target(name, "landmarks", path, test=database, queries=queries, metadata={"gnd": truth, "home": home})
-
-    return Layout("landmarks", open_set)
-
-
 def _file(root: Path, name: Any) -> str:
     text = str(name)
     if Path(text).suffix.lower() in (".jpg", ".jpeg", ".png"):
@@ -183,9 +164,59 @@ def _plain(entry: Mapping[str, Any], images: int, home: str) -> dict[str, np.nda
     return found
 
 
-LANDMARKS: dict[str, Layout] = {
-    "roxford5k": revisited("roxford5k", REVISITED_HOME),
-    "rparis6k": revisited("rparis6k", REVISITED_HOME),
-    "instre": revisited("instre", INSTRE_HOME),
-}
-"""Retrieval sets by name."""
+class Landmarks(Dataset):
+    """A set of revisited Oxford and Paris, or one kept like them.
+
+    Attributes:
+        folder: of the set; the ground truth is `FOLDER/gnd_FOLDER.pkl`.
+    """
+
+    kind = "landmarks"
+    folder: ClassVar[str]
+
+    @classmethod
+    def open(cls, path: str) -> EvaluationSet:
+        """See `Dataset`."""
+        root = below(path, f"{cls.folder}/gnd_{cls.folder}.pkl", had=cls.home) / cls.folder
+        table = read_ground_truth(root / f"gnd_{cls.folder}.pkl", cls.home)
+        database = listed(root, [_file(root, one) for one in table["imlist"]], had=cls.home)
+        photographs = listed(root, [_file(root, one) for one in table["qimlist"]], had=cls.home)
+        truth = [_plain(entry, len(database), cls.home) for entry in table["gnd"]]
+        if len(truth) != len(photographs):
+            raise DataError(
+                f"{root}: {len(photographs)} queries and ground truth of {len(truth)}. It is had at {cls.home}."
+            )
+        boxes = [_box(entry.get("bbx")) for entry in table["gnd"]]
+        queries = Source(f"{path} queries", CroppedImages(photographs, boxes))
+        metadata = {"gnd": truth, "home": cls.home}
+        return EvaluationSet(cls.name, "landmarks", path, test=database, queries=queries, metadata=metadata)
+
+
+class RevisitedOxford(Landmarks):
+    """Landmarks of Oxford, revisited."""
+
+    name = "roxford5k"
+    summary = "landmarks of Oxford, revisited ground truth"
+    paper = RADENOVIC
+    home = "http://cmp.felk.cvut.cz/revisitop/"
+    folder = "roxford5k"
+
+
+class RevisitedParis(Landmarks):
+    """Landmarks of Paris, revisited."""
+
+    name = "rparis6k"
+    summary = "landmarks of Paris, revisited ground truth"
+    paper = RADENOVIC
+    home = "http://cmp.felk.cvut.cz/revisitop/"
+    folder = "rparis6k"
+
+
+class Instre(Landmarks):
+    """Instances of objects and logos."""
+
+    name = "instre"
+    summary = "instances of 250 objects, buildings and logos"
+    paper = "Wang and Jiang, INSTRE: A New Benchmark for Instance-Level Object Retrieval and Recognition, ACM TOMM 2015"
+    home = "http://123.57.42.89/instre/home.html, its ground truth with the diffusion code of Iscen et al."
+    folder = "instre"

@@ -16,7 +16,8 @@ from PIL import Image
 
 from understudy.artifacts import fingerprint
 from understudy.errors import DataError
-from understudy.evaluate.datasets.objects import VOC_CLASSES, VOC_SOURCE, read_expected
+from understudy.evaluate.dataset import Dataset, EvaluationSet, within
+from understudy.evaluate.datasets.objects import EVERINGHAM, VOC_CLASSES, VOC_SOURCE, read_expected
 from understudy.sources.decode import EXTENSIONS, to_rgb
 
 IGNORED = 255
@@ -209,3 +210,51 @@ def _split(
             where = f" It comes from {source}." if source else ""
             raise DataError(f"{path} was expected and does not exist.{where}")
     return Masks(str(name), images, masks, classes, count or len(classes), table)
+
+
+class MasksDataset(Dataset):
+    """A set with masks: `metadata["train"]` and `metadata["test"]` are its splits, which the protocol reads itself."""
+
+    kind = "masks"
+
+    @classmethod
+    def open(cls, path: str) -> EvaluationSet:
+        """See `Dataset`."""
+        train, test = open_masks(within(path, cls.name))
+        metadata = {"train": train, "test": test, "fingerprint": fingerprint(train.fingerprint, test.fingerprint)}
+        return EvaluationSet(cls.name, cls.kind, path, metadata=metadata)
+
+
+class VocMasks(MasksDataset):
+    """Pascal VOC 2012's masks."""
+
+    name = "voc-masks"
+    summary = "masks of 20 classes and background"
+    paper = EVERINGHAM
+    home = VOC_SOURCE
+
+
+class Ade20k(MasksDataset):
+    """ADE20K's scene parsing."""
+
+    name = "ade20k"
+    summary = "scenes with masks of 150 classes"
+    paper = "Zhou et al., Scene Parsing through ADE20K Dataset, CVPR 2017"
+    home = ADE_SOURCE
+
+
+class Cityscapes(MasksDataset):
+    """Streets of German cities."""
+
+    name = "cityscapes"
+    summary = "streets with masks of 19 classes"
+    paper = "Cordts et al., The Cityscapes Dataset for Semantic Urban Scene Understanding, CVPR 2016"
+    home = CITYSCAPES_SOURCE
+
+
+class IndexMasks(MasksDataset):
+    """Masks of your own."""
+
+    name = "index-masks"
+    summary = "your own: images, masks of class numbers and classes.txt"
+    home = "your own"

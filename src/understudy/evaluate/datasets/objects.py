@@ -19,6 +19,7 @@ from PIL import Image
 
 from understudy.artifacts import fingerprint
 from understudy.errors import DataError
+from understudy.evaluate.dataset import Dataset, EvaluationSet, within
 from understudy.sources.decode import to_rgb
 
 COCO_SOURCE = "https://cocodataset.org/#download (train2017.zip, val2017.zip, annotations_trainval2017.zip)"
@@ -28,6 +29,8 @@ VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
+
+EVERINGHAM = "Everingham et al., The PASCAL Visual Object Classes (VOC) Challenge, IJCV 2010"
 
 
 @dataclass(frozen=True)
@@ -226,3 +229,34 @@ def _text(element: ElementTree.Element, path: str) -> str:
     if text is None:
         raise ValueError(f"no <{path}> in <{element.tag}>")
     return text.strip()
+
+
+class ObjectsDataset(Dataset):
+    """A set with boxes: `metadata["train"]` and `metadata["test"]` are its splits, which the protocol reads itself."""
+
+    kind = "objects"
+
+    @classmethod
+    def open(cls, path: str) -> EvaluationSet:
+        """See `Dataset`."""
+        train, test = open_objects(within(path, cls.name))
+        metadata = {"train": train, "test": test, "fingerprint": fingerprint(train.fingerprint, test.fingerprint)}
+        return EvaluationSet(cls.name, cls.kind, path, metadata=metadata)
+
+
+class Coco(ObjectsDataset):
+    """COCO's boxes and outlines."""
+
+    name = "coco"
+    summary = "objects of 80 classes with boxes and outlines"
+    paper = "Lin et al., Microsoft COCO: Common Objects in Context, ECCV 2014"
+    home = COCO_SOURCE
+
+
+class Voc(ObjectsDataset):
+    """Pascal VOC's boxes."""
+
+    name = "voc"
+    summary = "objects of 20 classes with boxes"
+    paper = EVERINGHAM
+    home = VOC_SOURCE

@@ -1,8 +1,8 @@
 """Published test images whose classes are those of a training set: other photographs, drawings, corruptions.
 
-They are judged with what the main evaluation images teach (`--eval-data`), class by class name: wnids, or for
-ImageNet-v2, whose folders are numbers, the place among the sorted wnids. The facts of the target: "home", where the set
-is had; where it falls into parts, "part" (one number an image id), "parts" (their names, "gaussian_noise/3") and
+They are classified by what the main evaluation images teach (`--eval-data`), class by class name: wnids, or for
+ImageNet-v2, whose folders are numbers, the place among the sorted wnids. The metadata of the set: "home", where it is
+had; where it falls into parts, "part" (one number an image id), "parts" (their names, "gaussian_noise/3") and
 "normalize", whether errors are divided by AlexNet's.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,18 +18,16 @@ import pyarrow.compute as pc
 from jaxtyping import Int
 
 from understudy.errors import DataError
-from understudy.evaluate.datasets.dataset import Layout, Target, below, within
+from understudy.evaluate.dataset import Dataset, EvaluationSet, below, within
 from understudy.sources.formats.npy import ArrayImages
 from understudy.sources.images import JoinedImages
 from understudy.sources.source import Source, open_source
 
 IMAGENET = 1000
 WNID = re.compile(r"n\d{8}")
-
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-V2_HOME = "https://github.com/modestyachts/ImageNetV2"
-CIFAR_C_HOME = "https://zenodo.org/records/2535967 (CIFAR-10-C)"
-IMAGENET_C_HOME = "https://zenodo.org/records/2235448 (ImageNet-C)"
+RECHT = "Recht et al., Do ImageNet Classifiers Generalize to ImageNet?, ICML 2019"
+HENDRYCKS = "Hendrycks and Dietterich, Benchmarking Neural Network Robustness, ICLR 2019"
 
 
 def imagenet_wnids() -> list[str]:
@@ -86,93 +85,166 @@ def numbered_as(source: Source, names: Sequence[str], title: str, *, published: 
     return found
 
 
-def class_folders(archive: str, home: str) -> Layout:
-    """Class folders, directly or one folder down.
+class ClassFolders(Dataset):
+    """Test images in class folders, directly or one folder down.
 
-    Args:
+    Attributes:
         archive: the folder that the archive unpacks into.
-        home: where it is had.
     """
 
-    def open_set(name: str, path: str) -> Target:
-        root = within(path, archive, name)
+    kind = "shift"
+    archive: ClassVar[str]
+
+    @classmethod
+    def open(cls, path: str) -> EvaluationSet:
+        """See `Dataset`."""
+        root = within(path, cls.archive, cls.name)
         if not root.is_dir():
-            raise DataError(f"{root} does not exist. Give the folder of class folders; the set is had at {home}.")
+            raise DataError(f"{root} does not exist. Give the folder of class folders; the set is had at {cls.home}.")
         inside = [entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
         if len(inside) == 1:  # the archive's own folder, in one of the user's
             root = inside[0]
         test = open_source(root)
         if test.labels is None:
-            raise DataError(f"{root} must hold class folders (CLASS/IMAGE), and nothing deeper; it is had at {home}.")
-        return Target(name, "shift", path, test=test, metadata={"home": home})
-
-    return Layout("shift", open_set)
-
-
-def open_imagenet_c(name: str, path: str) -> Target:
-    """`CORRUPTION/SEVERITY/WNID/IMAGE`, severities 1 to 5."""
-    root = within(path, "ImageNet-C", name)
-    if not root.is_dir():
-        raise DataError(f"{root} does not exist. Give the folder of corruptions; the set is had at {IMAGENET_C_HOME}.")
-    source = open_source(root)
-    names = source.names
-    depth = pc.count_substring(names, "/")
-    # The archives unpack into noise/, blur/, weather/, digital/: one folder more, or none.
-    levels = int(depth[0].as_py())
-    if levels not in (3, 4) or not pc.all(pc.equal(depth, levels)).as_py():
-        raise DataError(
-            f"{root} must hold CORRUPTION/SEVERITY/CLASS/IMAGE and nothing else; there is {names[0].as_py()}. The set "
-            f"is had at {IMAGENET_C_HOME}."
-        )
-    pieces = pc.split_pattern(names, "/")
-    corruption, severity, wnid = (pc.list_element(pieces, levels - back) for back in (3, 2, 1))
-    part = pc.binary_join_element_wise(corruption, severity, pa.scalar("/", corruption.type)).dictionary_encode()
-    wnids = wnid.dictionary_encode()
-    classes = [str(one) for one in wnids.dictionary.to_pylist()]
-    test = source.relabeled((_numbers(wnids), classes))
-    metadata = {
-        "part": _numbers(part),
-        "parts": part.dictionary.to_pylist(),
-        "normalize": True,
-        "home": IMAGENET_C_HOME,
-    }
-    return Target(name, "shift", path, test=test, metadata=metadata)
+            raise DataError(
+                f"{root} must hold class folders (CLASS/IMAGE), and nothing deeper; it is had at {cls.home}."
+            )
+        return EvaluationSet(cls.name, "shift", path, test=test, metadata={"home": cls.home})
 
 
-def open_cifar10_c(name: str, path: str) -> Target:
-    """`labels.npy` (50,000,) and CORRUPTION.npy (50,000, 32, 32, 3): 10,000 images for each severity in turn."""
-    root = below(str(within(path, "CIFAR-10-C", name)), "labels.npy", had=CIFAR_C_HOME)
-    try:
-        labels = np.load(root / "labels.npy", allow_pickle=False).astype(np.int64)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{root / 'labels.npy'} is not a .npy file that can be read ({error}).") from None
-    files = sorted(file for file in root.glob("*.npy") if file.name != "labels.npy")
-    if not files:
-        raise DataError(f"{root} holds labels.npy and no corruption (gaussian_noise.npy, ...). Had at {CIFAR_C_HOME}.")
-    storages = [ArrayImages(file) for file in files]
-    for file, storage in zip(files, storages, strict=True):
-        if len(storage) != len(labels) or len(labels) % 5:
-            raise DataError(f"{file} holds {len(storage)} images, labels.npy {len(labels)}; both must be 5 severities.")
-    each = len(labels) // 5
-    part = np.repeat(np.arange(5 * len(files)), each)
-    parts = [f"{file.stem}/{severity}" for file in files for severity in range(1, 6)]
-    source = Source(path, JoinedImages(storages)).relabeled((np.tile(labels, len(files)), CIFAR10_CLASSES))
-    metadata = {"part": part, "parts": parts, "normalize": False, "home": CIFAR_C_HOME}
-    return Target(name, "shift", path, test=source, metadata=metadata)
+class ImagenetV2(ClassFolders):
+    """New photographs of ImageNet's classes, matched frequency."""
+
+    name = "imagenet-v2"
+    summary = "new photographs of ImageNet's classes, matched frequency"
+    paper = RECHT
+    home = "https://github.com/modestyachts/ImageNetV2"
+    archive = "imagenetv2-matched-frequency-format-val"
+
+
+class ImagenetV2Threshold(ClassFolders):
+    """ImageNet-v2, threshold 0.7."""
+
+    name = "imagenet-v2-threshold"
+    summary = "ImageNet-v2, threshold 0.7"
+    paper = RECHT
+    home = "https://github.com/modestyachts/ImageNetV2"
+    archive = "imagenetv2-threshold0.7-format-val"
+
+
+class ImagenetV2Top(ClassFolders):
+    """ImageNet-v2, top images."""
+
+    name = "imagenet-v2-top"
+    summary = "ImageNet-v2, top images"
+    paper = RECHT
+    home = "https://github.com/modestyachts/ImageNetV2"
+    archive = "imagenetv2-top-images-format-val"
+
+
+class ImagenetSketch(ClassFolders):
+    """Drawings of ImageNet's classes."""
+
+    name = "imagenet-sketch"
+    summary = "drawings of ImageNet's classes"
+    paper = "Wang et al., Learning Robust Global Representations by Penalizing Local Predictive Power, NeurIPS 2019"
+    home = "https://github.com/HaohanWang/ImageNet-Sketch"
+    archive = "sketch"
+
+
+class ImagenetA(ClassFolders):
+    """Photographs of 200 classes that a ResNet-50 gets wrong."""
+
+    name = "imagenet-a"
+    summary = "photographs of 200 classes that a ResNet-50 gets wrong"
+    paper = "Hendrycks et al., Natural Adversarial Examples, CVPR 2021"
+    home = "https://github.com/hendrycks/natural-adv-examples"
+    archive = "imagenet-a"
+
+
+class ImagenetR(ClassFolders):
+    """Art, toys and drawings of 200 classes."""
+
+    name = "imagenet-r"
+    summary = "art, toys and drawings of 200 classes"
+    paper = "Hendrycks et al., The Many Faces of Robustness, ICCV 2021"
+    home = "https://github.com/hendrycks/imagenet-r"
+    archive = "imagenet-r"
+
+
+class ImagenetC(Dataset):
+    """ImageNet's validation images under 15 corruptions of 5 severities."""
+
+    name = "imagenet-c"
+    summary = "ImageNet's validation images under 15 corruptions of 5 severities"
+    paper = HENDRYCKS
+    kind = "shift"
+    home = "https://zenodo.org/records/2235448 (ImageNet-C)"
+
+    @classmethod
+    def open(cls, path: str) -> EvaluationSet:
+        """`CORRUPTION/SEVERITY/WNID/IMAGE`, severities 1 to 5."""
+        root = within(path, "ImageNet-C", cls.name)
+        if not root.is_dir():
+            raise DataError(f"{root} does not exist. Give the folder of corruptions; the set is had at {cls.home}.")
+        source = open_source(root)
+        names = source.names
+        depth = pc.count_substring(names, "/")
+        # The archives unpack into noise/, blur/, weather/, digital/: one folder more, or none.
+        levels = int(depth[0].as_py())
+        if levels not in (3, 4) or not pc.all(pc.equal(depth, levels)).as_py():
+            raise DataError(
+                f"{root} must hold CORRUPTION/SEVERITY/CLASS/IMAGE and nothing else; there is {names[0].as_py()}. The "
+                f"set is had at {cls.home}."
+            )
+        pieces = pc.split_pattern(names, "/")
+        corruption, severity, wnid = (pc.list_element(pieces, levels - back) for back in (3, 2, 1))
+        part = pc.binary_join_element_wise(corruption, severity, pa.scalar("/", corruption.type)).dictionary_encode()
+        wnids = wnid.dictionary_encode()
+        classes = [str(one) for one in wnids.dictionary.to_pylist()]
+        test = source.relabeled((_numbers(wnids), classes))
+        metadata = {
+            "part": _numbers(part),
+            "parts": part.dictionary.to_pylist(),
+            "normalize": True,
+            "home": cls.home,
+        }
+        return EvaluationSet(cls.name, "shift", path, test=test, metadata=metadata)
+
+
+class Cifar10C(Dataset):
+    """CIFAR-10's test images under corruptions of 5 severities."""
+
+    name = "cifar10-c"
+    summary = "CIFAR-10's test images under corruptions of 5 severities"
+    paper = HENDRYCKS
+    kind = "shift"
+    home = "https://zenodo.org/records/2535967 (CIFAR-10-C)"
+
+    @classmethod
+    def open(cls, path: str) -> EvaluationSet:
+        """`labels.npy` (50,000,) and CORRUPTION.npy (50,000, 32, 32, 3): 10,000 images for each severity in turn."""
+        root = below(str(within(path, "CIFAR-10-C", cls.name)), "labels.npy", had=cls.home)
+        try:
+            labels = np.load(root / "labels.npy", allow_pickle=False).astype(np.int64)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{root / 'labels.npy'} is not a .npy file that can be read ({error}).") from None
+        files = sorted(file for file in root.glob("*.npy") if file.name != "labels.npy")
+        if not files:
+            raise DataError(f"{root} holds labels.npy and no corruption (gaussian_noise.npy, ...). Had at {cls.home}.")
+        storages = [ArrayImages(file) for file in files]
+        for file, storage in zip(files, storages, strict=True):
+            if len(storage) != len(labels) or len(labels) % 5:
+                raise DataError(
+                    f"{file} holds {len(storage)} images, labels.npy {len(labels)}; both must be 5 severities."
+                )
+        each = len(labels) // 5
+        part = np.repeat(np.arange(5 * len(files)), each)
+        parts = [f"{file.stem}/{severity}" for file in files for severity in range(1, 6)]
+        source = Source(path, JoinedImages(storages)).relabeled((np.tile(labels, len(files)), CIFAR10_CLASSES))
+        metadata = {"part": part, "parts": parts, "normalize": False, "home": cls.home}
+        return EvaluationSet(cls.name, "shift", path, test=source, metadata=metadata)
 
 
 def _numbers(encoded: pa.DictionaryArray) -> np.ndarray:
     return np.asarray(encoded.indices.to_numpy(zero_copy_only=False), dtype=np.int64)
-
-
-SHIFTED: dict[str, Layout] = {
-    "imagenet-v2": class_folders("imagenetv2-matched-frequency-format-val", V2_HOME),
-    "imagenet-v2-threshold": class_folders("imagenetv2-threshold0.7-format-val", V2_HOME),
-    "imagenet-v2-top": class_folders("imagenetv2-top-images-format-val", V2_HOME),
-    "imagenet-sketch": class_folders("sketch", "https://github.com/HaohanWang/ImageNet-Sketch"),
-    "imagenet-a": class_folders("imagenet-a", "https://github.com/hendrycks/natural-adv-examples"),
-    "imagenet-r": class_folders("imagenet-r", "https://github.com/hendrycks/imagenet-r"),
-    "imagenet-c": Layout("shift", open_imagenet_c),
-    "cifar10-c": Layout("shift", open_cifar10_c),
-}
-"""Published shifted test sets by name."""

@@ -12,6 +12,7 @@ from PIL import Image
 
 from understudy.artifacts import fingerprint
 from understudy.errors import DataError
+from understudy.evaluate.dataset import Dataset, EvaluationSet, within
 from understudy.evaluate.datasets.masks import read_index_mask
 from understudy.evaluate.datasets.objects import read_expected
 from understudy.sources.decode import to_rgb
@@ -81,3 +82,20 @@ def open_videos(root: Path) -> Videos:
     if not names:
         raise DataError(f"{listing} names no sequences. It comes from {DAVIS_SOURCE}.")
     return Videos(root, names)
+
+
+class Davis2017(Dataset):
+    """DAVIS-2017's validation videos."""
+
+    name = "davis"
+    summary = "30 videos with a mask of each object in each frame"
+    paper = "Pont-Tuset et al., The 2017 DAVIS Challenge on Video Object Segmentation, arXiv:1704.00675"
+    kind = "videos"
+    home = DAVIS_SOURCE
+
+    @classmethod
+    def open(cls, path: str) -> EvaluationSet:
+        """See `Dataset`."""
+        videos = open_videos(within(path, cls.name))
+        metadata = {"videos": videos, "fingerprint": videos.fingerprint}
+        return EvaluationSet(cls.name, cls.kind, path, metadata=metadata)

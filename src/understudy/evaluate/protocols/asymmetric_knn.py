@@ -8,39 +8,15 @@ images: the student stands in for the teacher in front of an index that nobody e
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from understudy.errors import DataError, ShapeError
-from understudy.evaluate.encoded_set import EncodedSet, Figures
 from understudy.evaluate.protocol import Display, Protocol, Requirements
-from understudy.evaluate.protocols.knn import VOTE_TITLES, WU, knn
-from understudy.evaluate.settings import EvaluationSettings
+from understudy.evaluate.protocols.knn import VOTE_TITLES, WU, Knn
 
-
-def asymmetric_knn(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
-    """Score an encoded set's test rows by the vote of the nearest training rows of its reference.
-
-    Args:
-        encoded_set: its `test` rows, and a `reference` with `train` rows of labeled images.
-        settings: as `knn` reads them.
-
-    Returns:
-        The figures of `knn`; only a "note" where the subject is not meant to land in the reference's space.
-
-    Raises:
-        DataError: no reference, no labels, one class, or features that are not finite.
-        ShapeError: the two widths differ.
-    """
-    if encoded_set.reference is None:
-        raise DataError(f"Asymmetric kNN asks a teacher's bank, and {encoded_set.name} has no teacher.")
-    if not encoded_set.aligned:
-        return {"note": "this method's embeddings are not meant to lie in the teacher's space"}
-    bank = encoded_set.reference.train
-    if bank is not None and bank.shape[1] != encoded_set.test.shape[1]:
-        raise ShapeError(
-            f"{encoded_set.name} has width {encoded_set.test.shape[1]}, {encoded_set.reference.name} "
-            f"{bank.shape[1]}: one cannot be searched with the other."
-        )
-    return knn(dataclasses.replace(encoded_set, train=bank), settings)
+if TYPE_CHECKING:
+    from understudy.evaluate.encoded_set import EncodedSet, Figures
+    from understudy.evaluate.settings import EvaluationSettings
 
 
 class AsymmetricKnn(Protocol):
@@ -61,4 +37,30 @@ class AsymmetricKnn(Protocol):
         figures=VOTE_TITLES,
         labels={r"top\d@(\d+).*": r"\1-NN, asymmetric"},
     )
-    evaluate = staticmethod(asymmetric_knn)
+
+    @staticmethod
+    def evaluate(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
+        """Score an encoded set's test rows by the vote of the nearest training rows of its reference.
+
+        Args:
+            encoded_set: its `test` rows, and a `reference` with `train` rows of labeled images.
+            settings: as `knn` reads them.
+
+        Returns:
+            The figures of `knn`; only a "note" where the student's rows are not meant to lie in the teacher's space.
+
+        Raises:
+            DataError: no reference, no labels, one class, or features that are not finite.
+            ShapeError: the two widths differ.
+        """
+        if encoded_set.reference is None:
+            raise DataError(f"Asymmetric kNN asks a teacher's bank, and {encoded_set.name} has no teacher.")
+        if not encoded_set.aligned:
+            return {"note": "this method's embeddings are not meant to lie in the teacher's space"}
+        bank = encoded_set.reference.train
+        if bank is not None and bank.shape[1] != encoded_set.test.shape[1]:
+            raise ShapeError(
+                f"{encoded_set.name} has width {encoded_set.test.shape[1]}, {encoded_set.reference.name} "
+                f"{bank.shape[1]}: one cannot be searched with the other."
+            )
+        return Knn.evaluate(dataclasses.replace(encoded_set, train=bank), settings)

@@ -10,64 +10,13 @@ and a class that got no vote never counts as a top-5 hit (there, ties among zero
 
 from __future__ import annotations
 
-from understudy.evaluate.encoded_set import EncodedSet, Figures
+from typing import TYPE_CHECKING
+
 from understudy.evaluate.protocol import Display, Protocol, Requirements
-from understudy.evaluate.settings import EvaluationSettings
-from understudy.neighbors.search import search
-from understudy.neighbors.vote import weighted_vote
 
-KS = (1, 10, 20, 50)
-TEMPERATURE = 0.07
-
-
-def knn(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
-    """Score an encoded set by the vote of nearest training images.
-
-    Args:
-        encoded_set: features and labels of training and test images.
-        settings: `memory_mb` bounds the search and the vote.
-
-    Returns:
-        "top1@K" for K in 1, 10, 20, 50 and "top1@10,T=1", in per cent; "top5@..." likewise where there are more than 5
-        classes. A K larger than the number of training images is left out, and "note" says so.
-
-    Raises:
-        DataError: no labels, one class, or features that are not finite.
-    """
-    data = encoded_set.labeled()
-    ks = [k for k in KS if k <= len(data.train)]
-    indices, similarities = search(
-        data.test,
-        data.train,
-        max(ks),
-        memory_mb=settings.memory_mb,
-        device=encoded_set.device,
-        progress=encoded_set.progress,
-    )
-    figures: Figures = {}
-    for temperature, voters, suffix in (
-        (TEMPERATURE, ks, ""),
-        (1.0, [k for k in ks if k == 10], ",T=1"),
-    ):
-        ranked = weighted_vote(
-            indices,
-            similarities,
-            data.train_labels,
-            data.classes,
-            voters,
-            temperature=temperature,
-            top=5,
-            memory_mb=settings.memory_mb,
-        )
-        for k in voters:
-            hits = ranked[k] == data.test_labels[:, None]
-            figures[f"top1@{k}{suffix}"] = 100.0 * float(hits[:, 0].mean())
-            if data.classes > 5:
-                figures[f"top5@{k}{suffix}"] = 100.0 * float(hits.any(axis=1).mean())
-    if left_out := [str(k) for k in KS if k not in ks]:
-        figures["note"] = f"k = {', '.join(left_out)} left out: there are only {len(data.train)} training images."
-    return figures
-
+if TYPE_CHECKING:
+    from understudy.evaluate.encoded_set import EncodedSet, Figures
+    from understudy.evaluate.settings import EvaluationSettings
 
 WU = """@inproceedings{wu2018instance,
   title     = {Unsupervised Feature Learning via Non-Parametric Instance Discrimination},
@@ -77,6 +26,9 @@ WU = """@inproceedings{wu2018instance,
 }"""
 
 VOTE_TITLES = {r"top(\d)@(\d+)": r"\2-NN top-\1", r"top(\d)@(\d+),T=1": r"\2-NN top-\1, T = 1"}
+
+KS = (1, 10, 20, 50)
+TEMPERATURE = 0.07
 
 
 class Knn(Protocol):
@@ -97,4 +49,55 @@ class Knn(Protocol):
         figures=VOTE_TITLES,
         labels={r"top\d@(\d+).*": r"\1-NN"},
     )
-    evaluate = staticmethod(knn)
+
+    @staticmethod
+    def evaluate(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
+        """Score an encoded set by the vote of nearest training images.
+
+        Args:
+            encoded_set: features and labels of training and test images.
+            settings: `memory_mb` bounds the search and the vote.
+
+        Returns:
+            "top1@K" for K in 1, 10, 20, 50 and "top1@10,T=1", in per cent; "top5@..." likewise where there are more
+            than 5 classes. A K larger than the number of training images is left out, and "note" says so.
+
+        Raises:
+            DataError: no labels, one class, or features that are not finite.
+        """
+        from understudy.neighbors.search import search
+        from understudy.neighbors.vote import weighted_vote
+
+        data = encoded_set.labeled()
+        ks = [k for k in KS if k <= len(data.train)]
+        indices, similarities = search(
+            data.test,
+            data.train,
+            max(ks),
+            memory_mb=settings.memory_mb,
+            device=encoded_set.device,
+            progress=encoded_set.progress,
+        )
+        figures: Figures = {}
+        for temperature, voters, suffix in (
+            (TEMPERATURE, ks, ""),
+            (1.0, [k for k in ks if k == 10], ",T=1"),
+        ):
+            ranked = weighted_vote(
+                indices,
+                similarities,
+                data.train_labels,
+                data.classes,
+                voters,
+                temperature=temperature,
+                top=5,
+                memory_mb=settings.memory_mb,
+            )
+            for k in voters:
+                hits = ranked[k] == data.test_labels[:, None]
+                figures[f"top1@{k}{suffix}"] = 100.0 * float(hits[:, 0].mean())
+                if data.classes > 5:
+                    figures[f"top5@{k}{suffix}"] = 100.0 * float(hits.any(axis=1).mean())
+        if left_out := [str(k) for k in KS if k not in ks]:
+            figures["note"] = f"k = {', '.join(left_out)} left out: there are only {len(data.train)} training images."
+        return figures

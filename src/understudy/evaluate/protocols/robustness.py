@@ -14,207 +14,15 @@ ImageNet-C alone. "mean_error" is the plain mean over corruptions, CIFAR-10-C's 
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from jaxtyping import Bool, Int
-from torch import Tensor
-
-from understudy.embed.embedding import Inference, extract
-from understudy.errors import ConfigError, DataError
-from understudy.evaluate.datasets.corruptions import CORRUPTIONS, CorruptedImages, frost_photographs
-from understudy.evaluate.datasets.dataset import Target
-from understudy.evaluate.encoded_set import EncodedSet, Figures, check_finite
 from understudy.evaluate.protocol import ACCURACIES, SHARES, Display, Protocol, Requirements
-from understudy.evaluate.protocols.knn import TEMPERATURE
-from understudy.evaluate.protocols.linear import Classifier, main_classifier
-from understudy.evaluate.settings import EvaluationSettings, RobustnessSettings
-from understudy.neighbors.search import search
-from understudy.neighbors.vote import weighted_vote
-from understudy.sources.images import JoinedImages
-from understudy.sources.source import Source
+from understudy.settings import setting
 
-ALEXNET_ERROR = {
-    "gaussian_noise": 0.886428, "shot_noise": 0.894468, "impulse_noise": 0.922640, "defocus_blur": 0.819880,
-    "glass_blur": 0.826268, "motion_blur": 0.785948, "zoom_blur": 0.798360, "snow": 0.866816, "frost": 0.826572,
-    "fog": 0.819324, "brightness": 0.564592, "contrast": 0.853204, "elastic_transform": 0.646056, "pixelate": 0.717840,
-    "jpeg_compression": 0.606500,
-}  # fmt: skip
-"""AlexNet's mean top-1 error over the five severities, from the authors' released code."""
-
-K = 10
-
-
-def robustness(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
-    """Score what the main images teach on shifted or corrupted ones.
-
-    Args:
-        encoded_set: features of the main training images, and of the shifted test images as `test`; without a target,
-            the main test images as pixels.
-        settings: `robustness` (severities, images, frost), `seed`, `memory_mb`.
-
-    Returns:
-        Accuracies in per cent. Shifted: "top1", "knn". Corrupted: one figure per corruption, the mean over its
-        severities; "mean_error"; "severity_1" ... over all corruptions; "mce" for ImageNet-C; generated ones also
-        "clean", on the same images. "images" counts them, and "classes" where only some are in the set; "note" names
-        what is missing.
-
-    Raises:
-        DataError: no labels, one class, features that are not finite, or no pixels.
-        ConfigError: a severity that there is not, or none.
-    """
-    data = encoded_set.labeled()
-    classifier, known = main_classifier(encoded_set.base or encoded_set, settings)[:2]
-    if encoded_set.target is None or encoded_set.test_source is None:
-        return _generated(encoded_set, settings, classifier, known)
-    part = encoded_set.target.metadata.get("part")
-    present = np.zeros(data.classes, dtype=bool)
-    present[np.unique(data.test_labels)] = True
-    hits = _hits(classifier, known, data.test, data.test_labels, present)
-    if part is None:
-        figures: Figures = {"top1": 100.0 * float(hits.mean()), "knn": _vote(encoded_set, settings, present)}
-        return figures | _classes(encoded_set.target, present, known) | {"images": len(hits)}
-    number = np.asarray(part)[encoded_set.test_source.ids]
-    accuracy: dict[tuple[str, int], float] = {}
-    for place, title in enumerate(encoded_set.target.metadata["parts"]):
-        here = number == place
-        if here.any():
-            corruption, _, severity = title.rpartition("/")
-            accuracy[corruption, int(severity)] = 100.0 * float(hits[here].mean())
-    figures = summary(accuracy, normalize=bool(encoded_set.target.metadata.get("normalize")))
-    some = _classes(encoded_set.target, present, known)
-    if "note" in some and "note" in figures:
-        some["note"] = f"{figures['note']} {some['note']}"
-    return figures | some | {"images": len(hits)}
-
-
-def _classes(target: Target, present: Bool[np.ndarray, " C"], known: Int[np.ndarray, " Ck"]) -> Figures:
-    """How many classes were judged, where it is not all that the main images teach or all of the set's."""
-    count, own = int(present.sum()), target.test
-    figures: Figures = {"classes": count} if count < len(known) else {}
-    if own is not None and own.labels is not None and (had := len(np.unique(own.labels))) > count:
-        figures["note"] = f"Judged on {count} of its {had} classes: the main evaluation images lack the others."
-    return figures
-
-
-def summary(accuracy: dict[tuple[str, int], float], *, normalize: bool) -> Figures:
-    """Figures of accuracies in per cent by corruption and severity.
-
-    Args:
-        accuracy: `{(corruption, severity): per cent}`; all severities of a corruption weigh the same.
-        normalize: give "mce" too, over the corruptions that AlexNet's errors are known of, which are means over five
-            severities: over corruptions of which all five are there.
-    """
-    mean: Figures = {}
-    for corruption in dict.fromkeys(name for name, _ in accuracy):
-        mean[corruption] = float(np.mean([value for (name, _), value in accuracy.items() if name == corruption]))
-    # The extra corruptions of the released sets (speckle noise, spatter, ...) are for validation, not for the mean.
-    counted = [float(mean[name]) for name in mean if name in CORRUPTIONS]
-    figures: Figures = dict(mean)
-    missing = [name for name in CORRUPTIONS if name not in mean]
-    notes: list[str] = []
-    if counted:
-        figures["mean_error"] = 100.0 - float(np.mean(counted))
-        for severity in sorted({severity for _, severity in accuracy}):
-            own = [value for (name, which), value in accuracy.items() if which == severity and name in CORRUPTIONS]
-            figures[f"severity_{severity}"] = float(np.mean(own))
-        if normalize:
-            whole = [name for name in mean if name in ALEXNET_ERROR and all((name, s) in accuracy for s in range(1, 6))]
-            errors = [(100.0 - float(mean[name])) / ALEXNET_ERROR[name] for name in whole]
-            if errors:
-                figures["mce"] = float(np.mean(errors))
-            if len(whole) < len(counted):
-                notes.append(f"The mCE is over {len(whole)} corruptions: of the others some severities are missing.")
-    if missing:
-        notes.insert(0, f"Means are over {len(counted)} of 15 corruptions; missing: {', '.join(missing)}.")
-    if notes:
-        figures["note"] = " ".join(notes)
-    return figures
-
-
-def _generated(
-    encoded_set: EncodedSet, settings: EvaluationSettings, classifier: Classifier, known: Int[np.ndarray, " Ck"]
-) -> Figures:
-    """Corruptions made on the fly of the main test images."""
-    if encoded_set.encoder is None or encoded_set.test_source is None:
-        raise DataError(f"Corruptions are made of pixels, and of {encoded_set.name} there are only features.")
-    wanted, contract = settings.robustness, encoded_set.encoder.contract
-    if wrong := [severity for severity in wanted.severities if not 1 <= severity <= 5]:
-        raise ConfigError(f"Severities are 1 to 5; got {wrong[0]} in --robustness.severities.")
-    if not wanted.severities:
-        raise ConfigError("Severities are 1 to 5; --robustness.severities names none.")
-    labels = encoded_set.test_labels
-    assert labels is not None
-    chosen = np.sort(np.random.default_rng(settings.seed).permutation(len(labels))[: wanted.images])
-    source, truth = encoded_set.test_source.subset(chosen), labels[chosen]
-    photographs = frost_photographs(wanted.frost, contract.size) if wanted.frost is not None else None
-    names = [name for name in CORRUPTIONS if name != "frost" or photographs]
-    whole = dataclasses.replace(contract, crop=1.0)  # the corrupted image is what the encoder sees, cropped already
-    kinds = [(name, severity) for name in names for severity in wanted.severities]
-    # One pass over all of them: reader processes start once, and of an image no more than its class is kept.
-    every = JoinedImages(
-        [
-            CorruptedImages(source, contract.size, contract.crop, contract.interpolation, *kind, photographs)
-            for kind in kinds
-        ]
-    )
-    encode = encoded_set.encoder.features
-
-    def guesses(images: Tensor) -> Tensor:
-        rows = encode(images).float().cpu().numpy()
-        check_finite(rows, f"{encoded_set.name} features of corrupted images")
-        return torch.from_numpy(known[classifier.scores(rows).argmax(axis=1)])[:, None]
-
-    inference = Inference(encoded_set.device, settings.batch_size, encoded_set.workers, encoded_set.progress)
-    found, kept, _ = extract(guesses, whole, Source(f"{source.spec} corrupted", every), inference)
-    hits, kind = found[:, 0] == truth[kept % len(source)], kept // len(source)
-    accuracy = {one: 100.0 * float(hits[kind == place].mean()) for place, one in enumerate(kinds)}
-    clean = _hits(classifier, known, encoded_set.test[chosen], truth)
-    figures: Figures = {"clean": 100.0 * float(clean.mean()), **summary(accuracy, normalize=False)}
-    if photographs is None:
-        figures["note"] = (
-            "Means are over 14 of 15 corruptions: frost needs its photographs (--robustness.frost FOLDER)."
-        )
-    return {**figures, "images": len(chosen)}
-
-
-def _hits(
-    classifier: Classifier,
-    known: Int[np.ndarray, " Ck"],
-    features: np.ndarray,
-    labels: Int[np.ndarray, " M"],
-    present: Bool[np.ndarray, " C"] | None = None,
-) -> Bool[np.ndarray, " M"]:
-    """Whether each image's best class, among those present, is its own."""
-    barred = None if present is None else ~present[known]
-    if barred is not None and barred.all():
-        return np.zeros(len(labels), dtype=bool)
-    hits = np.empty(len(labels), dtype=bool)
-    for start in range(0, len(labels), 4096):
-        scores = classifier.scores(features[start : start + 4096])
-        if barred is not None:
-            scores[:, barred] = -np.inf
-        hits[start : start + 4096] = known[scores.argmax(axis=1)] == labels[start : start + 4096]
-    return hits
-
-
-def _vote(encoded_set: EncodedSet, settings: EvaluationSettings, present: Bool[np.ndarray, " C"]) -> float:
-    """10-NN accuracy in per cent, the training images of absent classes left out."""
-    data = encoded_set.labeled()
-    rows, labels = data.train, data.train_labels
-    inside = present[labels]
-    if not inside.all():
-        rows, labels = rows[inside], labels[inside]
-    if not len(rows):
-        return 0.0
-    k = min(K, len(rows))
-    near = search(data.test, rows, k, memory_mb=settings.memory_mb, device=encoded_set.device)
-    ranking = weighted_vote(
-        *near, labels, data.classes, [k], temperature=TEMPERATURE, top=1, memory_mb=settings.memory_mb
-    )
-    return 100.0 * float((ranking[k][:, 0] == data.test_labels).mean())
-
+if TYPE_CHECKING:
+    from understudy.evaluate.encoded_set import EncodedSet, Figures
+    from understudy.evaluate.settings import EvaluationSettings
 
 HENDRYCKS = """@inproceedings{hendrycks2019benchmarking,
   title     = {Benchmarking Neural Network Robustness to Common Corruptions and Perturbations},
@@ -222,6 +30,15 @@ HENDRYCKS = """@inproceedings{hendrycks2019benchmarking,
   booktitle = {International Conference on Learning Representations (ICLR)},
   year      = {2019}
 }"""
+
+
+@dataclass(frozen=True)
+class RobustnessSettings:
+    """Which corruptions `robustness` makes of the main test images."""
+
+    severities: tuple[int, ...] = setting((1, 2, 3, 4, 5), "Of 1 to 5.")
+    images: int = setting(2000, "Test images at most, drawn by the seed.", minimum=1)
+    frost: str | None = setting(None, "Folder of the authors' photographs of frost; without it frost is left out.")
 
 
 class Robustness(Protocol):
@@ -247,10 +64,35 @@ class Robustness(Protocol):
         shares=(*SHARES, "clean", "knn"),
         accuracies=(*ACCURACIES, "clean", "knn"),
     )  # fmt: skip
-    evaluate = staticmethod(robustness)
+
+    @staticmethod
+    def evaluate(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
+        """Score what the main images teach on shifted or corrupted ones.
+
+        Args:
+            encoded_set: features of the main training images, and of the shifted test images as `test`; without a
+            target,
+                the main test images as pixels.
+            settings: `robustness` (severities, images, frost), `seed`, `memory_mb`.
+
+        Returns:
+            Accuracies in per cent. Shifted: "top1", "knn". Corrupted: one figure per corruption, the mean over its
+            severities; "mean_error"; "severity_1" ... over all corruptions; "mce" for ImageNet-C; generated ones also
+            "clean", on the same images. "images" counts them, and "classes" where only some are in the set; "note"
+            names what is missing.
+
+        Raises:
+            DataError: no labels, one class, features that are not finite, or no pixels.
+            ConfigError: a severity that there is not, or none.
+        """
+        from understudy.evaluate.measures.shift import corruption_figures, shift_figures
+
+        if encoded_set.dataset is None:
+            return corruption_figures(encoded_set, settings, settings.group(RobustnessSettings))
+        return shift_figures(encoded_set, settings)
 
     @staticmethod
     def image_passes(settings: EvaluationSettings, train: int, test: int) -> float:
         """One for each corruption and severity."""
-        own = settings.robustness
+        own = settings.group(RobustnessSettings)
         return (15 if own.frost else 14) * len(own.severities) * min(test, own.images)

@@ -21,23 +21,19 @@ from torch import nn
 from understudy.embed.embedding import Inference, extract
 from understudy.errors import DataError
 from understudy.evaluate.encoded_set import EncodedSet, Encoder, Figures
-from understudy.evaluate.protocols.linear_sgd import RECIPE, augmented
-from understudy.evaluate.settings import EvaluationSettings
+from understudy.evaluate.measures import augmented
+from understudy.evaluate.measures.accuracy import mean_class
+from understudy.evaluate.settings import EvaluationSettings, FinetuneSettings
 from understudy.models.onnx_encoder import onnx_encoders
 from understudy.models.student import Student
 from understudy.models.teacher import Teacher
-from understudy.sources.source import Source
-from understudy.views.augmentation import photometry
+from understudy.views.batches import NeighborBatches
 
 HEAD_RATE = 10.0
 
 
 def finetuned(
-    encoded_set: EncodedSet,
-    settings: EvaluationSettings,
-    *,
-    chosen: Int[np.ndarray, " n"] | None = None,
-    labels: Int[np.ndarray, " N"] | None = None,
+    encoded_set: EncodedSet, settings: EvaluationSettings, *, chosen: Int[np.ndarray, " n"] | None = None
 ) -> Figures:
     """Train a copy of an encoded set's backbone with a new classifier, and test it.
 
@@ -45,7 +41,6 @@ def finetuned(
         encoded_set: its encoder, and training and test images as pixels. The encoder itself stays as it is.
         settings: `finetune.epochs`, `finetune.lr` and `seed`.
         chosen: positions of the training images to use; all unless given.
-        labels: (N,) of all training images; the subject's own unless given.
 
     Returns:
         "finetuned_top1", "finetuned_mean_class" in per cent, "finetuned_top5" with more than 5 classes; or a "note"
@@ -63,30 +58,26 @@ def finetuned(
         return {
             "note": f"{encoded_set.name} was not fine-tuned: it is frozen as it is (an ONNX file, or an embedding)."
         }
-    labels = data.train_labels if labels is None else labels
-    if chosen is not None:
-        source, labels = source.subset(chosen), labels[chosen]
-    device, contract = torch.device(encoded_set.device), encoded_set.encoder.contract
+    rows = np.arange(len(source)) if chosen is None else chosen
     classifier = nn.Linear(data.train.shape[1], data.classes)
     nn.init.zeros_(classifier.weight)
     nn.init.zeros_(classifier.bias)
-    model = nn.Sequential(network, classifier).to(device)
-    _train(model, source, labels, encoded_set, settings)
-
+    model = nn.Sequential(network, classifier).to(encoded_set.device)
+    _train(model, encoded_set, rows, settings.finetune, settings.seed)
     model.eval()
 
-    def ranked(images: torch.Tensor) -> torch.Tensor:
+    def best_classes(images: torch.Tensor) -> torch.Tensor:
         scores: torch.Tensor = model(images)
         return scores.topk(min(5, data.classes), dim=1).indices.float()
 
-    inference = Inference(device, settings.batch_size, encoded_set.workers)
-    found, kept, _ = extract(ranked, contract, test, inference)
-    truth = np.asarray(data.test_labels)[kept]
-    hits = found.astype(np.int64) == truth[:, None]
-    images = np.bincount(truth, minlength=data.classes)
-    correct = np.bincount(truth, weights=hits[:, 0], minlength=data.classes)
-    figures: Figures = {"finetuned_top1": 100.0 * float(hits[:, 0].mean())}
-    figures["finetuned_mean_class"] = 100.0 * float((correct[images > 0] / images[images > 0]).mean())
+    inference = Inference(encoded_set.device, settings.batch_size, encoded_set.workers)
+    ranked, readable, _ = extract(best_classes, encoded_set.encoder.contract, test, inference)
+    truth = np.asarray(data.test_labels)[readable]
+    hits = ranked.astype(np.int64) == truth[:, None]
+    figures: Figures = {
+        "finetuned_top1": 100.0 * float(hits[:, 0].mean()),
+        "finetuned_mean_class": mean_class(hits[:, 0], truth, data.classes),
+    }
     if data.classes > 5:
         figures["finetuned_top5"] = 100.0 * float(hits.any(axis=1).mean())
     return figures
@@ -104,31 +95,31 @@ def trainable(encoder: Encoder) -> nn.Module | None:
 
 
 def _train(
-    model: nn.Sequential, source: Source, labels: np.ndarray, encoded_set: EncodedSet, settings: EvaluationSettings
+    model: nn.Sequential, encoded_set: EncodedSet, rows: np.ndarray, settings: FinetuneSettings, seed: int
 ) -> None:
     assert encoded_set.encoder is not None
+    assert encoded_set.train_source is not None
+    assert encoded_set.train_labels is not None
     device, contract = torch.device(encoded_set.device), encoded_set.encoder.contract
-    batches, loader = augmented(encoded_set, source, settings.finetune.epochs, settings)
-    steps = batches.steps_for(settings.finetune.epochs)
-    rate = settings.finetune.lr * batches.batch_size / 256
+    source, labels = encoded_set.train_source.subset(rows), torch.as_tensor(np.array(encoded_set.train_labels[rows]))
+    batches = NeighborBatches(len(source), min(augmented.BATCH, len(source)), seed=seed)
+    steps = batches.steps_for(settings.epochs)
+    rate = settings.lr * batches.batch_size / 256
     backbone, classifier = model
     groups = [
         {"params": list(backbone.parameters()), "lr": rate, "rate": rate},
         {"params": list(classifier.parameters()), "lr": HEAD_RATE * rate, "rate": HEAD_RATE * rate},
     ]
     optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True)
-    targets = torch.as_tensor(np.array(labels))
     model.train()
-    with contextlib.closing(loader):
+    with contextlib.closing(augmented.augmented(encoded_set, source, batches, steps)) as loader:
         for step, images in enumerate(loader):
             for group in optimizer.param_groups:
                 group["lr"] = group["rate"] * 0.5 * (1 + math.cos(math.pi * step / steps))
-            with torch.no_grad():
-                pixels = photometry(images.pixels[0].to(device, non_blocking=True), images.rows[0], RECIPE)
-                pixels = contract.prepare(pixels)
+            pixels = augmented.prepared(images, contract, device)
             if len(pixels) < 2:  # BatchNorm has no statistics of one image
                 continue
-            loss = nn.functional.cross_entropy(model(pixels), targets[images.index].to(device, non_blocking=True))
+            loss = nn.functional.cross_entropy(model(pixels), labels[images.index].to(device, non_blocking=True))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -137,7 +128,7 @@ def _train(
                 if not math.isfinite(value):
                     raise DataError(
                         f"Fine-tuning {encoded_set.name} diverged at step {step + 1} of {steps} (loss {value}). Lower "
-                        f"--finetune.lr, which is {settings.finetune.lr:g}."
+                        f"--finetune.lr, which is {settings.lr:g}."
                     )
                 if encoded_set.progress:
                     encoded_set.progress(step + 1, steps, f"fine-tuning: loss {value:.3f}")

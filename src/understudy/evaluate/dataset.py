@@ -1,11 +1,11 @@
-"""One set of images that an encoder is judged on, whatever its layout on disk."""
+"""One set of images that an encoder is evaluated on, and what a published set declares: how it lies on disk."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from understudy.errors import DataError
 from understudy.sources.formats.folder import FolderImages
@@ -13,17 +13,17 @@ from understudy.sources.source import Source
 
 
 @dataclass(frozen=True, eq=False)
-class Target:
-    """One set of images to be judged on.
+class EvaluationSet:
+    """One set of images to evaluate on.
 
     Args:
-        name: what the figures call it: a protocol's are filed under "PROTOCOL@NAME".
+        name: what the figures call it: a protocol's are filed under "PROTOCOL@NAME"; "" for the main evaluation images.
         kind: what protocols ask for: "labeled" (training and test images), "shift" (test images only, of classes that
             the main evaluation images have), "landmarks" (queries and a database), or a layout whose protocols read
-            the files themselves.
+            the files themselves; "main" for the main evaluation images.
         spec: where it is.
         train: labeled images to learn from; features are computed once.
-        test: images to be judged on, or a database to search; features are computed once.
+        test: images to evaluate on, or a database to search; features are computed once.
         queries: images to search with; features are computed once.
         metadata: what else the layout says, for the protocols of this kind. Arrays are indexed by the images' ids
             (`Source.ids`), which survive the loss of images that cannot be read.
@@ -39,25 +39,44 @@ class Target:
 
     @property
     def sources(self) -> dict[str, Source]:
-        """The image sets whose features protocols want, by role."""
+        """The images whose features protocols use, by role."""
         roles = {"train": self.train, "test": self.test, "queries": self.queries}
         return {role: source for role, source in roles.items() if source is not None}
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a published set lies on disk.
+class Dataset:
+    """A published set in its official layout. Adding one takes a subclass in a file of `evaluate/datasets`.
 
-    Args:
-        kind: of the target it makes.
-        open: (name, folder) -> the target; a missing file is named, with the place the set is officially had.
-        metric: what convention asks for of the set, where a root with train and test halves will do in place of its
-            own layout: class folders, parquet.
+    Nothing is downloaded.
+
+    Attributes:
+        name: what `--on` calls it.
+        summary: what it is, in one line.
+        paper: whose it is: authors, title, place and year; "" without a paper.
+        kind: of its `EvaluationSet`.
+        home: where it is officially had.
+        metric: what its convention asks for ("top1", "mean_class"), where a root with train and test halves will do in
+            place of its own layout; None where it will not.
     """
 
-    kind: str
-    open: Callable[[str, str], Target]
-    metric: str | None = None
+    name: ClassVar[str] = ""
+    summary: ClassVar[str]
+    paper: ClassVar[str] = ""
+    kind: ClassVar[str]
+    home: ClassVar[str]
+    metric: ClassVar[str | None] = None
+
+    @classmethod
+    def open(cls, path: str) -> EvaluationSet:
+        """The set in a folder.
+
+        Args:
+            path: what the user gave: the folder of the set, or the one that holds it.
+
+        Raises:
+            DataError: a file is missing; the sentence names it, and the place where the set is had.
+        """
+        raise NotImplementedError
 
 
 def below(path: str, first: str, *, had: str) -> Path:

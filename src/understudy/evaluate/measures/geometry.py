@@ -18,6 +18,10 @@ DEAD = 1e-3
 """A dimension is dead whose spread over the images is below this share of the root mean square over dimensions."""
 
 
+BLOCK = 4096
+"""Rows of the sums of CKA taken at once."""
+
+
 def unit(rows: Float[np.ndarray, "N F"]) -> Float[np.ndarray, "N F"]:
     """The rows in float64 at length 1; rows of zero stay zero."""
     rows = np.asarray(rows, dtype=np.float64)
@@ -42,6 +46,33 @@ def distances(rows: Float[np.ndarray, "N F"]) -> Float[np.ndarray, "N N"]:
     found: np.ndarray = np.sqrt(np.maximum(squares[:, None] + squares[None] - 2 * rows @ rows.T, 0.0))
     np.fill_diagonal(found, 0.0)
     return found
+
+
+def linear_cka(first: Float[np.ndarray, "N F1"], second: Float[np.ndarray, "N F2"]) -> float:
+    """Linear centered kernel alignment of two sets of rows over the same images, biased estimator, in float64.
+
+    |Y'X|_F^2 / (|X'X|_F |Y'Y|_F) with centered columns, taken from sums over blocks of rows: no N x N kernel is built.
+
+    Args:
+        first: (N, F1).
+        second: (N, F2).
+
+    Returns:
+        A number in [0, 1]; 0 if either is constant.
+
+    Source:
+        Kornblith et al. 2019 (arXiv 1905.00414), section 3.
+    """
+    means = [rows.mean(axis=0, dtype=np.float64) for rows in (first, second)]
+    widths = first.shape[1], second.shape[1]
+    cross, one, two = (np.zeros((i, j)) for i, j in (widths, (widths[0], widths[0]), (widths[1], widths[1])))
+    for start in range(0, len(first), BLOCK):
+        x, y = (rows[start : start + BLOCK] - mean for rows, mean in zip((first, second), means, strict=True))
+        cross += x.T @ y
+        one += x.T @ x
+        two += y.T @ y
+    scale = np.linalg.norm(one) * np.linalg.norm(two)
+    return float(np.linalg.norm(cross) ** 2 / scale) if scale > 0 else 0.0
 
 
 def debiased_cka(first: Float[np.ndarray, "N N"], second: Float[np.ndarray, "N N"]) -> float:

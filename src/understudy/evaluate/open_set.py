@@ -1,4 +1,4 @@
-"""Sets that an encoder is judged on beside the main evaluation images: `--on NAME=PATH`, each in its official layout.
+"""Sets that an encoder is evaluated on beside the main evaluation images: `--on NAME=PATH`.
 
 A known name says how the files lie and what convention asks of the figures; any other name is a label for a data spec.
 """
@@ -7,19 +7,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from understudy.artifacts import fingerprint
 from understudy.errors import ConfigError, DataError
-from understudy.evaluate.datasets.dataset import Layout, Target, within
-from understudy.evaluate.datasets.labeled import LABELED
-from understudy.evaluate.datasets.landmarks import LANDMARKS
-from understudy.evaluate.datasets.masks import open_masks
-from understudy.evaluate.datasets.objects import open_objects
-from understudy.evaluate.datasets.shifted import SHIFTED
-from understudy.evaluate.datasets.videos import open_videos
+from understudy.evaluate.dataset import EvaluationSet, within
+from understudy.evaluate.datasets import DATASETS
 from understudy.settings import nearest
 from understudy.sources.evaluation import open_evaluation
 from understudy.sources.formats import holders
@@ -27,38 +19,7 @@ from understudy.sources.source import open_source
 from understudy.sources.splits import HELD_OUT_SPLITS, split_of
 
 
-def _halves(kind: str, open_halves: Callable[[Path], Any]) -> Layout:
-    """A layout whose protocols read the files themselves, from `metadata["train"]` and `metadata["test"]`."""
-
-    def opened(name: str, spec: str) -> Target:
-        train, test = open_halves(within(spec, name))
-        metadata = {"train": train, "test": test, "fingerprint": fingerprint(train.fingerprint, test.fingerprint)}
-        return Target(name, kind, spec, metadata=metadata)
-
-    return Layout(kind, opened)
-
-
-def _videos(name: str, spec: str) -> Target:
-    videos = open_videos(within(spec, name))
-    return Target(name, "videos", spec, metadata={"videos": videos, "fingerprint": videos.fingerprint})
-
-
-LAYOUTS: dict[str, Layout] = {
-    "coco": _halves("objects", open_objects),
-    "voc": _halves("objects", open_objects),
-    "voc-masks": _halves("masks", open_masks),
-    "ade20k": _halves("masks", open_masks),
-    "cityscapes": _halves("masks", open_masks),
-    "index-masks": _halves("masks", open_masks),
-    "davis": Layout("videos", _videos),
-    **LABELED,
-    **SHIFTED,
-    **LANDMARKS,
-}
-"""Published sets by name; without a path they are looked for below the folder in UNDERSTUDY_DATA (`data` if unset)."""
-
-
-def split_target(text: str) -> tuple[str, str]:
+def split_name(text: str) -> tuple[str, str]:
     """`NAME=PATH`, `NAME` of a published set, or a spec alone, as (name, path or spec).
 
     Raises:
@@ -68,19 +29,19 @@ def split_target(text: str) -> tuple[str, str]:
     if equals and re.fullmatch(r"[\w.-]+", name) and spec:
         return name, spec
     if not text or equals == text:
-        raise ConfigError(f"'{text}' is not a set to be judged on. {nearest(text, LAYOUTS)} Or NAME=PATH, or a path.")
-    if text in LAYOUTS:
+        raise ConfigError(f"'{text}' is not a set to be judged on. {nearest(text, DATASETS)} Or NAME=PATH, or a path.")
+    if text in DATASETS:
         return text, os.environ.get("UNDERSTUDY_DATA", "data")
     return re.sub(r"[^\w.-]+", "-", Path(text).name or text).strip("-"), text
 
 
 def kind_of(text: str) -> str:
     """The kind of a set, as far as its name says it; "labeled" for a label of the user's."""
-    layout = LAYOUTS.get(split_target(text)[0])
-    return "labeled" if layout is None else layout.kind
+    dataset = DATASETS.get(split_name(text)[0])
+    return "labeled" if dataset is None else dataset.kind
 
 
-def open_target(text: str, *, listings: str | os.PathLike[str] | None = None) -> Target:
+def open_set(text: str, *, listings: str | os.PathLike[str] | None = None) -> EvaluationSet:
     """Open one set of `--on`.
 
     Args:
@@ -92,27 +53,27 @@ def open_target(text: str, *, listings: str | os.PathLike[str] | None = None) ->
     Raises:
         DataError: a file is missing or the layout is another; the sentence says what was expected and where.
     """
-    name, spec = split_target(text)
-    layout = LAYOUTS.get(name)
-    if layout is not None:
+    name, spec = split_name(text)
+    dataset = DATASETS.get(name)
+    if dataset is not None:
         own = within(spec, name)
         # The folder of all sets, where a name alone is looked for, may hold halves of another set.
-        if layout.metric is None or ("=" not in text and own.name != name) or not has_halves(str(own)):
-            return layout.open(name, spec)
+        if dataset.metric is None or ("=" not in text and own.name != name) or not has_halves(str(own)):
+            return dataset.open(spec)
         train, test = open_evaluation(own, listings=listings)
-        return Target(name, "labeled", spec, train=train, test=test, metadata={"metric": layout.metric})
+        return EvaluationSet(name, "labeled", spec, train=train, test=test, metadata={"metric": dataset.metric})
     if not Path(spec).expanduser().exists() and ":" not in spec and spec != "digits" and "," not in spec:
-        raise DataError(f"'{text}' is neither a published set nor a path that exists. {nearest(name, LAYOUTS)}")
+        raise DataError(f"'{text}' is neither a published set nor a path that exists. {nearest(name, DATASETS)}")
     if Path(spec).expanduser().is_dir() and not has_halves(spec):
         test = open_source(spec, listings=listings)
         if test.labels is None:
             raise DataError(
                 f"{spec} has neither train and test halves nor class folders (CLASS/IMAGE), so it has no labels. Give "
-                f"a labeled root, or the name of its layout as NAME={spec}. {nearest(name, LAYOUTS)}"
+                f"a labeled root, or the name of its layout as NAME={spec}. {nearest(name, DATASETS)}"
             )
-        return Target(name, "shift", spec, test=test)
+        return EvaluationSet(name, "shift", spec, test=test)
     train, test = open_evaluation(spec, listings=listings)
-    return Target(name, "labeled", spec, train=train, test=test)
+    return EvaluationSet(name, "labeled", spec, train=train, test=test)
 
 
 def has_halves(spec: str) -> bool:

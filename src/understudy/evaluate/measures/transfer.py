@@ -1,0 +1,69 @@
+"""Logistic regression on another set's frozen features, scored by its convention."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from understudy.errors import DataError
+from understudy.evaluate.encoded_set import EncodedSet, Figures, check_finite
+from understudy.evaluate.measures.accuracy import accuracies, average_precision_11
+from understudy.evaluate.measures.finetune import finetuned
+from understudy.evaluate.measures.probe import fit_probe, validation_split
+from understudy.evaluate.settings import EvaluationSettings
+
+
+def transfer_figures(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
+    """Every figure of `Transfer.evaluate`."""
+    metadata = {} if encoded_set.dataset is None else encoded_set.dataset.metadata
+    metric = metadata.get("metric", "top1")
+    if metric == "map11":
+        return _several_labels(encoded_set, settings)
+    data = encoded_set.labeled()
+    probe = fit_probe(
+        data.train, data.train_labels, _held_out(encoded_set, data.train_labels, settings.seed), metric=metric,
+        device=encoded_set.device, memory_mb=settings.memory_mb, progress=encoded_set.progress,
+    )  # fmt: skip
+    found = accuracies(probe, data.test, data.test_labels, data.classes, settings.memory_mb)
+    # The set's own figure first: tables show the first one.
+    figures: Figures = {metric: found.pop(metric), **found, "validation": probe.validation, "l2": probe.l2}
+    if settings.finetune.epochs:
+        figures |= finetuned(encoded_set, settings)
+    return figures
+
+
+def _held_out(encoded_set: EncodedSet, labels: np.ndarray, seed: int) -> np.ndarray:
+    """The set's own validation images, or a fifth of every class."""
+    own = None if encoded_set.dataset is None else encoded_set.dataset.metadata.get("validation")
+    if own is None or encoded_set.train_source is None:
+        return validation_split(labels, seed)
+    found: np.ndarray = np.isin(encoded_set.train_source.ids, own)
+    return found
+
+
+def _several_labels(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
+    """VOC 2007: marks in place of labels."""
+    if (
+        encoded_set.dataset is None
+        or encoded_set.train is None
+        or encoded_set.train_source is None
+        or encoded_set.test_source is None
+    ):
+        raise DataError("The 11-point mAP needs training and test images with marks.")
+    for rows, split in ((encoded_set.train, "training"), (encoded_set.test, "test")):
+        check_finite(rows, f"{encoded_set.name} features of the {split} images")
+    metadata = encoded_set.dataset.metadata
+    marks = np.asarray(metadata["train_marks"][encoded_set.train_source.ids], dtype=np.int64)
+    truth = np.asarray(metadata["test_marks"][encoded_set.test_source.ids], dtype=np.int64)
+    probe = fit_probe(
+        encoded_set.train, marks, _held_out(encoded_set, marks, settings.seed), metric="map11",
+        device=encoded_set.device, memory_mb=settings.memory_mb, progress=encoded_set.progress,
+    )  # fmt: skip
+    precision = average_precision_11(probe.classifier.scores(encoded_set.test), truth)
+    if not len(precision):
+        raise DataError(f"No test image of {encoded_set.dataset.name} is marked with a class.")
+    figures: Figures = {"map11": 100.0 * float(precision.mean()), "validation": probe.validation, "l2": probe.l2}
+    if len(precision) < truth.shape[1]:
+        figures["note"] = (
+            f"The mean is over {len(precision)} of {truth.shape[1]} classes: the others have no test image."
+        )
+    return figures
