@@ -102,7 +102,7 @@ def row(label, values, in_teacher_space=True):
 
 def test_the_best_is_the_highest_mean_of_those_with_all_seeds():
     found = statistics(
-        [row("a", {0: 1.0, 1: 3.0}), row("b", {0: 9.0}), row("c", {0: 4.0, 1: 4.0}, in_teacher_space=False)]
+        [row("a", {0: 1.0, 1: 3.0}), row("b", {0: 9.0}), row("c", {0: 4.0, 1: 4.0}, in_teacher_space=False)], {}
     )
     assert found["best"] == {"student.knn.top1@10": "c", "student_embed.asymmetric_knn.top1@10": "a"}
     a = found["summary"]["a"]["student.knn.top1@10"]

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from understudy.report.comparison import footnotes, statistics, table_of
+from test_report_page import HOSTILE, elements_of
+from understudy.evaluate.protocols import PROTOCOLS
+from understudy.report.comparison import FIGURES, compared_figures, footnotes, statistics, table_of
 from understudy.report.comparison_page import page, write_page
 
 NASTY = "coss:weight=<b>&\"'1"
@@ -43,9 +45,13 @@ def make_comparison(rows: Mapping[str, list[float]], kind: str = "compare", **ch
     about = {
         "data": "photos", "student": "small:resnet8", "teacher": "onnx:t.onnx", "teacherless": [], "trials": 3,
         "criterion": "overlap@11", "search_share": 0.5, "teacher_views": "live", "seeds": 3, "budget": "passes=10",
+        "protocols": {"knn": PROTOCOLS["knn"].display_table(["top1@10"])},
     }  # fmt: skip
     teacher = {"knn": {"top1@10": 80.0}}
-    return {"kind": kind, "about": about, "teacher": teacher, "variants": variants, **statistics(variants)}
+    return {
+        "kind": kind, "about": about, "teacher": teacher, "variants": variants,
+        **statistics(variants, about["protocols"]),
+    }  # fmt: skip
 
 
 METHODS = {NASTY: [60.0, 61.0, 62.0], "seed": [60.2, 60.9, 62.1], "rkd": [50.0, 51.5, 52.0]}
@@ -79,6 +85,35 @@ def test_somebody_s_label_is_text():
     for data in re.findall(r'<script type="application/json">(.*?)</script>', html, flags=re.DOTALL):
         json.loads(data)
         assert "<" not in data
+
+
+@pytest.mark.parametrize("kind", ["compare", "ablate"])
+def test_hostile_strings_are_no_markup(kind):
+    def told(text: str) -> str:
+        label = text.replace("=", ":").replace(", ", ":")
+        rows = {f"{label}=1": [60.0, 61.0], f"{label}=2": [62.0, 60.0]} if kind == "ablate" else {label: [60.0, 61.0]}
+        found = make_comparison(rows, kind)
+        found["about"] |= {"student": text, "data": text, "teacherless": [text], "extra": {text: [text]}}
+        found["variants"][0] |= {"failure": text}
+        found["variants"][0]["cells"][0]["notes"] = [text]
+        return page(found)
+
+    plain, hostile = told("plain"), told(HOSTILE)
+    assert elements_of(hostile) == elements_of(plain)
+    for data in re.findall(r'<script type="application/json">(.*?)</script>', hostile, flags=re.DOTALL):
+        json.loads(data)
+        assert not set("<>&'") & set(data)
+
+
+def test_a_protocol_of_tomorrow_has_a_column_too():
+    variants = [{"label": "a", "in_teacher_space": True, "cells": [
+        {"seed": 0, "figures": {"student.depth@nyu.delta1": 81.0, "student.depth@nyu.rmse": 0.4, "student.new.x": 1.0}}
+    ]}]  # fmt: skip
+    depth = {"title": "Depth", "short": "Depth", "percent": True, "compared": ["delta1", "rmse"], "less": ["rmse"]}
+    (column,) = [figure for figure in compared_figures(variants, {"depth": depth}) if figure not in FIGURES]
+    assert (column.key, column.title, column.digits) == ("student.depth@nyu.delta1", "Depth, nyu, %", 1)
+    assert column.phrase == "Depth (Delta1) on nyu, backbone"
+    assert statistics(variants, {"depth": depth})["best"] == {"student.depth@nyu.delta1": "a"}
 
 
 def test_the_table_marks_what_must_be_known():

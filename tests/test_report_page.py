@@ -18,9 +18,15 @@ from understudy.artifacts import Run, write_json
 from understudy.errors import ConfigError, StoreError
 from understudy.evaluate.protocols import display_tables
 from understudy.report.page import write_report
+from understudy.report.tables import in_words
 from understudy.settings import write_toml
 
 NASTY = "<script>alert('class')</script>"
+HOSTILE = (
+    "</script></style></pre>\x00\x1b[1m\u2028]]>--><img src=x onerror='a(\"b\")'>"
+    "&lt;script&gt;{{ 7 * 7 }}{% raw %}`c`\\"
+)
+"""What would end every context that a text stands in: script, style, attribute, comment, template."""
 
 
 def nearest(embeddings: np.ndarray, k: int = 10) -> np.ndarray:
@@ -179,6 +185,15 @@ class Page(HTMLParser):
         return [found for name, found in self.elements if name == tag and attributes.items() <= found.items()]
 
 
+def elements_of(html: str) -> list[str]:
+    """The names of a page's elements and of their attributes."""
+    found: list[str] = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attrs: found.append(" ".join([tag, *(name for name, _ in attrs)]))  # type: ignore[method-assign]
+    parser.feed(html)
+    return found
+
+
 def report(folder: Path, *runs: Run) -> Page:
     return Page(write_report(runs, folder / "report.html"))
 
@@ -330,6 +345,89 @@ def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
     hovers = [text for chart in charts(second) for trace in chart["data"] for text in trace.get("text", [])]
     assert any("&lt;script&gt;" in text for text in hovers)
     assert not any("<script>" in text for text in hovers)
+
+
+def told(folder: Path, text: str) -> str:
+    """The page of a run in which every text that somebody else can choose is that one."""
+    run = make_run(
+        folder / "run", n=60, class_names=[text, *map(str, range(1, 10))], method={"name": text, "key": text}
+    )
+    student = run.student | {"spec": text, "skipped": [[text, text]], "extra": text}
+    student["teacher"] |= {"spec": text, "weights": text}
+    student["data"] |= {"spec": text}
+    student["head"] |= {"kind": text}
+    write_json(run.student_path, student)
+    run.config_path.write_text(run.config_path.read_text() + f"note = {json.dumps(text)}\n")
+    rows = [{"kind": "start", "device": text, "compiled": {text: [text, {text: text}]}}, *run.metrics()[1:]]
+    rows[1]["terms"][text] = rows[2]["terms"][text] = 1.0
+    run.metrics_path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    evaluation = run.evaluation
+    evaluation["student"] |= {f"{text}@{text}": {text: 1.0, "note": text}, f"knn@{text}": {"top1@10": 50.0}}
+    evaluation["teacher"] |= {f"knn@{text}": {"top1@10": 60.0}, f"broken {text}": {"error": text}}
+    evaluation["about"] |= {"caveats": [text], "eval_data": text, "settings": {"seed": text}}
+    for part in ("title", "short", "sentence", "source"):
+        evaluation["about"]["protocols"]["knn"][part] = text
+    evaluation["about"]["protocols"]["linear"] |= {"figures": {"top1": text}, "labels": {"top1": text}}
+    write_json(run.evaluation_path, evaluation)
+    with np.load(run.sample_path) as file:
+        arrays = {name: file[name] for name in file.files}
+    arrays["names"] = np.array([text] * 60)
+    np.savez(run.sample_path, **arrays)
+    return write_report([run], folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_hostile_strings_are_no_markup(tmp_path: Path) -> None:
+    plain, hostile = told(tmp_path / "plain", "pl`c`ain"), told(tmp_path / "hostile", HOSTILE)
+    assert elements_of(hostile) == elements_of(plain)
+    blocks = re.findall(r'<script type="application/json">(.*?)</script>', hostile, flags=re.DOTALL)
+    assert len(blocks) == len(charts(Page(tmp_path / "plain" / "report.html"))) + 1  # and the texts of the maps
+    for block in blocks:
+        json.loads(block)
+        assert not set("<>&'") & set(block)
+    assert "{{ 7 * 7 }}{% raw %}" in hostile
+
+
+def test_the_result_stands_before_what_was_done(three: tuple[list[Run], Path]) -> None:
+    page = Page(three[1])
+    sections = [found["id"] for found in page.all("section")]
+    assert sections == [
+        "result", "protocols", "curves", "neighbors", "map", "dimensions", "done", "caveats"
+    ]  # fmt: skip
+    assert [(found["href"] or "").removeprefix("#") for found in page.all("a")] == sections
+
+
+def test_facts_are_words(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", n=20, method={"name": "coss", "layers": [1, 2], "center": False, "extra": {}})
+    start, *rest = run.metrics()
+    start |= {"compiled": {"student": False, "teacher": True, "device": "cpu"}, "teacher_precision": None}
+    run.metrics_path.write_text("".join(json.dumps(row) + "\n" for row in [start, *rest]))
+    text = re.sub(r"<[^>]+>", "|", report_text(tmp_path, run))
+    text = re.sub(r"[|\s]*\|[|\s]*", "|", text)
+    assert "|compiled|student no, teacher yes, on cpu|" in text
+    assert "|layers|1, 2|" in text
+    assert "|center|no|" in text
+    assert "|extra|" not in text
+    assert "teacher precision" not in text
+    assert not re.search(r"[\[{]&#39;|: (True|False)\b|None", text)
+
+
+def report_text(folder: Path, *runs: Run) -> str:
+    """The page without its scripts and styles."""
+    text = write_report(runs, folder / "report.html").read_text(encoding="utf-8")
+    return re.sub(r"<(script|style).*?</\1>", "", text, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (True, "yes"), (None, "none"), (0.5, "0.5"), ("a", "a"), ([1, 2], "1, 2"), (("a", "b"), "a, b"),
+        ({"student": False, "teacher": False, "device": "cpu"}, "student no, teacher no, on cpu"),
+        ({"gpu_memory": [1, 2], "none": None}, "gpu memory 1, 2"),
+        ([["a.jpg", "damaged"], ["b.jpg", "empty"]], "a.jpg, damaged; b.jpg, empty"), ([], ""), ({}, ""),
+    ],
+)  # fmt: skip
+def test_values_in_words(value: Any, words: str) -> None:
+    assert in_words(value) == words
 
 
 @pytest.mark.parametrize(

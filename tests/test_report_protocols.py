@@ -273,6 +273,21 @@ def test_a_protocol_of_tomorrow_is_shown_too(tmp_path: Path) -> None:
     assert ["Rmse", ABSENT, "0.432|0.400 to 0.500", ABSENT] in tables(tmp_path / "report.html")[1]
 
 
+def test_protocols_of_several_runs_are_described_together() -> None:
+    first, second = (
+        {"protocols": {name: PROTOCOLS[name].display_table(metrics) for name, metrics in figures.items()}}
+        for figures in ({"linear": ["top1"]}, {"knn": ["top1@10"], "linear": ["top1", "l2"]})
+    )
+    displays = Displays.of([{}, {"protocols": ["knn"]}, first, second])
+    assert list(displays.entries) == ["linear", "knn"]
+    assert displays.display("linear@pets").title == PROTOCOLS["linear"].display.title
+    assert displays.display("linear").metric_title("l2") == "l2 weight chosen"
+    assert not displays.display("linear").in_percent("l2")
+    assert displays.display("knn").in_percent("top1@10")
+    strange = Displays.of([{"protocols": {"knn": {"title": 7, "compared": "top1", "figures": [], "percent": "yes"}}}])
+    assert strange.display("knn") == Display.from_json("knn", None)
+
+
 def test_garbage_is_a_sentence_and_not_a_crash(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", n=2)
     evaluation = run.evaluation
@@ -288,7 +303,7 @@ def test_garbage_is_a_sentence_and_not_a_crash(tmp_path: Path) -> None:
         "test_images": {},
         "skipped": "?",
     }
-    evaluation["about"]["caveats"] = "none"
+    evaluation["about"] |= {"caveats": "none", "protocols": {"knn": 3, "semi": {"settings": 1, "less": {}}}}
     run.evaluation_path.write_text(json.dumps(evaluation))
     text = report(tmp_path, run).text
     assert "knn top1@10 of student is no number (many) in evaluation.json and is left out." in text

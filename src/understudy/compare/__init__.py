@@ -577,7 +577,7 @@ class Comparison:
             },
             "teacher": teacher,
             "variants": variants,
-            **statistics(variants),
+            **statistics(variants, displays),
         }
         write_json(self.out / "comparison.json", result)
         write_text(self.out / "comparison.csv", as_csv(result))

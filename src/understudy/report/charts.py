@@ -52,26 +52,38 @@ class Chart:
 
 @dataclass(frozen=True)
 class LegendKey:
-    """One entry of a legend.
+    """One entry of a legend, which is how its line or bar is drawn.
 
     Args:
         name: what it stands for.
         color: of its line or bar.
         dash: of its line, one of `DASHES`.
-        glyph: character of the marks on its line.
+        symbol: of the marks on its line, one of `GLYPHS`; "" without marks.
+        hollow: whether the marks are.
         kind: "line", "bar" or "tick".
     """
 
     name: str
     color: str = MUTED
     dash: str = "solid"
-    glyph: str = ""
+    symbol: str = ""
+    hollow: bool = False
     kind: str = "line"
 
     @property
     def strokes(self) -> str | None:
         """The dash as SVG has it."""
         return DASHES[self.dash]
+
+    @property
+    def glyph(self) -> str:
+        """The character that stands for the marks."""
+        return GLYPHS[self.symbol][self.hollow] if self.symbol else ""
+
+    @property
+    def marker(self) -> dict[str, Any]:
+        """The marks as plotly has them."""
+        return {"color": self.color, "symbol": self.symbol + "-open" * self.hollow, "size": 9}
 
 
 def color(series: int) -> str:
@@ -89,7 +101,17 @@ def series_key(series: int, name: str) -> LegendKey:
     return LegendKey(name, color(series), dash(series))
 
 
-def plotly_figure(data: Sequence[Any], **layout: Any) -> dict[str, Any]:
+def scatter(**trace: Any) -> dict[str, Any]:
+    """A trace of lines or marks."""
+    return {"type": "scatter", **trace}
+
+
+def bar(**trace: Any) -> dict[str, Any]:
+    """A trace of bars."""
+    return {"type": "bar", **trace}
+
+
+def plotly_figure(data: Sequence[Mapping[str, Any]], **layout: Any) -> dict[str, Any]:
     """A plotly figure in the look of the page, without the buttons and the zoom that a page to read does not need."""
     import plotly.graph_objects as go
 
@@ -109,8 +131,21 @@ def plotly_figure(data: Sequence[Any], **layout: Any) -> dict[str, Any]:
         "xaxis": axis | layout.pop("xaxis", {}),
         "yaxis": axis | layout.pop("yaxis", {}),
     }
-    figure: dict[str, Any] = go.Figure(list(data), look | layout).to_dict()
+    traces = [{**trace, "name": escaped(trace["name"])} if "name" in trace else dict(trace) for trace in data]
+    figure: dict[str, Any] = go.Figure(traces, look | layout).to_dict()
     return figure
+
+
+def reference(axis: str, value: float) -> dict[str, Any]:
+    """A dashed line across a chart, the teacher's figure.
+
+    Args:
+        axis: "x" or "y", that of the value.
+        value: where it stands.
+    """
+    other = "y" if axis == "x" else "x"
+    ends = {f"{axis}0": value, f"{axis}1": value, f"{other}0": 0, f"{other}1": 1}
+    return {"type": "line", f"{other}ref": "paper", **ends, "line": REFERENCE_LINE}
 
 
 def heat_map(
@@ -124,13 +159,11 @@ def heat_map(
         axes: "x" and "y" with names across and downwards; "xaxis" and "yaxis" with plotly's layout of them.
         hover: plotly's template of what the pointer shows.
     """
-    import plotly.graph_objects as go
-
-    trace = go.Heatmap(
-        z=[list(line) for line in values], x=axes["x"], y=axes["y"], text=[list(line) for line in texts],
-        texttemplate="%{text}", textfont={"color": "#191c20"}, colorscale=[[0, "#dfe9f5"], [1, "#7fb2e5"]],
-        showscale=False, xgap=2, ygap=2, hovertemplate=f"{hover}<extra></extra>", hoverongaps=False,
-    )  # fmt: skip
+    trace = {
+        "type": "heatmap", "z": values, "x": axes["x"], "y": axes["y"], "text": texts, "texttemplate": "%{text}",
+        "textfont": {"color": "#191c20"}, "colorscale": [[0, "#dfe9f5"], [1, "#7fb2e5"]], "showscale": False,
+        "xgap": 2, "ygap": 2, "hovertemplate": f"{hover}<extra></extra>", "hoverongaps": False,
+    }  # fmt: skip
     flat = {"type": "category", "showgrid": False}
     return plotly_figure([trace], xaxis=flat | axes.get("xaxis", {}), yaxis=flat | axes.get("yaxis", {}))
 

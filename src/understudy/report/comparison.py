@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from understudy.report.numbers import count, duration
+from understudy.report.protocols import Displays, split, teacher_key
 
 LEVEL = 0.95
 
@@ -64,11 +65,38 @@ def half_width(values: Sequence[float]) -> float | None:
     return quantile((1 + LEVEL) / 2, n - 1) * plain.stdev(values) / math.sqrt(n)
 
 
-def statistics(variants: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def compared_figures(variants: Sequence[Mapping[str, Any]], protocols: Mapping[str, Any]) -> list[Figure]:
+    """The columns: `FIGURES`, then what else stands for a protocol by its display, of the backbone.
+
+    Args:
+        variants: rows of comparison.json with their `cells`.
+        protocols: how their protocols are shown, as evaluation.json has it.
+    """
+    displays = Displays.of([{"protocols": protocols}])
+    metrics: dict[str, dict[str, None]] = {}
+    for name in (name for variant in variants for cell in variant["cells"] for name in cell["figures"]):
+        model, key, metric = name.split(".", 2)
+        if model == "student":
+            metrics.setdefault(key, {})[metric] = None
+    figures = {figure.key: figure for figure in FIGURES}
+    for key in displays.ordered(metrics):
+        display, target = displays.display(key), split(key)[1]
+        standing = [metric for metric in display.compared_in(list(metrics[key])) if not display.less_is_better(metric)]
+        for metric in standing:
+            title = displays.label(key, metric, alone=len(standing) == 1).replace("\n", ", ")
+            phrase = f"{display.title} ({display.metric_title(metric)}){f' on {target}' if target else ''}, backbone"
+            percent = display.in_percent(metric)
+            figure = Figure(f"student.{key}.{metric}", title + ", %" * percent, phrase, 1 if percent else 3)
+            figures.setdefault(figure.key, figure)
+    return list(figures.values())
+
+
+def statistics(variants: Sequence[Mapping[str, Any]], protocols: Mapping[str, Any]) -> dict[str, Any]:
     """What a comparison's cells say together.
 
     Args:
         variants: rows of comparison.json with their `cells`.
+        protocols: how their protocols are shown, as evaluation.json has it.
 
     Returns:
         "best": `{figure: label}`, the highest mean among the variants with most seeds; "summary": `{label: {figure:
@@ -76,12 +104,12 @@ def statistics(variants: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         paired by seed: {mean, low, high, n}, low and high None for one pair; None for the best itself.
     """
     values: dict[str, dict[str, dict[int, float]]] = {}
-    for variant in variants:
-        for cell in variant["cells"]:
-            for figure in FIGURES:
+    for figure in compared_figures(variants, protocols):
+        for variant in variants:
+            for cell in variant["cells"]:
                 if figure.key in cell["figures"] and (variant["in_teacher_space"] or not figure.space):
-                    of = values.setdefault(figure.key, {}).setdefault(variant["label"], {})
-                    of[cell["seed"]] = cell["figures"][figure.key]
+                    by_seed = values.setdefault(figure.key, {}).setdefault(variant["label"], {})
+                    by_seed[cell["seed"]] = cell["figures"][figure.key]
     best: dict[str, str] = {}
     summary: dict[str, dict[str, Any]] = {variant["label"]: {} for variant in variants}
     for key, rows in values.items():
@@ -89,12 +117,12 @@ def statistics(variants: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         whole = {label: plain.fmean(seeds.values()) for label, seeds in rows.items() if len(seeds) == most}
         best[key] = max(whole, key=lambda label: whole[label])
         for label, seeds in rows.items():
-            found = list(seeds.values())
+            sample = list(seeds.values())
             summary[label][key] = {
-                "mean": plain.fmean(found),
-                "std": plain.stdev(found) if len(found) > 1 else None,
-                "n": len(found),
-                "half_width": half_width(found),
+                "mean": plain.fmean(sample),
+                "std": plain.stdev(sample) if len(sample) > 1 else None,
+                "n": len(sample),
+                "half_width": half_width(sample),
                 "difference": None if label == best[key] else paired(seeds, rows[best[key]]),
             }
     return {"best": best, "summary": summary}
@@ -116,7 +144,8 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> dict[str, 
 
 def measured(comparison: Mapping[str, Any]) -> list[Figure]:
     """The figures that some run has."""
-    return [figure for figure in FIGURES if figure.key in comparison["best"]]
+    figures = compared_figures(comparison["variants"], comparison["about"]["protocols"])
+    return [figure for figure in figures if figure.key in comparison["best"]]
 
 
 def table_of(comparison: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -124,20 +153,18 @@ def table_of(comparison: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
     figures = measured(comparison)
     headings = ["", *(figure.title for figure in figures), "n", "lr", "seconds", "teacher / student forwards"]
     rows = []
-    bound = teacher_figures(comparison, figures)
-    if any(bound.values()):
-        rows.append(["teacher", *(bound[figure.key] for figure in figures), "", "", "", ""])
+    bounds = teacher_figures(comparison, figures)
+    if any(bounds.values()):
+        rows.append(["teacher", *(bounds[figure.key] for figure in figures), "", "", "", ""])
     for variant in comparison["variants"]:
-        found = comparison["summary"][variant["label"]]
-        n = max((entry["n"] for entry in found.values()), default=0)
-        cost = [
-            mean_cost(variant, "seconds"),
-            mean_cost(variant, "teacher_forwards"),
-            mean_cost(variant, "student_forwards"),
-        ]
-        seconds = "" if cost[0] is None else duration(cost[0])
-        forwards = "" if cost[1] is None or cost[2] is None else f"{count(cost[1])} / {count(cost[2])}"
-        cells = [format_mean(figure, found.get(figure.key)) for figure in figures]
+        entries = comparison["summary"][variant["label"]]
+        n = max((entry["n"] for entry in entries.values()), default=0)
+        time, teacher, student = (
+            mean_cost(variant, name) for name in ("seconds", "teacher_forwards", "student_forwards")
+        )
+        seconds = "" if time is None else duration(time)
+        forwards = "" if teacher is None or student is None else f"{count(teacher)} / {count(student)}"
+        cells = [format_mean(figure, entries.get(figure.key)) for figure in figures]
         edge = {"low": " <", "high": " >", "": ""}[variant["edge"]]
         rate = "" if variant["lr"] is None else f"{variant['lr']:.3g}{edge}"
         rows.append([variant["label"], *cells, str(n), rate, seconds, forwards])
@@ -154,12 +181,12 @@ def format_mean(figure: Figure, entry: Mapping[str, Any] | None) -> str:
 
 def teacher_figures(comparison: Mapping[str, Any], figures: Sequence[Figure]) -> dict[str, str]:
     """The teacher's own figures; asymmetric kNN is bounded by its kNN."""
-    found = {}
+    texts = {}
     for figure in figures:
-        _, protocol, metric = figure.key.split(".", 2)
-        value = comparison["teacher"].get(protocol.removeprefix("asymmetric_"), {}).get(metric)
-        found[figure.key] = f"{value:.{figure.digits}f}" if isinstance(value, int | float) else ""
-    return found
+        _, key, metric = figure.key.split(".", 2)
+        value = comparison["teacher"].get(teacher_key(key), {}).get(metric)
+        texts[figure.key] = f"{value:.{figure.digits}f}" if isinstance(value, int | float) else ""
+    return texts
 
 
 def mean_cost(variant: Mapping[str, Any], name: str) -> float | None:

@@ -7,20 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from understudy.artifacts import read_json, write_text
-from understudy.report.charts import (
-    MUTED,
-    REFERENCE_LINE,
-    Chart,
-    color,
-    escaped,
-    heat_map,
-    plotly_figure,
-    shortened,
-)
+from understudy.report import charts
 from understudy.report.comparison import Figure, footnotes, format_mean, mean_cost, measured, table_of, teacher_figures
 from understudy.report.numbers import count, duration
 from understudy.report.rendering import render
-from understudy.report.tables import ABSENT, Cell, Row, Table, fact_group
+from understudy.report.tables import ABSENT, Cell, Row, Table, known_facts
 
 NAMED = 6
 """Variants that the sentence on top calls by name."""
@@ -63,7 +54,7 @@ def page(comparison: Values) -> str:
         charts=[_chart(comparison, figure, axes if is_grid else {}) for figure in figures],
         about=about,
         rates=_rates(comparison),
-        done=fact_group("", {key: value for key, value in about.items() if key != "protocols"}),
+        done=known_facts({key: value for key, value in about.items() if key != "protocols"}),
         costs=_costs(comparison),
     )
 
@@ -151,23 +142,23 @@ def _axes(comparison: Values) -> dict[str, list[str]]:
     return axes
 
 
-def _chart(comparison: Values, figure: Figure, axes: Mapping[str, list[str]]) -> Chart:
+def _chart(comparison: Values, figure: Figure, axes: Mapping[str, list[str]]) -> charts.Chart:
     """A figure of all variants: as a curve over one varied key, as a heat map over two, else as dots."""
-    import plotly.graph_objects as go
-
     summary = comparison["summary"]
     entries = [
         (variant, summary[variant["label"]][figure.key])
         for variant in comparison["variants"]
         if figure.key in summary[variant["label"]]
     ]
+    bound = teacher_figures(comparison, [figure])[figure.key]
     caption = f"{figure.phrase[0].upper()}{figure.phrase[1:]}{', %' if '%' in figure.title else ''}"
     if len(axes) == 2:
         return _heat(figure, entries, axes, caption)
     key = next(iter(axes)) if len(axes) == 1 else ""
     names = [str(variant["changes"][key]) if key else variant["label"] for variant, _ in entries]
-    positions = names if key else [_broken(name) for name in names]
-    across, up, hover = ("x", "y", f"{escaped(key)} %{{x}}: ") if key else ("y", "x", "")
+    order = [str(value) for value in axes[key]] if key else names[::-1]
+    positions, order = ([charts.escaped(one) if key else _broken(one) for one in texts] for texts in (names, order))
+    across, up, hover = ("x", "y", f"{charts.escaped(key)} %{{x}}: ") if key else ("y", "x", "")
     hover += f"%{{{up}:.{figure.digits}f}}<extra></extra>"
     seeds = [
         (position, cell["figures"][figure.key])
@@ -175,53 +166,43 @@ def _chart(comparison: Values, figure: Figure, axes: Mapping[str, list[str]]) ->
         for cell in variant["cells"] if figure.key in cell["figures"]
     ]  # fmt: skip
     dots = {across: [position for position, _ in seeds], up: [value for _, value in seeds], "mode": "markers",
-            "marker": {"color": MUTED, "size": 5, "symbol": "circle-open"}, "hovertemplate": hover}  # fmt: skip
-    bars = {"type": "data", "array": [entry["half_width"] or 0 for _, entry in entries], "color": MUTED,
+            "marker": {"color": charts.MUTED, "size": 5, "symbol": "circle-open"}, "hovertemplate": hover}  # fmt: skip
+    bars = {"type": "data", "array": [entry["half_width"] or 0 for _, entry in entries], "color": charts.MUTED,
             "thickness": 1.5}  # fmt: skip
-    line = {"mode": "lines+markers", "line": {"color": color(0)}, "marker": {"size": 9}}
+    line = {"mode": "lines+markers", "line": {"color": charts.color(0)}, "marker": {"size": 9}}
     means = {
         across: positions,
         up: [entry["mean"] for _, entry in entries],
         f"error_{up}": bars,
         "hovertemplate": hover,
-        **(line if key else {"mode": "markers", "marker": {"color": color(0), "size": 11}}),
+        **(line if key else {"mode": "markers", "marker": {"color": charts.color(0), "size": 11}}),
     }
-    axis = {"type": "category", "categoryorder": "array", "categoryarray": axes[key] if key else positions[::-1]}
-    drawn = plotly_figure(
-        [go.Scatter(dots), go.Scatter(means)],
-        shapes=_teacher_line(comparison, figure, up),
-        **{f"{across}axis": axis | ({"title": {"text": escaped(key)}} if key else {})},
+    axis = {"type": "category", "categoryorder": "array", "categoryarray": order}
+    drawn = charts.plotly_figure(
+        [charts.scatter(**dots), charts.scatter(**means)],
+        shapes=[charts.reference(up, float(bound))] if bound else [],
+        **{f"{across}axis": axis | ({"title": {"text": charts.escaped(key)}} if key else {})},
     )
     words = "; ".join(f"{name} {format_mean(figure, entry)}" for name, (_, entry) in zip(names, entries, strict=True))
     description = f"{figure.phrase} {f'over {key}' if key else 'by variant'}: {words}."
     if key:
-        return Chart(drawn, description, "small", caption=caption)
-    return Chart(drawn, description, height=70 + 34 * len(entries), caption=caption)
-
-
-def _teacher_line(comparison: Values, figure: Figure, axis: str) -> list[dict[str, Any]]:
-    """The teacher's figure as a dashed line."""
-    value = teacher_figures(comparison, [figure])[figure.key]
-    if not value:
-        return []
-    other = "y" if axis == "x" else "x"
-    ends = {f"{axis}0": float(value), f"{axis}1": float(value), f"{other}0": 0, f"{other}1": 1}
-    return [{"type": "line", f"{other}ref": "paper", **ends, "line": REFERENCE_LINE}]
+        return charts.Chart(drawn, description, "small", caption=caption)
+    return charts.Chart(drawn, description, height=70 + 34 * len(entries), caption=caption)
 
 
 def _heat(
     figure: Figure, entries: Sequence[tuple[Values, Values]], axes: Mapping[str, list[str]], caption: str
-) -> Chart:
+) -> charts.Chart:
     (down, rows), (across, columns) = axes.items()
     found = {(variant["changes"][down], variant["changes"][across]): entry for variant, entry in entries}
     means = [[(found.get((y, x)) or {}).get("mean") for x in columns] for y in rows]
     texts = [[format_mean(figure, found.get((y, x))).replace(" ± ", "<br>± ") for x in columns] for y in rows]
-    titles = {"xaxis": {"title": {"text": escaped(across)}}, "yaxis": {"title": {"text": escaped(down)}}}
-    names = {"x": [escaped(x) for x in columns], "y": [escaped(y) for y in rows]}
-    hover = f"{escaped(down)} %{{y}}, {escaped(across)} %{{x}}: %{{text}}"
+    titles = {"xaxis": {"title": {"text": charts.escaped(across)}}, "yaxis": {"title": {"text": charts.escaped(down)}}}
+    names = {"x": [charts.escaped(x) for x in columns], "y": [charts.escaped(y) for y in rows]}
+    hover = f"{charts.escaped(down)} %{{y}}, {charts.escaped(across)} %{{x}}: %{{text}}"
     words = "; ".join(f"{y}, {x}: {format_mean(figure, entry)}" for (y, x), entry in found.items())
-    return Chart(
-        heat_map(means, texts, names | titles, hover),
+    return charts.Chart(
+        charts.heat_map(means, texts, names | titles, hover),
         f"{figure.phrase} over {down} and {across}: {words}.",
         height=110 + 48 * len(rows),
         caption=caption,
@@ -230,7 +211,7 @@ def _heat(
 
 def _broken(label: str) -> str:
     """A label for a narrow axis: broken after colons and commas, a very long piece cut."""
-    return "<br>".join(escaped(shortened(piece, 24)) for piece in label.replace(", ", ":").split(":"))
+    return "<br>".join(charts.escaped(charts.shortened(piece, 24)) for piece in label.replace(", ", ":").split(":"))
 
 
 def _rates(comparison: Values) -> Table | None:

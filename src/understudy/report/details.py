@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from understudy.report.charts import GLYPHS, MUTED, SYMBOLS, Chart, LegendKey, color, escaped, heat_map, plotly_figure
+from understudy.report import charts
 from understudy.report.figures import two_lines
 from understudy.report.numbers import duration
-from understudy.report.protocols import Display, set_title, split
+from understudy.report.protocols import Display, set_title, split, teacher_key
 from understudy.report.results import Measurement, Model, Results
-from understudy.report.shares import teacher_key
-from understudy.report.tables import Table, figures_table, in_words
+from understudy.report.tables import figures_table, in_words
 from understudy.settings import flatten
 
 CORRUPTIONS = (
@@ -72,69 +72,32 @@ AXES = (
 )
 
 
-@dataclass(frozen=True)
-class ProtocolPart:
-    """What the page tells of one protocol.
-
-    Args:
-        name: of the protocol.
-        title: in words.
-        sets: what it was applied to.
-        sentence: what it does.
-        source: whose it is.
-        settings: how it was set.
-        counts: a line for each set, on how many images its figures were counted.
-        charts: figures that have an inner order.
-        legend: of the charts.
-        table: every figure.
-        notes: what the evaluation says of it in words.
-    """
-
-    name: str
-    title: str
-    sets: str
-    sentence: str
-    source: str
-    settings: str
-    counts: Sequence[str]
-    charts: Sequence[Chart]
-    legend: Sequence[LegendKey]
-    table: Table | None
-    notes: Sequence[str]
-
-
-def protocol_parts(results: Results) -> list[ProtocolPart]:
-    """One part for each protocol that has figures or a note."""
+def protocol_parts(results: Results) -> list[dict[str, Any]]:
+    """What the template tells of each protocol that has figures or a note."""
     keys = results.displays.ordered([*results.keys, *(key for record in results.records for key in record.notes)])
     names = dict.fromkeys(split(key)[0] for key in keys)
     return [_part(results, name, [key for key in keys if split(key)[0] == name]) for name in names]
 
 
-def _part(results: Results, name: str, keys: Sequence[str]) -> ProtocolPart:
+def _part(results: Results, name: str, keys: Sequence[str]) -> dict[str, Any]:
     display = results.displays.display(name)
-    charts = [chart for key in keys for chart in _charts(results, key, len(keys) > 1)]
+    drawn = [chart for key in keys for chart in _charts(results, key, len(keys) > 1)]
     shown = [
         row for row in results.rows
         if any(results.measurement(row, key, metric) for key in keys for metric in results.metrics(key))
     ]  # fmt: skip
-    notes = [
-        f"{key}: {sentence}"
-        for key in keys
-        for sentence in dict.fromkeys(one for record in results.records for one in record.notes.get(key, ()))
-    ]
-    return ProtocolPart(
-        name=name,
-        title=display.title,
-        sets="" if name == "cost" else f": {', '.join(set_title(split(key)[1]) for key in keys)}",
-        sentence=display.sentence,
-        source=display.source,
-        settings=_settings(results, display),
-        counts=[line for key in keys if (line := _counts(results, key))],
-        charts=charts,
-        legend=_legend(results, keys, charts),
-        table=figures_table(results, shown, keys, whole=True) if shown else None,
-        notes=notes,
-    )
+    return {
+        "display": display,
+        "sets": "" if name == "cost" else f": {', '.join(set_title(split(key)[1]) for key in keys)}",
+        "settings": _settings(results, display),
+        "counts": [line for key in keys if (line := _counts(results, key))],
+        "charts": drawn,
+        "legend": _legend(results, keys, drawn),
+        "table": figures_table(results, shown, keys, whole=True) if shown else None,
+        "notes": dict.fromkeys(
+            f"{key}: {note}" for key in keys for record in results.records for note in record.notes.get(key, ())
+        ),
+    }
 
 
 def _settings(results: Results, display: Display) -> str:
@@ -171,56 +134,37 @@ def _counts(results: Results, key: str) -> str:
     return f"{title}: {', '.join(parts)}." if parts else ""
 
 
-@dataclass(frozen=True)
-class Style:
-    """How a model is drawn wherever several are.
-
-    Args:
-        color: of its run; the teacher is gray.
-        dash: of its lines; an embedding's are dotted.
-        symbol: of its marks.
-        hollow: whether the marks are, as an embedding's.
-    """
-
-    color: str
-    dash: str
-    symbol: str
-    hollow: bool = False
-
-    @classmethod
-    def of(cls, row: Model, runs: Sequence[str]) -> Style:
-        """The style of a model: colors tell the runs apart, hollow marks the embeddings from the backbones."""
-        if row.is_teacher:
-            return cls(MUTED, "dash", "diamond")
-        series, hollow = runs.index(row.name), row.part == "embed"
-        return cls(color(series), "dot" if hollow else "solid", SYMBOLS[series % len(SYMBOLS)], hollow)
+def _key(row: Model, runs: Sequence[str]) -> charts.LegendKey:
+    """How a model is drawn: colors tell the runs apart, hollow marks and dots the embeddings from the backbones."""
+    if row.is_teacher:
+        return charts.LegendKey(row.label, dash="dash", symbol="diamond")
+    series, hollow = runs.index(row.name), row.part == "embed"
+    symbol = charts.SYMBOLS[series % len(charts.SYMBOLS)]
+    return charts.LegendKey(row.label, charts.color(series), "dot" if hollow else "solid", symbol, hollow)
 
 
-def _legend(results: Results, keys: Sequence[str], charts: Sequence[Chart]) -> list[LegendKey]:
+def _legend(results: Results, keys: Sequence[str], drawn: Sequence[charts.Chart]) -> list[charts.LegendKey]:
     entries = []
     for row in results.rows:
         bounds = [teacher_key(key) for key in keys] if row.is_teacher else []
         if any(row.scores.get(key) for key in [*keys, *bounds]):
-            style = Style.of(row, results.run_names)
-            entries.append(LegendKey(row.label, style.color, style.dash, GLYPHS[style.symbol][style.hollow]))
-    if any(trace.get("name") == "guessing" for chart in charts for trace in chart.figure["data"]):
-        entries.append(LegendKey("guessing", dash="dot"))
+            entries.append(_key(row, results.run_names))
+    if any(trace.get("name") == "guessing" for chart in drawn for trace in chart.figure["data"]):
+        entries.append(charts.LegendKey("guessing", dash="dot"))
     return entries
 
 
-def _charts(results: Results, key: str, several: bool) -> list[Chart]:
+def _charts(results: Results, key: str, several: bool) -> list[charts.Chart]:
     """The charts of one protocol on one set, as far as its figures have an inner order."""
     target = split(key)[1]
     suffix = f", {set_title(target)}" if several or target else ""
-    charts = [_corruptions(results, key, suffix)]
-    charts += [_profile(results, key, axis, axis.caption + suffix) for axis in AXES]
-    return [chart for chart in charts if chart is not None]
+    drawn = [_corruptions(results, key, suffix)]
+    drawn += [_profile(results, key, axis, axis.caption + suffix) for axis in AXES]
+    return [chart for chart in drawn if chart is not None]
 
 
-def _profile(results: Results, key: str, axis: Axis, caption: str) -> Chart | None:
+def _profile(results: Results, key: str, axis: Axis, caption: str) -> charts.Chart | None:
     """Figures of all models along an axis, with the error bars that are known; None with fewer than two places."""
-    import plotly.graph_objects as go
-
     metrics = axis.metrics(results.all_metrics(key))
     values, chances = _along(results, key, axis, metrics)
     places = list(dict.fromkeys(place for _, line in values for place in line))
@@ -228,33 +172,30 @@ def _profile(results: Results, key: str, axis: Axis, caption: str) -> Chart | No
         return None
     traces, words = [], []
     for row, line in values:
-        style, points = Style.of(row, results.run_names), list(line.values())
+        look, bars = _key(row, results.run_names), [measurement.error_bar for measurement in line.values()]
         traces.append(
-            go.Scatter(
-                x=list(line), y=[point.value for point in points],
-                name=escaped(row.label), mode="lines+markers", hovertemplate="%{y:.4~g}",
-                line={"color": style.color, "dash": style.dash, "width": 1.5},
-                marker={"color": style.color, "symbol": style.symbol + "-open" * style.hollow, "size": 9},
+            charts.scatter(
+                x=list(line), y=[measurement.value for measurement in line.values()], name=row.label,
+                mode="lines+markers", line={"color": look.color, "dash": look.dash, "width": 1.5}, marker=look.marker,
                 error_y={
-                    "type": "data", "symmetric": False, "thickness": 1, "width": 3, "color": style.color,
-                    "array": [one.std or (one.high or one.value) - one.value for one in points],
-                    "arrayminus": [one.std or one.value - (one.value if one.low is None else one.low)
-                                   for one in points],
+                    "type": "data", "symmetric": False, "thickness": 1, "width": 3, "color": look.color,
+                    "array": [above for _, above in bars], "arrayminus": [below for below, _ in bars],
                 },
+                hovertemplate="%{y:.4~g}",
             )
         )  # fmt: skip
         words.append(f"{row.label} " + ", ".join(f"{one.value:.3g} at {place}" for place, one in line.items()))
     if chances:
         known = [place for place in places if place in chances]
         traces.append(
-            go.Scatter(
+            charts.scatter(
                 x=known, y=[chances[place] for place in known], name="guessing", mode="lines",
-                line={"color": MUTED, "dash": "dot", "width": 1.5}, hovertemplate="%{y:.3~g}",
+                line={"color": charts.MUTED, "dash": "dot", "width": 1.5}, hovertemplate="%{y:.3~g}",
             )
         )  # fmt: skip
     across = {"title": {"text": axis.title}, "type": "category", "categoryorder": "array", "categoryarray": places}
-    figure = plotly_figure(traces, hovermode="x unified", xaxis=across, yaxis={"title": {"text": axis.unit}})
-    return Chart(figure, f"{axis.unit} by {axis.title}: {'; '.join(words)}.", "medium", caption=caption)
+    figure = charts.plotly_figure(traces, hovermode="x unified", xaxis=across, yaxis={"title": {"text": axis.unit}})
+    return charts.Chart(figure, f"{axis.unit} by {axis.title}: {'; '.join(words)}.", "medium", caption=caption)
 
 
 def _along(
@@ -282,7 +223,7 @@ def _along(
     return lines, chances
 
 
-def _corruptions(results: Results, key: str, suffix: str) -> Chart | None:
+def _corruptions(results: Results, key: str, suffix: str) -> charts.Chart | None:
     """Corruptions against models."""
     names, shown = results.all_metrics(key), [row for row in results.rows if row.scores.get(key)]
     corruptions = [name for name in CORRUPTIONS if name in names]
@@ -301,9 +242,9 @@ def _corruptions(results: Results, key: str, suffix: str) -> Chart | None:
         for title, line in zip(titles, values, strict=True)
     )
     caption = "Top-1 by corruption, mean over severities, %"
-    return Chart(
-        heat_map(values, texts, axes, "%{y}, %{x}: %{text}"),
+    return charts.Chart(
+        charts.heat_map(values, texts, axes, "%{y}, %{x}: %{text}"),
         f"{caption}. {words}.",
-        height=70 + 26 * len(lines),
+        height=120 + 26 * len(lines),
         caption=caption + suffix,
     )

@@ -9,20 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from understudy.report import charts
 from understudy.report.caveats import constant_answer
-from understudy.report.charts import (
-    MUTED,
-    REFERENCE_LINE,
-    SYMBOLS,
-    Chart,
-    LegendKey,
-    color,
-    dash,
-    escaped,
-    plotly_figure,
-    series_key,
-    shortened,
-)
 from understudy.report.numbers import interval, percent
 from understudy.report.provenance import RunRecord
 from understudy.report.results import Model, Results
@@ -77,42 +65,40 @@ def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.add.reduceat(x, edges[:-1]) / np.diff(edges), means
 
 
-def curve(name: str, lines: Sequence[Line]) -> Chart:
+def curve(name: str, lines: Sequence[Line]) -> charts.Chart:
     """One chart of one figure over image passes, a line for each run that has it."""
-    import plotly.graph_objects as go
-
     traces, words = [], []
     for line in lines:
         x, y = thinned(line.x, line.y)
-        look: Mapping[str, Any] = REFERENCE_LINE
+        look: Mapping[str, Any] = charts.REFERENCE_LINE
         if line.series is not None:
-            look = {"color": color(line.series), "dash": dash(line.series), "width": 2}
+            look = {"color": charts.color(line.series), "dash": charts.dash(line.series), "width": 2}
         traces.append(
-            go.Scatter(
-                x=x, y=y, name=escaped(line.name), line=look, mode="lines" if len(x) > 1 else "markers",
+            charts.scatter(
+                x=x, y=y, name=line.name, line=look, mode="lines" if len(x) > 1 else "markers",
                 hovertemplate="%{y:.4~g}", connectgaps=False,
             )
         )  # fmt: skip
         finite = y[np.isfinite(y)]
         words.append(f"{line.name} from {finite[0]:.3g} to {finite[-1]:.3g}")
-    figure = plotly_figure(
+    figure = charts.plotly_figure(
         traces,
         hovermode="x unified",
         xaxis={"title": {"text": "image passes"}, "hoverformat": ".2f"},
         yaxis={"rangemode": "tozero" if name in FROM_ZERO else "normal"},
     )
     title = TITLES.get(name, name.replace("_", " "))
-    return Chart(figure, f"{title} over image passes: {'; '.join(words)}.", "small", caption=title)
+    return charts.Chart(figure, f"{title} over image passes: {'; '.join(words)}.", "small", caption=title)
 
 
-def curves(records: Sequence[RunRecord], kind: str) -> list[Chart]:
+def curves(records: Sequence[RunRecord], kind: str) -> list[charts.Chart]:
     """Charts of all figures of one kind, each with a line for each run that has at least one finite value.
 
     Args:
         records: the runs; their order gives the colors.
         kind: "terms" for the loss and its terms, "signals" for what was measured on held-out images, "pace" for speed.
     """
-    charts: dict[str, list[Line]] = {}
+    drawn: dict[str, list[Line]] = {}
     for series, record in enumerate(records):
         rows = record.signals if kind == "signals" else record.steps
         tables = [_values(row, kind) for row in rows]
@@ -122,10 +108,10 @@ def curves(records: Sequence[RunRecord], kind: str) -> list[Chart]:
             if not np.isfinite(y).any():
                 continue
             if name != "teacher_knn":
-                charts.setdefault(name, []).append(Line(record.name, series, x, y))
-            elif not any(line.series is None for line in charts.get("knn", [])):
-                charts.setdefault("knn", []).append(Line("teacher", None, x, y))
-    return [curve(name, lines) for name, lines in charts.items()]
+                drawn.setdefault(name, []).append(Line(record.name, series, x, y))
+            elif not any(line.series is None for line in drawn.get("knn", [])):
+                drawn.setdefault("knn", []).append(Line("teacher", None, x, y))
+    return [curve(name, lines) for name, lines in drawn.items()]
 
 
 def _values(row: Mapping[str, Any], kind: str) -> dict[str, float]:
@@ -139,24 +125,22 @@ def _values(row: Mapping[str, Any], kind: str) -> dict[str, float]:
     return {key: float(value) for key, value in table.items() if isinstance(value, int | float)}
 
 
-def accuracies(measure: Measure, results: Results) -> Chart:
+def accuracies(measure: Measure, results: Results) -> charts.Chart:
     """One dot a model with its 95 % interval: which differences are larger than the test images' own play."""
-    import plotly.graph_objects as go
-
     n, runs = images_tested(results, measure), results.run_names
     shown = [(row, value) for row in reversed(results.rows) if (value := measure.of(row)) is not None]
     bounds = [interval(value, n) if n else (value, value) for _, value in shown]
-    dots = go.Scatter(
+    dots = charts.scatter(
         x=[value for _, value in shown],
         y=[two_lines(row) for row, _ in shown],
         mode="markers",
         marker={
-            "color": [MUTED if row.is_teacher else color(runs.index(row.name)) for row, _ in shown],
+            "color": [charts.MUTED if row.is_teacher else charts.color(runs.index(row.name)) for row, _ in shown],
             "symbol": ["diamond" if row.is_teacher else "circle" for row, _ in shown],
             "size": 11,
         },
         error_x={
-            "type": "data", "symmetric": False, "color": MUTED, "thickness": 1.5,
+            "type": "data", "symmetric": False, "color": charts.MUTED, "thickness": 1.5,
             "array": [high - value for (_, value), (_, high) in zip(shown, bounds, strict=True)],
             "arrayminus": [value - low for (_, value), (low, _) in zip(shown, bounds, strict=True)],
         },
@@ -164,8 +148,8 @@ def accuracies(measure: Measure, results: Results) -> Chart:
         hovertemplate="%{x:.1f} % (95 %: %{text})<extra></extra>",
     )  # fmt: skip
     words = "; ".join(f"{row.label} {percent(value)}" for row, value in reversed(shown))
-    return Chart(
-        plotly_figure([dots], xaxis={"title": {"text": f"{measure.phrase}, %"}}),
+    return charts.Chart(
+        charts.plotly_figure([dots], xaxis={"title": {"text": f"{measure.phrase}, %"}}),
         f"{measure.phrase} with 95 % intervals: {words}.",
         height=70 + 38 * len(shown),
     )
@@ -173,11 +157,11 @@ def accuracies(measure: Measure, results: Results) -> Chart:
 
 def two_lines(row: Model) -> str:
     """A row's label in plotly's markup, the part on a line of its own, a very long name cut."""
-    name = escaped(shortened(row.name, 22))
-    return f"{name}<br>({escaped(row.part)})" if row.part else name
+    name = charts.escaped(charts.shortened(row.name, 22))
+    return f"{name}<br>({charts.escaped(row.part)})" if row.part else name
 
 
-def shares_chart(entries: Sequence[TeacherShare], runs: Sequence[str], *, less: bool = False) -> Chart | None:
+def shares_chart(entries: Sequence[TeacherShare], runs: Sequence[str], *, less: bool = False) -> charts.Chart | None:
     """Bars of each run as per cent of the teacher, with the teacher's line and, where it is known, what guessing gives.
 
     Args:
@@ -185,11 +169,9 @@ def shares_chart(entries: Sequence[TeacherShare], runs: Sequence[str], *, less: 
         runs: names of the runs, in the order of their colors.
         less: whether less is better, as of costs.
     """
-    import plotly.graph_objects as go
-
     if not entries:
         return None
-    labels = [escaped(entry.label).replace("\n", "<br>") for entry in entries]
+    labels = [charts.escaped(entry.label).replace("\n", "<br>") for entry in entries]
     most = max([100.0, *(value for entry in entries for value in entry.shares.values())])
     traces = [_share_bars(entries, labels, series, run, most) for series, run in enumerate(runs)]
     guessing = [
@@ -199,14 +181,14 @@ def shares_chart(entries: Sequence[TeacherShare], runs: Sequence[str], *, less: 
     if guessing:
         mark = {"symbol": "line-ns", "size": 16, "line": {"width": 2.5, "color": "var(--ink)"}}
         traces.append(
-            go.Scatter(
+            charts.scatter(
                 y=[label for label, _ in guessing], x=[value for _, value in guessing], name="guessing",
                 mode="markers", marker=mark, hovertemplate="guessing: %{x:.1f} %<extra></extra>",
             )
         )  # fmt: skip
-    figure = plotly_figure(
+    figure = charts.plotly_figure(
         traces, barmode="group", bargap=0.25, hovermode="closest", margin={"l": 8, "r": 40, "t": 8, "b": 8},
-        shapes=[{"type": "line", "x0": 100, "x1": 100, "y0": 0, "y1": 1, "yref": "paper", "line": REFERENCE_LINE}],
+        shapes=[charts.reference("x", 100)],
         xaxis={"title": {"text": "% of the teacher" + (", less is better" if less else "")}, "rangemode": "tozero"},
         yaxis={"range": [len(entries) - 0.5, -0.5], "type": "category", "showgrid": False, "categoryarray": labels},
     )  # fmt: skip
@@ -215,7 +197,7 @@ def shares_chart(entries: Sequence[TeacherShare], runs: Sequence[str], *, less: 
         + ", ".join(f"{run} {percent(value)}" for run, value in entry.shares.items())
         for entry in entries
     )
-    return Chart(
+    return charts.Chart(
         figure,
         f"Share of the teacher\u2019s figure. {words}.",
         height=70 + (18 * len(runs) + 16) * len(entries),
@@ -224,11 +206,9 @@ def shares_chart(entries: Sequence[TeacherShare], runs: Sequence[str], *, less: 
 
 
 def _share_bars(entries: Sequence[TeacherShare], labels: Sequence[str], series: int, run: str, most: float) -> Any:
-    import plotly.graph_objects as go
-
     values = [entry.shares.get(run) for entry in entries]
-    return go.Bar(
-        y=labels, x=values, name=escaped(run), orientation="h", marker={"color": color(series)},
+    return charts.bar(
+        y=labels, x=values, name=run, orientation="h", marker={"color": charts.color(series)},
         customdata=[entry.comparison(run) if run in entry.shares else "" for entry in entries],
         hovertemplate="%{x:.1f} % of the teacher\u2019s (%{customdata})",
         text=[None if value is None else f"{value:.3g}" for value in values], textangle=0, cliponaxis=False,
@@ -238,10 +218,8 @@ def _share_bars(entries: Sequence[TeacherShare], labels: Sequence[str], series: 
     )  # fmt: skip
 
 
-def column_cosines(records: Sequence[RunRecord]) -> Chart:
+def column_cosines(records: Sequence[RunRecord]) -> charts.Chart:
     """Histogram of each dimension's cosine: the first run as bars, further runs and the constant answer as lines."""
-    import plotly.graph_objects as go
-
     known = {
         series: (record.name, cosines[np.isfinite(cosines)])
         for series, record in enumerate(records)
@@ -254,17 +232,22 @@ def column_cosines(records: Sequence[RunRecord]) -> Chart:
 
     def histogram(name: str, values: np.ndarray) -> dict[str, Any]:
         shares = 100 * np.histogram(np.clip(values, edges[0], 1.0), edges)[0] / max(len(values), 1)
-        return {"x": (edges[1:] + edges[:-1]) / 2, "y": shares, "name": escaped(name), "hovertemplate": "%{y:.1f} %"}
+        return {
+            "x": (edges[1:] + edges[:-1]) / 2,
+            "y": shares,
+            "name": name,
+            "hovertemplate": "%{y:.1f} %",
+        }
 
     name, values = known[0]
-    traces: list[Any] = [go.Bar(histogram(name, values), marker={"color": color(0)})]
+    traces: list[Any] = [charts.bar(**histogram(name, values), marker={"color": charts.color(0)})]
     for series, (name, values) in list(known.items())[1:]:
-        line = {"shape": "hvh", "color": color(series), "dash": dash(series)}
-        traces.append(go.Scatter(histogram(name, values), mode="lines", line=line))
+        line = {"shape": "hvh", "color": charts.color(series), "dash": charts.dash(series)}
+        traces.append(charts.scatter(**histogram(name, values), mode="lines", line=line))
     if constant is not None:
-        line = {"shape": "hvh", "color": MUTED, "dash": "dash"}
-        traces.append(go.Scatter(histogram("constant answer", constant), mode="lines", line=line))
-    figure = plotly_figure(
+        line = {"shape": "hvh", "color": charts.MUTED, "dash": "dash"}
+        traces.append(charts.scatter(**histogram("constant answer", constant), mode="lines", line=line))
+    figure = charts.plotly_figure(
         traces, bargap=0.05, hovermode="x unified",
         xaxis={"title": {"text": "cosine of one dimension, student with teacher"}, "hoverformat": ".2f"},
         yaxis={"title": {"text": "% of dimensions"}, "rangemode": "tozero"},
@@ -272,18 +255,18 @@ def column_cosines(records: Sequence[RunRecord]) -> Chart:
     words = "; ".join(
         f"{name} {values.min():.2f} to {values.max():.2f}, mean {values.mean():.2f}" for name, values in known.values()
     )
-    return Chart(figure, f"Histogram of column cosines. {words}.", "medium")
+    return charts.Chart(figure, f"Histogram of column cosines. {words}.", "medium")
 
 
-def column_cosine_legend(records: Sequence[RunRecord]) -> list[LegendKey]:
+def column_cosine_legend(records: Sequence[RunRecord]) -> list[charts.LegendKey]:
     """The legend of `column_cosines`."""
-    keys = [series_key(i, record.name) for i, record in enumerate(records) if "column_cosine" in record.sample]
+    keys = [charts.series_key(i, record.name) for i, record in enumerate(records) if "column_cosine" in record.sample]
     if "teacher" in records[0].sample:
-        keys.append(LegendKey("a constant answer: the teacher's mean for every image", dash="dash"))
+        keys.append(charts.LegendKey("a constant answer: the teacher's mean for every image", dash="dash"))
     return keys
 
 
-def space_map(layouts: Mapping[str, np.ndarray], groups: Groups, texts: Sequence[str], side: str) -> Chart:
+def space_map(layouts: Mapping[str, np.ndarray], groups: Groups, texts: Sequence[str], side: str) -> charts.Chart:
     """A flat map, one trace a group in the same order on every map, so that a legend can steer several at once.
 
     Args:
@@ -292,19 +275,17 @@ def space_map(layouts: Mapping[str, np.ndarray], groups: Groups, texts: Sequence
         texts: (n,) what the pointer shows.
         side: "teacher" or "student".
     """
-    import plotly.graph_objects as go
-
     (first, points), traces = next(iter(layouts.items())), []
     others: dict[str, list[list[list[float]]]] = {name: [] for name in layouts} if len(layouts) > 1 else {}
     for group in [-1, *range(len(groups.names))]:
         members = np.flatnonzero(groups.member == group)
-        marker = {"color": MUTED, "symbol": "circle", "size": 4, "opacity": 0.5}
+        marker = {"color": charts.MUTED, "symbol": "circle", "size": 4, "opacity": 0.5}
         if group >= 0:
-            marker = {"color": color(group), "symbol": SYMBOLS[group], "size": 7, "opacity": 0.85}
+            marker = {"color": charts.color(group), "symbol": charts.SYMBOLS[group], "size": 7, "opacity": 0.85}
         traces.append(
-            go.Scatter(
+            charts.scatter(
                 x=points[members, 0].round(3), y=points[members, 1].round(3), mode="markers", marker=marker, name=first,
-                customdata=members.tolist(), text=[escaped(texts[i]) for i in members.tolist()],
+                customdata=members.tolist(), text=[charts.escaped(texts[i]) for i in members.tolist()],
                 hovertemplate="%{text}<extra></extra>",
             )
         )  # fmt: skip
@@ -314,11 +295,11 @@ def space_map(layouts: Mapping[str, np.ndarray], groups: Groups, texts: Sequence
         "showgrid": False, "zeroline": False, "showline": False, "showticklabels": False, "ticks": "",
         "fixedrange": False,
     }  # fmt: skip
-    figure = plotly_figure(
+    figure = charts.plotly_figure(
         traces, hovermode="closest", dragmode="zoom", margin={"l": 4, "r": 4, "t": 4, "b": 4},
         xaxis={**bare, "scaleanchor": "y"}, yaxis=bare, meta={"layouts": others} if others else None,
     )  # fmt: skip
     description = (
         f"{' and '.join(layouts)} map of the {side}'s space, {len(points)} images colored by {groups.description}"
     )
-    return Chart(figure, description, "map", caption=side.capitalize())
+    return charts.Chart(figure, description, "map", caption=side.capitalize())

@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -36,25 +37,6 @@ class Picture:
     height: int
     kind: str = ""
     in_both: bool = False
-
-
-@dataclass(frozen=True)
-class Query:
-    """A query with its neighbors.
-
-    Args:
-        image: the query itself.
-        title: its class.
-        shared: how many of the teacher's neighbors the student finds.
-        listed: how many neighbors the teacher has.
-        neighbors: "teacher" and "student" -> their neighbors, nearest first.
-    """
-
-    image: Picture
-    title: str
-    shared: int
-    listed: int
-    neighbors: Mapping[str, list[Picture]]
 
 
 @dataclass(frozen=True)
@@ -103,7 +85,7 @@ def chosen_queries(shared: np.ndarray) -> np.ndarray:
     return picks
 
 
-def queries(sample: Mapping[str, np.ndarray]) -> list[Query]:
+def queries(sample: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     """Each chosen query with the neighbors of both models; every mark has a shape or words, not only a color."""
     shared, names = shared_neighbors(sample), label_names(sample) or [None] * len(sample["thumbnails"])
     entries = []
@@ -111,7 +93,10 @@ def queries(sample: Mapping[str, np.ndarray]) -> list[Query]:
         title = names[query] or "query"
         listed = int((sample["teacher_neighbors"][query] >= 0).sum())
         neighbors = {side: _neighbors(sample, query, side, names) for side in SIDES}
-        entries.append(Query(_picture(sample, query, f"Query: {title}"), title, int(shared[query]), listed, neighbors))
+        image = _picture(sample, query, f"Query: {title}")
+        entries.append(
+            {"image": image, "title": title, "shared": shared[query], "listed": listed, "neighbors": neighbors}
+        )
     return entries
 
 

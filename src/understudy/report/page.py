@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from understudy.artifacts import Run, write_text
-from understudy.report import figures, gallery, spaces
+from understudy.report import charts, figures, gallery, spaces
 from understudy.report.caveats import caveats
-from understudy.report.charts import GLYPHS, MUTED, Chart, LegendKey, color, series_key
 from understudy.report.details import protocol_parts
 from understudy.report.numbers import count, duration, percent, share
 from understudy.report.provenance import RunRecord, read_records
@@ -29,21 +27,6 @@ CURVES = {
     "signals": ("Student against teacher", "On held-out images, as training went."),
     "pace": ("Pace", ""),
 }
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A number that the page opens with.
-
-    Args:
-        value: the number.
-        label: what it is.
-        detail: what it comes from.
-    """
-
-    value: str
-    label: str
-    detail: str
 
 
 def write_report(runs: Sequence[Run], out: Path) -> Path:
@@ -97,32 +80,33 @@ def _short(spec: str) -> str:
     return spec.partition(":")[2].partition("@")[0].rstrip("/").rpartition("/")[2] or spec
 
 
-def _tiles(results: Results) -> list[Tile]:
+def _tiles(results: Results) -> list[tuple[str, str, str]]:
+    """Value, label and detail of the numbers that the page opens with."""
     main, teacher, lead = results.main, results.teacher, headline(results)
-    tiles = []
+    tiles: list[tuple[str, str, str]] = []
     if lead is not None:
         measure, student = lead
         value, theirs = measure.of(student) or 0.0, teacher and measure.of(teacher)
         if measure.accuracy and theirs:
             detail = f"{percent(value)} against {percent(theirs)}"
-            tiles.append(Tile(percent(100 * value / theirs), f"of the teacher's {measure.phrase}", detail))
+            tiles.append((percent(100 * value / theirs), f"of the teacher's {measure.phrase}", detail))
         else:
-            tiles.append(Tile(measure.format(value), measure.phrase, student.part))
+            tiles.append((measure.format(value), measure.phrase, student.part))
         shared = OVERLAP.of(student)
         if measure is not OVERLAP and shared is not None:
-            tiles.append(Tile(OVERLAP.format(shared), OVERLAP.phrase, "student with teacher"))
+            tiles.append((OVERLAP.format(shared), OVERLAP.phrase, "student with teacher"))
     first = next((row for row in results.rows if row.main), None)
     for name, noun in (("parameters", "parameters"), ("flops", "multiply-adds")):
         ours, theirs = getattr(first, name, None), getattr(teacher, name, None)
         ratio = share(ours, theirs)
         if ours is not None and theirs is not None and ratio is not None:
-            tiles.append(Tile(percent(ratio), f"of the teacher's {noun}", f"{count(ours)} against {count(theirs)}"))
+            tiles.append((percent(ratio), f"of the teacher's {noun}", f"{count(ours)} against {count(theirs)}"))
         elif ours is not None:
-            tiles.append(Tile(count(ours), noun, "of the student"))
+            tiles.append((count(ours), noun, "of the student"))
     seconds = main.end.get("seconds", main.student.get("seconds"))
     if seconds is not None:
         passes = f"{main.passes:g} image passes" if main.passes is not None else ""
-        tiles.append(Tile(duration(seconds), "of training", passes))
+        tiles.append((duration(seconds), "of training", passes))
     return tiles
 
 
@@ -131,10 +115,10 @@ def _result(results: Results) -> dict[str, Any]:
     if not results.keys:
         return {"measured": False}
     quality, costs, runs = quality_shares(results), cost_shares(results), results.run_names
-    keys = [LegendKey(run, color(i), kind="bar") for i, run in enumerate(runs)] if len(runs) > 1 else []
-    keys.append(LegendKey("the teacher", dash="dash"))
+    keys = [charts.LegendKey(run, charts.color(i), kind="bar") for i, run in enumerate(runs)] if len(runs) > 1 else []
+    keys.append(charts.LegendKey("the teacher", dash="dash"))
     if any(entry.chance is not None for entry in quality):
-        keys.append(LegendKey("guessing", kind="tick"))
+        keys.append(charts.LegendKey("guessing", kind="tick"))
     lead = headline(results)
     return {
         "measured": True,
@@ -149,13 +133,13 @@ def _result(results: Results) -> dict[str, Any]:
 
 def _curves(records: Sequence[RunRecord]) -> dict[str, Any]:
     groups = [
-        {"title": title, "note": note, "charts": charts}
+        {"title": title, "note": note, "charts": drawn}
         for kind, (title, note) in CURVES.items()
-        if (charts := figures.curves(records, kind))
+        if (drawn := figures.curves(records, kind))
     ]
-    keys = [series_key(i, record.name) for i, record in enumerate(records)]
+    keys = [charts.series_key(i, record.name) for i, record in enumerate(records)]
     if any("teacher_knn" in row for record in records for row in record.signals):
-        keys.append(LegendKey("teacher", dash="dash"))
+        keys.append(charts.LegendKey("teacher", dash="dash"))
     thinned = any(len(record.steps) > figures.POINTS for record in records)
     return {"groups": groups, "legend": keys, "thinned_to": figures.POINTS if thinned else None}
 
@@ -214,7 +198,7 @@ def _maps(main: RunRecord) -> dict[str, Any] | str:
 
 def _map_chart(
     layouts: dict[str, np.ndarray], groups: spaces.Groups, texts: Sequence[str], side: str
-) -> Chart | dict[str, str]:
+) -> charts.Chart | dict[str, str]:
     if not layouts:
         sentence = f"The {side}'s sample cannot be laid out: all images lie in one point."
         return {"caption": side.capitalize(), "notice": sentence}
@@ -223,12 +207,15 @@ def _map_chart(
 
 def _group_buttons(groups: spaces.Groups) -> list[dict[str, Any]]:
     """One for each trace of the maps; the first trace has the images of no group."""
-    glyphs = [pair[0] for pair in GLYPHS.values()]
+    glyphs = [pair[0] for pair in charts.GLYPHS.values()]
     buttons = [
-        {"name": name, "trace": i + 1, "glyph": glyphs[i], "color": color(i)} for i, name in enumerate(groups.names)
+        {"name": name, "trace": i + 1, "glyph": glyphs[i], "color": charts.color(i)}
+        for i, name in enumerate(groups.names)
     ]
     rest = int((groups.member < 0).sum())
-    return [*buttons, {"name": f"other ({rest:,})", "trace": 0, "glyph": "•", "color": MUTED}] if rest else buttons
+    if rest:
+        buttons.append({"name": f"other ({rest:,})", "trace": 0, "glyph": "•", "color": charts.MUTED})
+    return buttons
 
 
 def _dimensions(records: Sequence[RunRecord]) -> dict[str, Any] | str:

@@ -190,6 +190,12 @@ def split(key: str) -> tuple[str, str]:
     return protocol, target
 
 
+def teacher_key(key: str) -> str:
+    """Where the teacher's figures are that bound a student's: what is asked of the teacher's bank, by its own vote."""
+    protocol, target = split(key)
+    return "@".join(filter(None, (protocol.removeprefix("asymmetric_"), target)))
+
+
 def set_title(target: str) -> str:
     """How the page calls a set."""
     return target or "main images"

@@ -17,7 +17,7 @@ from understudy.settings import flatten, read_toml
 Scores = Mapping[str, Mapping[str, float]]
 """`{protocol: {metric: number}}`."""
 
-NOT_COMPARED = frozenset({"out", "store", "device", "workers", "checkpoint_minutes", "signals", "tensorboard"})
+NOT_COMPARED = frozenset({"out", "store", "device", "workers", "checkpoint_minutes", "probes", "tensorboard"})
 """Configuration keys that say where a run lies and how it was watched, not what it is."""
 
 

@@ -63,6 +63,13 @@ class Measurement:
     high: float | None = None
     std: float | None = None
 
+    @property
+    def error_bar(self) -> tuple[float, float]:
+        """How far what is known of its certainty reaches below and above it."""
+        if self.std is not None:
+            return self.std, self.std
+        return (0.0, 0.0) if self.low is None or self.high is None else (self.value - self.low, self.high - self.value)
+
     def certainty(self, display: Display, metric: str) -> str:
         """The interval or the standard deviation in words, "" where neither is known."""
         if self.std is not None:

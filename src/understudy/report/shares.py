@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from understudy.report.numbers import share
-from understudy.report.protocols import Display, split
+from understudy.report.protocols import Display, teacher_key
 from understudy.report.results import Model, Results
 
 COSTS = re.compile(r"parameters|flops|file_mb|latency_ms \w+|images_per_s@\d+ \w+|peak_memory_mb@\d+ \w+")
@@ -83,12 +83,6 @@ def _teacher_figure(results: Results, key: str, metric: str) -> float | None:
     if results.teacher is None:
         return None
     return results.teacher.scores.get(teacher_key(key), {}).get(metric.removeprefix("asymmetric_"))
-
-
-def teacher_key(key: str) -> str:
-    """Where the teacher's figures are that bound a student's: what is asked of the teacher's bank, by its own vote."""
-    protocol, target = split(key)
-    return "@".join(filter(None, (protocol.removeprefix("asymmetric_"), target)))
 
 
 def cost_shares(results: Results) -> list[TeacherShare]:

@@ -68,19 +68,6 @@ class Table:
     rows: Sequence[Row]
 
 
-@dataclass(frozen=True)
-class FactGroup:
-    """Facts under a heading.
-
-    Args:
-        title: the heading, "" without one.
-        pairs: name and value.
-    """
-
-    title: str
-    pairs: Sequence[tuple[str, str]]
-
-
 def glance_table(results: Results) -> Table:
     """A row for each model and a column for each measure that any of them has; the best student of a column marked.
 
@@ -169,45 +156,46 @@ def in_words(value: Any) -> str:
     return str(value)
 
 
-def fact_group(title: str, facts: Mapping[str, Any]) -> FactGroup:
+def known_facts(facts: Mapping[str, Any]) -> dict[str, str]:
     """Facts in words, those that are not known left out."""
-    known = (
-        (key.replace("_", " "), in_words(value)) for key, value in facts.items() if value not in (None, "", [], {})
-    )
-    return FactGroup(title, [(key, words) for key, words in known if words])
+    known = {key: in_words(value) for key, value in facts.items() if value not in (None, "", [], {})}
+    return {key.replace("_", " "): words for key, words in known.items() if words}
 
 
-def what_was_done(results: Results) -> list[FactGroup]:
+def what_was_done(results: Results) -> dict[str, dict[str, str]]:
     """Teacher, student, data, training and machine of the main run, as far as its files tell."""
     main = results.main
-    student, teacher, config = main.student, main.teacher, main.config
-    no_teacher = bool(student) and not teacher
-    teacher_facts = {
-        "Model": teacher.get("spec") or config.get("teacher"),
-        "Weights": teacher.get("weights"),
-        "Embedding width": teacher.get("width"),
-        "Parameters": _count(teacher.get("parameters")),
-        "Multiply-adds per image": _count(teacher.get("flops")),
-        "Forward passes": _count(main.end.get("teacher_forwards")),
-    }
-    machine = {key: value for key, value in main.start.items() if key not in NOT_OF_THE_MACHINE}
-    groups = [
-        fact_group("Teacher", {"Model": "none: this method learns without a teacher"} if no_teacher else teacher_facts),
-        fact_group("Student", _student_facts(student, config)),
-        fact_group("Data", {
+    student, teacher, config, about = main.student, main.teacher, main.config, main.about
+    groups: dict[str, dict[str, Any]] = {
+        "Teacher": {
+            "Model": teacher.get("spec") or config.get("teacher"),
+            "Weights": teacher.get("weights"),
+            "Embedding width": teacher.get("width"),
+            "Parameters": _count(teacher.get("parameters")),
+            "Multiply-adds per image": _count(teacher.get("flops")),
+            "Forward passes": _count(main.end.get("teacher_forwards")),
+        },
+        "Student": _student_facts(student, config),
+        "Data": {
             "Training images": main.data.get("spec") or config.get("data"),
             "Number": _count(main.data.get("images")),
             "Unreadable, skipped": len(student.get("skipped") or ()) or None,
-            "Evaluation images": main.about.get("eval_data") or config.get("eval_data"),
-            "Labeled training images": _count(main.about.get("train_images")) if main.about.get("train_images") else "",
+            "Evaluation images": about.get("eval_data") or config.get("eval_data"),
+            "Labeled training images": _count(about.get("train_images") or None),
             "Test images": _count(images_tested(results)),
-            "Classes": main.about.get("classes"),
+            "Classes": about.get("classes"),
             "Listing fingerprint": main.data.get("fingerprint"),
-        }),
-        fact_group("Training", _training_facts(results)),
-        fact_group("Machine", {**machine, "understudy": student.get("understudy")}),
-    ]  # fmt: skip
-    return [group for group in groups if group.pairs]
+        },
+        "Training": _training_facts(results),
+        "Machine": {
+            **{key: value for key, value in main.start.items() if key not in NOT_OF_THE_MACHINE},
+            "understudy": student.get("understudy"),
+        },
+    }
+    if student and not teacher:
+        groups["Teacher"] = {"Model": "none: this method learns without a teacher"}
+    known = {title: known_facts(facts) for title, facts in groups.items()}
+    return {title: facts for title, facts in known.items() if facts}
 
 
 def _student_facts(student: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
