@@ -25,11 +25,11 @@ from understudy.losses import LOSSES
 from understudy.models.settings import StudentSettings
 from understudy.models.student import build_student
 from understudy.models.teacher import build_teacher
-from understudy.pipeline import RunSettings, refuse_other_images, resolve_method, run_id, train_stage
+from understudy.pipeline import RunSettings, resolve_method, train_stage
 from understudy.settings import resolve, setting, write_toml
 from understudy.sources.source import open_source
 from understudy.train.finish import fit_inverse_transform
-from understudy.train.resume import refuse_other_settings, resolved
+from understudy.train.resume import refuse_other_images, refuse_other_settings, resolved, run_id
 
 TINY = [
     "--data", "digits:train", "--limit", "320", "--eval-data", "digits", "--student", "small:resnet8x0.25",

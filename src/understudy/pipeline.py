@@ -11,17 +11,25 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from understudy.artifacts import Run, fingerprint, lock
-from understudy.errors import ConfigError, Stopped, StoreError
+from understudy.artifacts import Run, lock
+from understudy.errors import ConfigError, Stopped
 from understudy.evaluate.settings import EvaluationSettings
 from understudy.recipes import merge_layers
 from understudy.settings import resolve, setting
+from understudy.train.resume import (
+    refuse_other_images,
+    refuse_other_settings,
+    run_id,
+    same_settings,
+    saved_settings,
+    student_id,
+)
 from understudy.train.settings import DEFAULT_METHOD, TrainSettings
 
 if TYPE_CHECKING:
@@ -29,8 +37,11 @@ if TYPE_CHECKING:
     import torch
 
     from understudy.artifacts import Store
+    from understudy.embed.transform import Transform
+    from understudy.models.settings import TeacherSettings
     from understudy.models.teacher import Teacher
     from understudy.sources.source import Source
+    from understudy.train.data import TrainingData
     from understudy.train.distributed import Processes
     from understudy.train.signals import Probe
 
@@ -39,8 +50,8 @@ Result = TypeVar("Result")
 LOCK_SECONDS = 10.0
 """How long a run waits for its folder: processes of a killed torchrun, and readers of a killed process, end by then."""
 
-PROBE_IMAGES, BANK_IMAGES = 512, 2048
-"""Held-out images and labeled training images behind the live signals: small enough to cost seconds a run."""
+WORLD_SIZE = "WORLD_SIZE"
+"""Of the environment, set by torchrun and its like."""
 
 
 @dataclass(frozen=True)
@@ -114,84 +125,132 @@ def train_stage(settings: RunSettings, *, quiet: bool = False) -> Run | None:
 
     Missing embeddings and graph are made first, from the same store that any other run of this teacher uses.
     """
-    from understudy.embed.transform import transform_of
-    from understudy.losses import LOSSES
-    from understudy.models.outputs import require_outputs
-    from understudy.models.sharded import ShardedTeacher, collective_calls, require_processes
-    from understudy.sources.formats.address import RemoteImages
-    from understudy.train.data import TrainingData
+    finished = finished_run(settings)
+    if finished is not None:
+        return finished
+    from understudy.models.sharded import collective_calls
     from understudy.train.distributed import join
-    from understudy.train.log import notify
     from understudy.train.loop import train
-    from understudy.train.resume import refuse_other_settings
 
     settings = resolve_method(settings)
-    method = LOSSES[settings.method["name"]]
     folder = Run(settings.out or Path("runs") / run_id(settings))
     processes = join(settings.device)
     quiet = quiet or not processes.main
-    if settings.teacher_sharding == "fsdp":
-        require_processes(processes)
-        if method.needs.tokens or method.needs.attention:
-            raise ConfigError(
-                f"Method '{settings.method['name']}' compares tokens or attention, and a sharded teacher shows its "
-                "embedding only. Leave out --teacher-sharding."
-            )
-
+    refuse_sharding(settings, processes)
     source, held_out = training_images(settings)
     if folder.trained:
         refuse_other_settings(folder, settings)
         refuse_other_images(folder, source)
         return folder
-    teacher = None
-    if method.needs.teacher and settings.teacher is not None:
-        teacher = teacher_of(settings, processes.device)
-        if method.needs.tokens or method.needs.attention:  # said again by the loop, but here before any work
-            require_outputs(teacher.module, teacher.spec, attention=method.needs.attention)
-        if settings.teacher_sharding == "fsdp":
-            teacher = ShardedTeacher(teacher, processes, processes.device)
-        else:
-            teacher = teacher.to(processes.device)
-        if not quiet:
-            notify(f"teacher: {teacher.spec}, D = {teacher.width}, {teacher.precision}; {teacher.weights}")
-    rows, graph, store = source, None, None
-    transform = None
-    if teacher is not None and (
-        settings.neighbors.k or settings.views.teacher == "recorded" or settings.transform != "none"
-    ):
-        made = embed_stage(settings, teacher, source, processes, quiet=quiet)
-        rows, store = open_rows_of(made, source), made
-        if settings.neighbors.k:
-            graph = graph_stage(settings, made, processes, quiet=quiet)
-        if settings.transform != "none":
-            transform = on_main_first(processes, lambda: transform_of(made, settings.transform))
-    rows = decoded_images(settings, rows, processes)
-    if not quiet and isinstance(rows.images, RemoteImages) and (advice := rows.images.advice(rows.rows)) is not None:
-        notify(advice)
+    teacher = teacher_stage(settings, processes, quiet=quiet)
+    data = data_stage(settings, teacher, source, processes, quiet=quiet)
     with collective_calls(teacher):
-        probe = probe_of(settings, teacher, held_out, processes) if processes.main else None
-    if probe is not None and probe.teacher is not None and transform is not None:
-        probe.target = transform.apply(probe.teacher)
+        probe = probe_of(settings, teacher, data.transform, held_out, processes) if processes.main else None
     # Another process may still be at it, e.g. one that outlived a torchrun that was killed.
     with lock(folder.path, patience=LOCK_SECONDS) if processes.main else contextlib.nullcontext():
-        images = TrainingData(rows, graph, store, transform, listing=source.fingerprint)
-        done = train(settings, folder, images, teacher=teacher, processes=processes, probe=probe, quiet=quiet)
+        done = train(settings, folder, data, teacher=teacher, processes=processes, probe=probe, quiet=quiet)
     return folder if done else None
 
 
-def teacher_of(settings: TrainSettings, device: torch.device) -> Teacher:
-    """The teacher that a run names, on the CPU, in the arithmetic it will have on the device.
+def finished_run(settings: RunSettings) -> Run | None:
+    """The finished run of these settings, found without torch; None where there is none or it is not certain.
+
+    What only torch can tell is left to `train_stage`: other devices, other processes, a sharded teacher.
+
+    Raises:
+        StoreError: its images have changed since.
+    """
+    if WORLD_SIZE in os.environ or settings.device not in ("auto", "cpu") or settings.teacher_sharding != "none":
+        return None
+    pattern = f"{settings.method['name']}-{student_id(settings)}-*"
+    for folder in [Run(settings.out)] if settings.out else map(Run, sorted(Path("runs").glob(pattern))):
+        if folder.trained and folder.config_path.is_file() and same_settings(folder, settings):
+            saved = dataclasses.replace(saved_settings(folder, RunSettings), eval_data=settings.eval_data)
+            if settings.out or run_id(saved) == folder.path.name:
+                refuse_other_images(folder, training_images(settings)[0])
+                return folder
+    return None
+
+
+def refuse_sharding(settings: RunSettings, processes: Processes) -> None:
+    """Refuse a sharded teacher where it cannot be.
+
+    Raises:
+        ConfigError: there is one process, or the method compares more than embeddings.
+    """
+    from understudy.losses import LOSSES
+    from understudy.models.sharded import require_processes
+
+    if settings.teacher_sharding == "none":
+        return
+    require_processes(processes)
+    needs = LOSSES[settings.method["name"]].needs
+    if needs.tokens or needs.attention:
+        raise ConfigError(
+            f"Method '{settings.method['name']}' compares tokens or attention, and a sharded teacher shows its "
+            "embedding only. Leave out --teacher-sharding."
+        )
+
+
+def teacher_stage(settings: RunSettings, processes: Processes, *, quiet: bool = False) -> Teacher | None:
+    """The teacher on its device, or shared out over the processes; None for a method that needs none."""
+    from understudy.losses import LOSSES
+    from understudy.models.outputs import require_outputs
+    from understudy.models.sharded import ShardedTeacher
+    from understudy.train.log import notify
+
+    needs = LOSSES[settings.method["name"]].needs
+    if not needs.teacher or settings.teacher is None:
+        return None
+    teacher = teacher_of(settings.teacher_settings, processes.device)
+    if needs.tokens or needs.attention:  # the loop requires it too, but here it is before any work
+        require_outputs(teacher.module, teacher.spec, attention=needs.attention)
+    sharded = settings.teacher_settings.sharded
+    teacher = ShardedTeacher(teacher, processes, processes.device) if sharded else teacher.to(processes.device)
+    if not quiet:
+        notify(f"teacher: {teacher.spec}, D = {teacher.width}, {teacher.precision}; {teacher.weights}")
+    return teacher
+
+
+def teacher_of(settings: TeacherSettings, device: torch.device) -> Teacher:
+    """A teacher, on the CPU, in the arithmetic it will have on the device.
 
     Raises:
         UnderstudyError: as `models.teacher.build_teacher`.
     """
     from understudy.models.teacher import build_teacher
 
-    assert settings.teacher is not None
     return build_teacher(
-        settings.teacher, mean=settings.teacher_mean, std=settings.teacher_std, precision=settings.teacher_precision,
-        device=device,
-    )  # fmt: skip
+        settings.spec, mean=settings.mean, std=settings.std, precision=settings.precision, device=device
+    )
+
+
+def data_stage(
+    settings: RunSettings, teacher: Teacher | None, source: Source, processes: Processes, *, quiet: bool = False
+) -> TrainingData:
+    """The training images, with the store, the graph and the transform that the settings need."""
+    from understudy.embed.transform import transform_of
+    from understudy.sources.formats.address import RemoteImages
+    from understudy.train.data import TrainingData
+    from understudy.train.log import notify
+
+    rows, store, graph, transform = source, None, None, None
+    if teacher is not None and needs_store(settings):
+        store = embed_stage(settings, teacher, source, processes, quiet=quiet)
+        rows = open_rows_of(store, source)
+        if settings.neighbors.k:
+            graph = graph_stage(settings, store, processes, quiet=quiet)
+        if settings.transform != "none":
+            transform = on_main_first(processes, partial(transform_of, store, settings.transform))
+    rows = decoded_images(settings, rows, processes)
+    if not quiet and isinstance(rows.images, RemoteImages) and (advice := rows.images.advice(rows.rows)) is not None:
+        notify(advice)
+    return TrainingData(rows, graph, store, transform, listing=source.fingerprint)
+
+
+def needs_store(settings: TrainSettings) -> bool:
+    """Whether a run needs the teacher's embeddings of all images."""
+    return bool(settings.neighbors.k) or settings.views.teacher == "recorded" or settings.transform != "none"
 
 
 def embed_stage(
@@ -231,7 +290,7 @@ def evaluate_stage(folder: Run, settings: RunSettings, *, quiet: bool = False) -
     evaluation = dataclasses.replace(settings.evaluation, eval_data=settings.eval_data)
     control = None
     if settings.teacher is not None and folder.student.get("teacher") is None:
-        control = teacher_of(settings, processes.device)
+        control = teacher_of(settings.teacher_settings, processes.device)
     with StageProgress("evaluate", quiet) as progress:
         say = None if quiet else notify
         resources = Resources(processes.device, settings.store, settings.workers, progress, say)
@@ -275,20 +334,6 @@ def resolve_method(settings: RunSettings) -> RunSettings:
     return dataclasses.replace(settings, method=method)
 
 
-def run_id(settings: TrainSettings) -> str:
-    """The folder name of a run: method, student, and a hash of all that decides the weights."""
-    student = re.sub(r"[^A-Za-z0-9]+", "-", settings.student.split("@")[0]).strip("-")
-    # Without what is as usual, so that a version with more settings finds the same run again.
-    defaults = settings.defaults()
-    own = {
-        key: value
-        for key, value in settings.identity_settings().items()
-        if key not in defaults or value != defaults[key]
-    }
-    told = settings.data, settings.student, own, settings.eval_data
-    return f"{settings.method['name']}-{student}-{fingerprint(*told)[:8]}"
-
-
 def training_images(settings: TrainSettings) -> tuple[Source, Source | None]:
     """The images to train on, and those held out of training for the signals when there is no eval data."""
     import numpy as np
@@ -302,20 +347,6 @@ def training_images(settings: TrainSettings) -> tuple[Source, Source | None]:
     # The same images whatever the seed, so that runs of several seeds share one store and one graph.
     order = np.random.Generator(np.random.Philox(key=[0, 0x0DD])).permutation(len(source))
     return source.subset(np.sort(order[count:])), source.subset(np.sort(order[:count]))
-
-
-def refuse_other_images(folder: Run, source: Source) -> None:
-    """Refuse to call a run finished whose images have changed since.
-
-    Raises:
-        StoreError: the listing is not the one it was trained on.
-    """
-    data = folder.student["data"]
-    if data["listing"] != source.fingerprint:
-        raise StoreError(
-            f"The run {folder.path} was trained on {data['images']:,} images of {data['spec']}, which have changed "
-            f"since: there are {len(source):,} now, or files are newer. Name another --out to train on them."
-        )
 
 
 def open_rows_of(store: Store, source: Source) -> Source:
@@ -333,49 +364,26 @@ def decoded_images(settings: TrainSettings, source: Source, processes: Processes
 
 
 def probe_of(
-    settings: RunSettings, teacher: Teacher | None, held_out: Source | None, processes: Processes
-) -> Probe | None:
-    """The held-out slice behind the live signals, decoded and embedded once."""
-    import numpy as np
-    import torch
-
+    settings: RunSettings, teacher: Teacher | None, transform: Transform | None, held_out: Source | None,
+    processes: Processes,
+) -> Probe | None:  # fmt: skip
+    """The held-out images behind the live signals; None where there are none, or no signals are asked for."""
     from understudy.models.encoder import build_encoder
     from understudy.sources.evaluation import open_evaluation
     from understudy.sources.source import limited
-    from understudy.train.signals import Probe
-    from understudy.views.image_loader import ImageLoader
+    from understudy.train.held_out import build_probe
 
     if settings.probes == 0 or (held_out is None and settings.eval_data is None):
         return None
-    limit = settings.evaluation.limit
+    bank = None
     if settings.eval_data is not None:
         halves = open_evaluation(settings.eval_data, listings=Path(settings.store) / "listings")
-        bank_source, held_out = (limited(half, limit) for half in halves)
-    else:
-        bank_source = None
+        bank, held_out = (limited(half, settings.evaluation.limit) for half in halves)
     assert held_out is not None
     contract = build_encoder(settings.student, pretrained=False, image_size=settings.image_size).contract
-    size = max(contract.size, teacher.contract.size if teacher is not None else 0)
-
-    def slice_of(source: Source, count: int) -> tuple[torch.Tensor, np.ndarray | None, np.ndarray | None]:
-        generator = np.random.Generator(np.random.Philox(key=[settings.seed, 0x51]))
-        source = source.subset(np.sort(generator.permutation(len(source))[:count]))
-        loader = ImageLoader(
-            source, size=size, crop=contract.crop, interpolation=contract.interpolation, batch_size=64, workers=0
-        )
-        parts = [(indices, pixels) for indices, pixels, _ in loader]
-        pixels = torch.cat([part[1] for part in parts])
-        kept = np.concatenate([part[0] for part in parts])
-        embeddings = None
-        if teacher is not None:
-            images = (chunk.to(processes.device).float() / 255 for chunk in pixels.split(64))
-            embeddings = torch.cat([teacher(image).float().cpu() for image in images]).numpy()
-        return pixels, embeddings, None if source.labels is None else source.labels[kept]
-
-    pixels, embeddings, labels = slice_of(held_out, PROBE_IMAGES)
-    if bank_source is None or labels is None:
-        return Probe(pixels, embeddings)
-    return Probe(pixels, embeddings, labels, *slice_of(bank_source, BANK_IMAGES))
+    return build_probe(
+        held_out, bank, contract, teacher=teacher, transform=transform, device=processes.device, seed=settings.seed
+    )
 
 
 def on_main_first(processes: Processes, stage: Callable[[], Result]) -> Result:

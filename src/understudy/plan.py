@@ -136,7 +136,7 @@ def plan(settings: RunSettings, *, seconds: float = SECONDS) -> Plan:
             "Sharded, it takes longer: its weights cross the network once a pass."
         )
     source, _ = training_images(settings)
-    teacher = teacher_of(settings, choose_device(settings.device))
+    teacher = teacher_of(settings.teacher_settings, choose_device(settings.device))
     with tempfile.TemporaryDirectory(prefix="understudy-plan-") as folder:
         some = source.subset(np.arange(min(len(source), SAMPLE)))
         measured = measure(settings, decoded(some, folder), teacher, seconds)

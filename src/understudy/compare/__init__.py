@@ -523,7 +523,7 @@ class Comparison:
             source, held_out = training_images(settings)
             rows = source
             if settings.teacher is not None:
-                teacher = teacher_of(settings, processes.device).to(processes.device)
+                teacher = teacher_of(settings.teacher_settings, processes.device).to(processes.device)
                 if not self.prepared:
                     notify(f"teacher: {teacher.spec}, D = {teacher.width}, {teacher.precision}; {teacher.weights}")
                 if settings.neighbors.k or settings.views.teacher == "recorded" or settings.transform != "none":

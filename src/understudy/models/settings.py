@@ -1,4 +1,4 @@
-"""How a student is built. Torch-free: the settings of a run hold it flat."""
+"""How a student and a teacher are built. Torch-free: the settings of a run hold both flat."""
 
 from __future__ import annotations
 
@@ -22,3 +22,22 @@ class StudentSettings:
     hidden: int = 2048
     transform: str = "none"
     image_size: int | None = None
+
+
+@dataclass(frozen=True)
+class TeacherSettings:
+    """How a teacher is built.
+
+    Args:
+        spec: model spec with weights.
+        mean: three numbers on [0, 1]; the network's own unless given.
+        std: three numbers on [0, 1]; the network's own unless given.
+        precision: what it computes in, see `precision.resolve_precision`.
+        sharded: whether each process holds a share of its weights.
+    """
+
+    spec: str
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    precision: str = "auto"
+    sharded: bool = False

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import re
 from typing import Any
 
-from understudy.artifacts import Run
-from understudy.errors import ConfigError, TrainingError
+from understudy.artifacts import Run, fingerprint
+from understudy.errors import ConfigError, StoreError, TrainingError
 from understudy.settings import as_table, read_toml, resolve
+from understudy.sources.source import Source
 from understudy.train.settings import TrainSettings
 
 
@@ -60,6 +63,66 @@ def refuse_other_settings(run: Run, settings: TrainSettings) -> None:
             f"The run folder {run.path} was begun with other settings: {'; '.join(differences)}. "
             "Use the same settings to resume it, or another --out for a new run."
         )
+
+
+def same_settings(run: Run, settings: TrainSettings) -> bool:
+    """Whether a run was begun with these settings, told without its method and so without torch.
+
+    Differs from `refuse_other_settings`, which knows the method's own types, in saying no where it is not certain.
+
+    Args:
+        run: with a configuration, whose settings of the method are in their types.
+        settings: from files, flags or Python.
+    """
+    try:
+        saved = saved_settings(run, type(settings)).identity_settings()
+    except TrainingError:
+        return False
+    now = settings.identity_settings()
+    return saved.keys() == now.keys() and all(_same(value, now[key]) for key, value in saved.items())
+
+
+def _same(saved: object, value: object) -> bool:
+    """Whether a value, perhaps text from a flag, is one that was saved in its type."""
+    if isinstance(value, str) and isinstance(saved, bool):
+        return value.lower() == str(saved).lower()
+    if isinstance(value, str) and isinstance(saved, int | float):
+        with contextlib.suppress(ValueError):
+            return float(value) == saved
+        return False
+    return isinstance(value, bool) == isinstance(saved, bool) and value == saved
+
+
+def refuse_other_images(folder: Run, source: Source) -> None:
+    """Refuse to call a run finished whose images have changed since.
+
+    Raises:
+        StoreError: the listing is not the one it was trained on.
+    """
+    data = folder.student["data"]
+    if data["listing"] != source.fingerprint:
+        raise StoreError(
+            f"The run {folder.path} was trained on {data['images']:,} images of {data['spec']}, which have changed "
+            f"since: there are {len(source):,} now, or files are newer. Name another --out to train on them."
+        )
+
+
+def run_id(settings: TrainSettings) -> str:
+    """The folder name of a run: method, student, and a hash of all that decides the weights."""
+    # Without what is at its default, so that a version with more settings finds the same run again.
+    defaults = settings.defaults()
+    own = {
+        key: value
+        for key, value in settings.identity_settings().items()
+        if key not in defaults or value != defaults[key]
+    }
+    digest = fingerprint(settings.data, settings.student, own, settings.eval_data)[:8]
+    return f"{settings.method['name']}-{student_id(settings)}-{digest}"
+
+
+def student_id(settings: TrainSettings) -> str:
+    """The student's spec as a part of a file name."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", settings.student.split("@")[0]).strip("-")
 
 
 def _identity(settings: TrainSettings) -> dict[str, object]:

@@ -8,7 +8,7 @@ from typing import Any
 from understudy.embed.settings import PRECISIONS, TRANSFORMS
 from understudy.errors import ConfigError
 from understudy.models.heads import HEADS
-from understudy.models.settings import StudentSettings
+from understudy.models.settings import StudentSettings, TeacherSettings
 from understudy.neighbors.settings import NeighborSettings
 from understudy.settings import as_table, flatten, resolve, setting
 from understudy.views.settings import ViewSettings
@@ -212,6 +212,13 @@ class TrainSettings:
     def student_settings(self) -> StudentSettings:
         """How the student is built."""
         return StudentSettings(self.student, self.head, self.head_hidden, self.transform, self.image_size)
+
+    @property
+    def teacher_settings(self) -> TeacherSettings:
+        """How the teacher is built; there must be one."""
+        assert self.teacher is not None
+        sharded = self.teacher_sharding == "fsdp"
+        return TeacherSettings(self.teacher, self.teacher_mean, self.teacher_std, self.teacher_precision, sharded)
 
     def identity_settings(self) -> dict[str, object]:
         """The settings that decide the weights, flat; a run folder is resumed only by the same ones."""
