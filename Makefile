@@ -1,5 +1,6 @@
 # make demo    the whole flow on embedded real data, at most five minutes on two cores
 # make test    linter, formatter, type checker, tests: what CI runs
+# make docs    the pages below docs/ as HTML in docs/build; warnings are errors
 # make setup   the isolated environment in .venv that both need; a second call returns at once
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Packages of the surrounding environment must not reach into the isolated one.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help setup demo test lint format lock clean
+.PHONY: help setup demo test lint format docs lock clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' $(firstword $(MAKEFILE_LIST))
@@ -46,10 +47,13 @@ format: setup
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+docs: setup
+	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --nitpicky --quiet docs docs/build
+
 # The only way to change a pinned version: edit pyproject.toml, then this, then commit both.
 lock: setup
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --upgrade --no-emit-index-url \
 	  --custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache dist
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache dist docs/build docs/generated

@@ -1,4 +1,4 @@
-"""CoSS with centered columns: the default method, ours; the evidence for it is in docs/method.md."""
+"""CoSS with centered columns: the default method, ours; the evidence for it is in docs/explanation/method.md."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ from understudy.settings import setting
 class NeighborSettings:
     """How many neighbors, from how wide a circle, found by which index.
 
-    By default none: batches are plain random ones, which have measured best (docs/method.md). The authors of CoSS draw
-    15 of the nearest 31: `--method coss --recipe authors`.
+    By default none: batches are plain random ones, which have measured best (docs/explanation/method.md). The authors
+    of CoSS draw 15 of the nearest 31: `--method coss --recipe authors`.
 
     Raises:
         ConfigError: more neighbors are to be drawn than the circle holds.
