@@ -99,12 +99,6 @@ def places(levels: list[list[str]], edges: dict[str, set[str]]) -> dict[str, tup
     }
 
 
-def purpose(room: str) -> str:
-    """The first sentence of a room's docstring."""
-    path = PACKAGE / room / "__init__.py" if (PACKAGE / room).is_dir() else PACKAGE / f"{room}.py"
-    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
-
-
 def svg() -> str:
     """The picture."""
     levels = floors()
@@ -133,9 +127,9 @@ def svg() -> str:
             )
     for room, (x, y, width) in boxes.items():
         parts.append(
-            f'<g><title>{escape(purpose(room))}</title><rect x="{x - width / 2:.0f}" y="{y}" width="{width:.0f}" '
+            f'<rect x="{x - width / 2:.0f}" y="{y}" width="{width:.0f}" '
             f'height="{BOX}" rx="6" fill="#fff" stroke="#3b4a63"/><text x="{x:.0f}" y="{y + 22}" text-anchor="middle" '
-            f'fill="#1d2636">{escape(ALIAS.get(room, room))}</text></g>'
+            f'fill="#1d2636">{escape(ALIAS.get(room, room))}</text>'
         )
     return "\n".join([*parts, "</svg>", ""])
 
