@@ -212,9 +212,10 @@ def images() -> str:
 
 def sets() -> str:
     """Every published set that `--on` knows."""
-    from understudy.evaluate.datasets.layouts import LAYOUTS
+    from understudy.evaluate.datasets import DATASETS
 
-    return table(("set", "kind"), ((f"`{name}`", layout.kind) for name, layout in LAYOUTS.items()))
+    rows = ((f"`{name}`", kind.summary, kind.kind, kind.paper, kind.home) for name, kind in DATASETS.items())
+    return table(("set", "what", "kind", "paper", "where to get it"), rows)
 
 
 def recipes() -> str:

@@ -105,11 +105,11 @@ def test_the_verbs_and_specs_are_listed():
 
 
 def test_every_set_s_files_are_described():
-    from understudy.evaluate.datasets.layouts import LAYOUTS
+    from understudy.evaluate.datasets import DATASETS
 
     described = (DOCS / "reference" / "sets.md").read_text(encoding="utf-8").split("## How their files lie")[1]
     first = "".join(re.findall(r"^\|(.*?)\|", described, flags=re.MULTILINE))
-    assert set(re.findall(r"`([\w-]+)`", first)) == set(LAYOUTS)
+    assert set(re.findall(r"`([\w-]+)`", first)) == set(DATASETS)
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,3 @@ from understudy.registry import Registry
 
 DATASETS: Registry[Dataset] = Registry("understudy.evaluate.datasets", "Dataset", "set")
 """Published sets by name; without a path they are looked for below the folder in UNDERSTUDY_DATA (`data` if unset)."""
-
-
-def rows() -> list[tuple[str, str, str]]:
-    """The table of the docs: name, what it is, and where it is had."""
-    return [(name, declared.summary, declared.home) for name, declared in DATASETS.items()]
