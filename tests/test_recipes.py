@@ -20,6 +20,7 @@ from understudy.cli import VERBS, main
 from understudy.compare import variants_of, variants_of_grid
 from understudy.errors import ConfigError, DataError, ModelError
 from understudy.losses import LOSSES, build
+from understudy.models.student import student_encoder
 from understudy.models.teacher import build_teacher
 from understudy.pipeline import RunSettings, resolve_run, train_stage
 from understudy.recipes import TINY_TEACHER, merge_layers, names
@@ -91,6 +92,8 @@ EXPECTED = {
     ),
 }  # fmt: skip
 COMPARISONS = {"ablate-space": 2, "ablate-weight": 5, "ablate-neighbors": 8, "ablate-transform": 12}
+# Epochs and rate of the linear classifier, where its authors' commands differ from those of the CoSS paper.
+LINEAR = {"bingo-efficientnet-b0": (120, 3), "disco-efficientnet-b0": (100, 3), "disco-resnet34": (100, 3)}
 # Where a row differs from its method's other rows in the authors' own code.
 OWN = {
     "bingo-efficientnet-b0": {"weight_decay": 4e-5, "temperature": 0.12},
@@ -213,7 +216,11 @@ def test_a_recipe_says_what_it_is(name: str):
     assert_authors(settings, method, **OWN.get(name, {}))
     assert settings.student.split(":")[1] == student and (settings.teacher or "") == teacher
     assert (settings.data, settings.eval_data) == ("imagenet/train", "imagenet")
-    assert {"knn", "linear_sgd"} <= set(settings.evaluation.protocols) and settings.evaluation.sgd_epochs == 100
+    evaluation = settings.evaluation
+    assert {"knn", "linear_sgd"} <= set(evaluation.protocols)
+    assert (evaluation.linear_sgd.epochs, evaluation.linear_sgd.lr) == LINEAR.get(
+        name, (120 if method == "bingo" else 100, 30)
+    )
 
     head = (FOLDER / f"{name}.toml").read_text().split("\n\n")[0]
     text = " ".join(line.removeprefix("#").strip() for line in head.splitlines())
@@ -229,6 +236,33 @@ def test_a_recipe_says_what_it_is(name: str):
     millions = [passes["student_forwards"], passes["teacher_forwards"], passes["key_forwards"]]
     assert [int(n) for n in re.findall(r"(\d+) M", cost)] == [round(n / 1e6) for n in millions if n]
     assert f" {settings.passes:g} image passes" in cost
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_every_row_is_evaluated_as_its_authors_did(name: str):
+    """torchvision's Resize(256), bilinear, and CenterCrop(224), whatever library the student comes from."""
+    import torchvision
+
+    contract = student_encoder(resolve_run({"recipe": name}).student_settings).contract
+    theirs = torchvision.models.ResNet18_Weights.DEFAULT.transforms()
+    assert (contract.size, round(contract.size / contract.crop)) == (theirs.crop_size[0], theirs.resize_size[0])
+    assert contract.interpolation == theirs.interpolation.value
+    assert (list(contract.mean), list(contract.std)) == (theirs.mean, theirs.std)
+
+
+def test_the_student_s_input_is_a_setting():
+    timm = {**IMAGES, "student": "timm:resnet18"}
+    own = student_encoder(resolve_run(timm).student_settings).contract
+    assert (own.crop, own.interpolation) == (0.95, "bicubic")
+    asked = resolve_run(
+        {**IMAGES, "student": "timm:resnet18"}, {"student_crop": 0.5, "student_interpolation": "nearest"}
+    )
+    contract = student_encoder(asked.student_settings).contract
+    assert (contract.crop, contract.interpolation, contract.size) == (0.5, "nearest", own.size)
+    with pytest.raises(ModelError, match="Unknown interpolation 'nearst'. Did you mean 'nearest'"):
+        student_encoder(resolve_run({**IMAGES, "student_interpolation": "nearst"}).student_settings)
+    with pytest.raises(ConfigError, match="'student_crop' must be at most 1; got 2"):
+        resolve_run({**IMAGES, "student_crop": 2})
 
 
 def test_what_a_recipe_lacks_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -256,6 +290,7 @@ def test_every_recipe_runs_at_tiny_size(workplace: Path, monkeypatch: pytest.Mon
     metadata = run.student
     assert metadata["spec"].split(":")[1] == student and metadata["data"]["images"] == 64
     assert (metadata["teacher"] or {}).get("spec") == (TINY_TEACHER if teacher else None)
+    assert metadata["contract"]["interpolation"] == "bilinear"
     saved = tomllib.loads(run.config_path.read_text())
     assert "recipe" not in saved and "preset" not in saved
     assert saved["method"] == {"name": method, **AUTHORS[method][-1], **{

@@ -368,7 +368,7 @@ def probe_of(
     processes: Processes,
 ) -> Probe | None:  # fmt: skip
     """The held-out images behind the live signals; None where there are none, or no signals are asked for."""
-    from understudy.models.encoder import build_encoder
+    from understudy.models.student import student_encoder
     from understudy.sources.evaluation import open_evaluation
     from understudy.sources.source import limited
     from understudy.train.held_out import build_probe
@@ -380,7 +380,7 @@ def probe_of(
         halves = open_evaluation(settings.eval_data, listings=Path(settings.store) / "listings")
         bank, held_out = (limited(half, settings.evaluation.limit) for half in halves)
     assert held_out is not None
-    contract = build_encoder(settings.student, pretrained=False, image_size=settings.image_size).contract
+    contract = student_encoder(settings.student_settings).contract
     return build_probe(
         held_out, bank, contract, teacher=teacher, transform=transform, device=processes.device, seed=settings.seed
     )

@@ -15,6 +15,8 @@ class StudentSettings:
         hidden: width of the hidden layer of an mlp head; 0 for the backbone's own.
         transform: of the teacher's space that it is trained in, see `embed.transform`.
         image_size: side of its input in pixels; its own unless given.
+        crop: share of an image's shorter side that it sees in evaluation; its own unless given.
+        interpolation: by which images are resized in evaluation; its own unless given.
     """
 
     spec: str
@@ -22,6 +24,8 @@ class StudentSettings:
     hidden: int = 2048
     transform: str = "none"
     image_size: int | None = None
+    crop: float | None = None
+    interpolation: str | None = None
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,24 @@ class Student(nn.Module):
         return self.contract.preprocess
 
 
+def student_encoder(settings: StudentSettings) -> Encoder:
+    """The network of a student to be trained, with the input contract that its settings ask for.
+
+    Raises:
+        ModelError: the spec cannot be built, or a contract that no network can have.
+    """
+    encoder = build_encoder(settings.spec, pretrained=False, image_size=settings.image_size)
+    contract = encoder.contract
+    return replace(
+        encoder,
+        contract=replace(
+            contract,
+            crop=settings.crop or contract.crop,
+            interpolation=settings.interpolation or contract.interpolation,
+        ),
+    )
+
+
 def build_student(settings: StudentSettings, embed_dim: int) -> Student:
     """A student to be trained.
 
@@ -98,7 +116,7 @@ def build_student(settings: StudentSettings, embed_dim: int) -> Student:
     Raises:
         ModelError: the spec or the head cannot be built.
     """
-    encoder = build_encoder(settings.spec, pretrained=False, image_size=settings.image_size)
+    encoder = student_encoder(settings)
     # The features themselves, never negative after a ReLU, could not follow a centered space whatever the widths.
     head = "mlp" if settings.head == "auto" and settings.transform != "none" else settings.head
     module, table = build_head(encoder.width, embed_dim, head, settings.hidden)

@@ -111,6 +111,15 @@ class TrainSettings:
         minimum=8,
         synonyms="img_size imgsz input_size",
     )
+    student_crop: float | None = setting(
+        None,
+        "Share of an image's shorter side that the student sees in evaluation; its own unless given.",
+        above=0,
+        maximum=1,
+    )
+    student_interpolation: str | None = setting(
+        None, "How images are resized for the student in evaluation, e.g. bilinear; its own unless given."
+    )
     passes: float = setting(
         100.0,
         "Length of training in image passes (times every image is seen on average).",
@@ -211,7 +220,10 @@ class TrainSettings:
     @property
     def student_settings(self) -> StudentSettings:
         """How the student is built."""
-        return StudentSettings(self.student, self.head, self.head_hidden, self.transform, self.image_size)
+        return StudentSettings(
+            self.student, self.head, self.head_hidden, self.transform, self.image_size, self.student_crop,
+            self.student_interpolation,
+        )  # fmt: skip
 
     @property
     def teacher_settings(self) -> TeacherSettings:
