@@ -21,9 +21,14 @@ from understudy.errors import ConfigError
 from understudy.pipeline import RunSettings, resolve_method, teacher_of, training_images
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from understudy.models.student import Student
     from understudy.models.teacher import Teacher
     from understudy.sources.source import Source
-    from understudy.views.reader import ImageBatch, TeacherInput
+    from understudy.views.augmentation import Recipe
+    from understudy.views.batches import NeighborBatches
+    from understudy.views.reader import ImageBatch, Views
 
 SECONDS = 3.0
 """How long each part is timed."""
@@ -162,28 +167,27 @@ def way(pool: int, measured: Measured, *, images: int, width: int, passes: float
         images: N.
         width: D.
         passes: length in image passes.
-        shown: views of an image that the teacher sees in a batch.
+        shown: views of an image that the teacher gets in a batch.
         cell: bytes of a stored number.
     """
-    seen = images * passes
+    trained = images * passes
     # A neighbor batch does not visit all images evenly; evenly is the mean, and what the pool's end converges to.
-    taught = seen * shown if pool == 0 else min(seen * shown, images * pool)
-    reading = 1 / (measured.read * max(1, measured.workers))
-    beside = measured.workers > 0
-    student = 1 / measured.student
-    busy = seen * student + taught / measured.teacher
-    read = seen * reading + taught * measured.cut / max(1, measured.workers)
-    total = max(busy, read) if beside else busy + read
-    embedding = images / measured.teacher
-    after = max(student, reading) if beside else student + reading
+    teacher_views = trained * shown if pool == 0 else min(trained * shown, images * pool)
+    parallel, readers = measured.workers > 0, max(1, measured.workers)
+    reading, step = 1 / (measured.read * readers), 1 / measured.student
+    computing_s = trained * step + teacher_views / measured.teacher
+    reading_s = trained * reading + teacher_views * measured.cut / readers
+    training_s = max(computing_s, reading_s) if parallel else computing_s + reading_s
+    embedding_s = images / measured.teacher
+    recorded_step = max(step, reading) if parallel else step + reading
     size = 0 if pool == 0 else images * min(pool, math.ceil(passes * shown)) * width * cell
     return Way(
         teacher="live" if pool == 0 else "recorded",
         pool=pool,
-        hours=(total + embedding) / 3600,
-        teacher_views=taught,
+        hours=(training_s + embedding_s) / 3600,
+        teacher_views=teacher_views,
         gigabytes=size / 1e9,
-        bandwidth=0.0 if pool == 0 else width * cell * shown / after / 1e6,
+        bandwidth=0.0 if pool == 0 else width * cell * shown / recorded_step / 1e6,
         fits=size <= ROOM * measured.free,
     )
 
@@ -205,87 +209,115 @@ def measure(settings: RunSettings, source: Source, teacher: Teacher, seconds: fl
         teacher: its teacher.
         seconds: for each part.
     """
-    import torch
-
     from understudy.losses import build
-    from understudy.models.student import build_student
+    from understudy.train import setup
     from understudy.train.distributed import choose_device
-    from understudy.views.augmentation import photometry, recipe_for
+    from understudy.views.augmentation import photometry
     from understudy.views.batches import NeighborBatches
-    from understudy.views.loader import Loader, Reading
-    from understudy.views.reader import TeacherInput, Views
     from understudy.views.tuning import max_workers
 
     device = choose_device(settings.device)
-    teacher = teacher.to(device)
-    method = build(**settings.method)
-    student = build_student(settings.student_settings, teacher.width)
-    student = student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    size, teacher_size = student.contract.size, teacher.contract.size
-    recipe = recipe_for(settings.views.recipe, max(size, teacher_size))
+    teacher, loss = teacher.to(device), build(**settings.method)
+    student = setup.build_trained_student(settings.student_settings, loss, teacher, device)
+    views = setup.build_views(settings.views, settings.seed, loss, student, teacher)
     batches = NeighborBatches(len(source), min(settings.batch_size, len(source)), seed=settings.seed)
-
-    def reading(teacher_input: TeacherInput | None) -> tuple[float, ImageBatch]:
-        views = Views(size, recipe, settings.seed, per_image=method.needs.views, teacher=teacher_input)
-        loader = Loader(source, batches, views, reading=Reading(workers=0))
-        stream = iter(loader)
-        first = next(stream)
-        found = rate(lambda: len(next(stream).index), seconds)
-        loader.close()
-        return found, first
-
-    read, batch = reading(None)
+    read, batch = reading_rate(source, batches, dataclasses.replace(views, teacher=None), seconds)
     cut = 0.0
-    if teacher_size != size:
-        both, batch = reading(TeacherInput(teacher_size, method.needs.teacher_views))
-        cut = max(0.0, (1 / both - 1 / read) / len(method.needs.teacher_views))
-
+    if views.teacher is not None:
+        both, batch = reading_rate(source, batches, views, seconds)
+        cut = max(0.0, (1 / both - 1 / read) / len(loss.needs.teacher_views))
     images = [
-        photometry(pixels.to(device), rows, recipe) for pixels, rows in zip(batch.pixels, batch.rows, strict=True)
+        photometry(pixels.to(device), rows, views.recipe) for pixels, rows in zip(batch.pixels, batch.rows, strict=True)
     ]
-    pixels = torch.cat([images[view] for view in method.needs.student_views])
-    apart = batch.teacher
+    return Measured(
+        read,
+        max_workers(source) if settings.workers is None else settings.workers,
+        teacher_rate(teacher, batch, images, views.recipe, seconds),
+        student_rate(student, teacher(images[0]), batch, images, views.recipe, seconds, loss.needs.student_views),
+        free_bytes(Path(settings.store)),
+        cut,
+    )
 
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
 
-    def teach() -> int:
-        shown = images[0] if apart is None else photometry(apart.pixels.to(device), apart.rows, recipe)
+def reading_rate(source: Source, batches: NeighborBatches, views: Views, seconds: float) -> tuple[float, ImageBatch]:
+    """Images/s that one process reads, and a batch of them."""
+    from understudy.views.loader import Loader, Reading
+
+    loader = Loader(source, batches, views, reading=Reading(workers=0))
+    stream = iter(loader)
+    batch = next(stream)
+    found = rate(lambda: len(next(stream).index), seconds)
+    loader.close()
+    return found, batch
+
+
+def teacher_rate(teacher: Teacher, batch: ImageBatch, images: list[Tensor], recipe: Recipe, seconds: float) -> float:
+    """Views/s through the teacher, with the colors of those that are cut for it alone."""
+    from understudy.train.compile import wait
+    from understudy.views.augmentation import photometry
+
+    own, device = batch.teacher, images[0].device
+
+    def forward() -> int:
+        shown = images[0] if own is None else photometry(own.pixels.to(device), own.rows, recipe)
         teacher(shown)
-        wait()
+        wait(device)
         return len(shown)
 
-    taught = rate(teach, seconds)
-    # The step of the simplest loss stands for that of any: beside the networks, losses of embeddings cost little.
-    simple = build("mse")
-    target = teacher(images[0]).repeat(len(method.needs.student_views), 1)
+    return rate(forward, seconds)
+
+
+def student_rate(
+    student: Student, target: Tensor, batch: ImageBatch, images: list[Tensor], recipe: Recipe, seconds: float,
+    views: tuple[int, ...],
+) -> float:  # fmt: skip
+    """Images/s through a training step; that of the simplest loss stands for any, which cost little beside networks.
+
+    Args:
+        student: on its device.
+        target: (B, D).
+        batch: as it was read.
+        images: its views on the device.
+        recipe: of their colors, which are part of a step.
+        seconds: how long it is timed.
+        views: which of them the student gets.
+    """
+    import torch
+
+    from understudy.losses import build
+    from understudy.train.compile import wait
+    from understudy.views.augmentation import photometry
+
+    loss, device = build("mse"), target.device
+    pixels, targets = torch.cat([images[view] for view in views]), target.repeat(len(views), 1)
     student.train()
 
     def step() -> int:
-        for view, view_rows in zip(batch.pixels, batch.rows, strict=True):
-            photometry(view.to(device), view_rows, recipe)
+        for view, rows in zip(batch.pixels, batch.rows, strict=True):
+            photometry(view.to(device), rows, recipe)
         prepared = student.contract.prepare(pixels).contiguous(memory_format=torch.channels_last)
-        simple(student(prepared), target).total.backward()
+        loss(student(prepared), targets).total.backward()
         student.zero_grad(set_to_none=True)
-        wait()
+        wait(device)
         return len(batch.index)
 
-    trained = rate(step, seconds)
-    root = Path(settings.store)
-    while not root.exists():
-        root = root.parent if root.parent != root else Path.cwd()
-    workers = max_workers(source) if settings.workers is None else settings.workers
-    return Measured(read, workers, taught, trained, shutil.disk_usage(os.fspath(root)).free, cut)
+    return rate(step, seconds)
+
+
+def free_bytes(folder: Path) -> int:
+    """Free room on the disk where a folder is or will be."""
+    while not folder.exists():
+        folder = folder.parent if folder.parent != folder else Path.cwd()
+    return shutil.disk_usage(os.fspath(folder)).free
 
 
 def rate(work: Callable[[], int], seconds: float) -> float:
     """How many things a second are done: the first call warms up and does not count."""
     work()
     begun, done = time.perf_counter(), 0
-    while (compute_cost := time.perf_counter() - begun) < seconds:
+    while (elapsed := time.perf_counter() - begun) < seconds:
         done += work()
-    return done / compute_cost
+    return done / elapsed
 
 
 def table(found: Plan) -> dict[str, object]:

@@ -53,8 +53,8 @@ class StageProgress:
             self.bar.update(self.task, completed=done, total=max(total, 1), note=note)
         elif not self.quiet and time.monotonic() - self.last_line >= 10:
             self.last_line = time.monotonic()
-            compute_cost = self.last_line - self.begun
-            rate = f", {(done - self.first) / compute_cost:,.0f}/s" if compute_cost >= 1 and "/s" not in note else ""
+            elapsed = self.last_line - self.begun
+            rate = f", {(done - self.first) / elapsed:,.0f}/s" if elapsed >= 1 and "/s" not in note else ""
             notify(f"{self.title}: {done:,} of {total:,}{rate}{note and f', {note}'}")
 
     def __exit__(self, *_: object) -> None:
