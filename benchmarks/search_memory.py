@@ -71,7 +71,7 @@ def measure(what: str, folder: Path, memory_mb: int) -> None:
         build_graph(Store(folder), NeighborSettings(index="exact", memory_mb=memory_mb))
     elif what == "knn":
         found, near = search(rows[:QUERIES], rows, VOTES, memory_mb=memory_mb)
-        weighted_vote(found, near, np.arange(len(rows)) % 1000, 1000, (1, 10, 20, 50), memory_mb=memory_mb)
+        weighted_vote((found, near), np.arange(len(rows)) % 1000, 1000, (1, 10, 20, 50), memory_mb=memory_mb)
     else:
         index = faiss.IndexFlatIP(rows.shape[1])
         index.add(unit)

@@ -1,8 +1,8 @@
 """Approximate cosine top-k, for sets whose exact search would take hours.
 
 Either way only proposes: its candidates are sorted by the same float64 cosine as the exact search, so it may miss
-neighbors, but order and similarities of those found are right. How hard it looks is set by measuring: as little as
-finds `AIM` of the true neighbors of a sample.
+neighbors, but order and similarities of those found are right. How much of the index is
+searched is set by measuring: as little as finds `AIM` of the true neighbors of a sample.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ RECALL_SAMPLE = 1000
 LINKS = 32  # HNSW links per row
 TRAINED_ON = 40  # rows per list that k-means sees; faiss warns below 39
 ROUNDS = 8  # of k-means; more of them change the recall in the third digit
-FEWEST_LISTS = 4  # looked into for every row
-SLAB = 131_072  # rows that look for neighbors together: enough of them meet in each list for a large product
+FEWEST_LISTS = 4  # searched for every row
+SLAB = 131_072  # rows whose neighbors are searched together: enough of them meet in each list for a large product
 TILE = 2048  # ... of which so many are multiplied at once
 QUERY_BLOCK = 4096
 DEEPEST = 4096  # HNSW's search depth is not raised beyond
@@ -50,14 +50,14 @@ def approximate(
     Args:
         database: (N, D) floating point; may be a memory map.
         k: neighbors per row, itself excluded by identity.
-        kind: "ivf" (inverted lists: rows are grouped around 2 sqrt(N) centroids, and each looks into the lists whose
-            centroids are nearest to it) or "hnsw" (faiss' navigable graph over one byte per number; slower, and with
+        kind: "ivf" (inverted lists: rows are grouped around 2 sqrt(N) centroids, and for each the lists with the
+            nearest centroids are searched) or "hnsw" (faiss' navigable graph over one byte per number; slower, and with
             several threads no two builds are quite the same).
         memory_mb: MiB for grouping or index, and for the results; what does not fit is an error.
         progress: called with (rows done, N, note).
 
     Returns:
-        Indices and similarities as from `search`, and facts: what was built, the effort it took (lists looked into, or
+        Indices and similarities as from `search`, and facts: what was built, the effort it took (lists searched, or
         search depth), how many rows were completed by exact search because too few candidates were proposed, and the
         recall on 1,000 rows.
 
@@ -72,11 +72,7 @@ def approximate(
     import torch
 
     count, width = database.shape
-    if count < FEWEST_ROWS:
-        raise ConfigError(
-            f"neighbors.index = {kind} needs at least {FEWEST_ROWS:,} rows, the store has {count:,}. "
-            "Set neighbors.index = exact: it is quicker at this size."
-        )
+    _check_count(kind, count)
     check_k(k, count, count - 1)
     need = (_Lists if kind == "ivf" else _Links).bytes(count, width, k)
     _check_budget(kind, count, width, need, memory_mb)
@@ -84,39 +80,49 @@ def approximate(
     draw = np.random.default_rng(0)
     index: _Index = _Lists(rows, draw) if kind == "ivf" else _Links(rows, draw, progress)
 
-    def resolve_method(which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        left = max(LEFT_TO_SEARCH_MB, memory_mb - (need >> 20))
-        return search(database[which], database, k, exclude=which, memory_mb=left)
+    def exactly(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        budget = max(LEFT_TO_SEARCH_MB, memory_mb - (need >> 20))
+        return search(database[block], database, k, exclude=block, memory_mb=budget)
 
     sample = draw.choice(count, TUNED_ON + RECALL_SAMPLE, replace=False)
-    truth = resolve_method(sample)
+    truth = exactly(sample)
     index.tune(sample[:TUNED_ON], truth[0][:TUNED_ON], truth[1][:TUNED_ON], aim=AIM)
     _check_budget(kind, count, width, need + index.bytes_of_effort, memory_mb)
-
-    indices = np.empty((count, k), dtype=np.int32)
-    similarities = np.empty((count, k), dtype=np.float32)
-    index.prepare(progress)
-    for low in range(0, count, index.slab):
-        block = np.arange(low, min(low + index.slab, count))
-        found = index.propose(block, k + SPARE)
-        indices[block], similarities[block] = refine(rows, block, rows, found, k, exclude=block)
-        if progress is not None:
-            progress(int(block[-1]) + 1, count, f"searching {index.title}")
+    indices, similarities = _refined_candidates(index, rows, k, progress)
     short = np.flatnonzero(indices[:, -1] < 0)
     for low in range(0, len(short), QUERY_BLOCK):
         block = short[low : low + QUERY_BLOCK]
-        indices[block], similarities[block] = resolve_method(block)
-    return (
-        indices,
-        similarities,
-        {
-            "built": index.title,
-            "effort": index.effort,
-            "completed_exactly": len(short),
-            "recall": round(recall(similarities[sample[TUNED_ON:]], truth[1][TUNED_ON:]), 5),
-            "recall_sample": RECALL_SAMPLE,
-        },
-    )
+        indices[block], similarities[block] = exactly(block)
+    measured = {
+        "built": index.title,
+        "effort": index.effort,
+        "completed_exactly": len(short),
+        "recall": round(recall(similarities[sample[TUNED_ON:]], truth[1][TUNED_ON:]), 5),
+        "recall_sample": RECALL_SAMPLE,
+    }
+    return indices, similarities, measured
+
+
+def _refined_candidates(index: _Index, rows: Rows, k: int, progress: Progress | None) -> tuple[np.ndarray, np.ndarray]:
+    """The k best of what an index proposes for every row; index -1 in places for which it proposes nothing."""
+    indices = np.empty((rows.count, k), dtype=np.int32)
+    similarities = np.empty((rows.count, k), dtype=np.float32)
+    index.prepare(progress)
+    for low in range(0, rows.count, index.slab):
+        block = np.arange(low, min(low + index.slab, rows.count))
+        candidates = index.propose(block, k + SPARE)
+        indices[block], similarities[block] = refine(rows, block, rows, candidates, k, exclude=block)
+        if progress is not None:
+            progress(int(block[-1]) + 1, rows.count, f"searching {index.title}")
+    return indices, similarities
+
+
+def _check_count(kind: str, count: int) -> None:
+    if count < FEWEST_ROWS:
+        raise ConfigError(
+            f"neighbors.index = {kind} needs at least {FEWEST_ROWS:,} rows, the store has {count:,}. "
+            "Set neighbors.index = exact: it is quicker at this size."
+        )
 
 
 def _check_budget(kind: str, count: int, width: int, need: int, memory_mb: int) -> None:
@@ -139,18 +145,18 @@ class _Index(Protocol):
     def bytes_of_effort(self) -> int:
         """Memory that depends on the effort."""
 
-    def tune(self, which: np.ndarray, indices: np.ndarray, similarities: np.ndarray, *, aim: float) -> None:
+    def tune(self, rows: np.ndarray, indices: np.ndarray, similarities: np.ndarray, *, aim: float) -> None:
         """Set the effort so that `aim` of these rows' true neighbors are found."""
 
     def prepare(self, progress: Progress | None) -> None:
         """What remains to be done once the effort is known."""
 
-    def propose(self, which: np.ndarray, wanted: int) -> Any:
-        """(n, m) int64 tensor of candidates for these rows, which may contain the rows themselves; -1 where none."""
+    def propose(self, rows: np.ndarray, count: int) -> Any:
+        """(n, m) int64 tensor: about `count` candidates for each row, itself perhaps among them; -1 is none."""
 
 
 class _Lists:
-    """Rows grouped around centroids, each group searched by one matrix product with all rows that look into it.
+    """Rows grouped around centroids, each group searched by one matrix product for all rows that need it.
 
     faiss' inverted lists are searched row by row, ten times slower: here every row is a query, so that hundreds meet in
     each list.
@@ -190,76 +196,76 @@ class _Lists:
         """See `_Index`."""
         return int(self.effort * (2 * self.rows.count + 20 * SLAB))
 
-    def nearest(self, which: np.ndarray, lists: int) -> Int64[np.ndarray, "n lists"]:
+    def nearest(self, rows: np.ndarray, lists: int) -> Int64[np.ndarray, "n lists"]:
         """The lists with the nearest centroids, nearest first."""
         import torch
 
-        found = np.empty((len(which), lists), dtype=np.int64)
-        for low in range(0, len(which), QUERY_BLOCK):
+        numbers = np.empty((len(rows), lists), dtype=np.int64)
+        for low in range(0, len(rows), QUERY_BLOCK):
             part = slice(low, low + QUERY_BLOCK)
-            near = torch.mm(self.rows.unit(which[part], torch.float32), self.centroids.T)
-            found[part] = torch.topk(near, lists, dim=1).indices.numpy()
-        return found
+            similarity = torch.mm(self.rows.unit(rows[part], torch.float32), self.centroids.T)
+            numbers[part] = torch.topk(similarity, lists, dim=1).indices.numpy()
+        return numbers
 
-    def tune(self, which: np.ndarray, indices: np.ndarray, similarities: np.ndarray, *, aim: float) -> None:  # noqa: ARG002
-        """See `_Index`. A neighbor is found when its list is looked into: no search is needed to count that."""
-        ranks = np.argsort(self.nearest(which, self.lists), axis=1)
+    def tune(self, rows: np.ndarray, indices: np.ndarray, similarities: np.ndarray, *, aim: float) -> None:  # noqa: ARG002
+        """See `_Index`. A neighbor is found when its list is searched: no search is needed to count that."""
+        ranks = np.argsort(self.nearest(rows, self.lists), axis=1)
         homes = self.nearest(indices.ravel(), 1).reshape(indices.shape)
-        at = np.sort(np.take_along_axis(ranks, homes, axis=1), axis=None)
-        place = min(int(np.ceil(aim * len(at))), len(at)) - 1
-        self.effort = min(max(FEWEST_LISTS, int(at[max(place, 0)]) + 1), self.lists)
+        neighbor_ranks = np.sort(np.take_along_axis(ranks, homes, axis=1), axis=None)
+        place = min(int(np.ceil(aim * len(neighbor_ranks))), len(neighbor_ranks)) - 1
+        self.effort = min(max(FEWEST_LISTS, int(neighbor_ranks[max(place, 0)]) + 1), self.lists)
 
     def prepare(self, progress: Progress | None) -> None:
-        """See `_Index`: the lists that every row looks into; the first of them is the one it is in."""
+        """See `_Index`: the lists that are searched for every row; the first of them is the one it is in."""
         count = self.rows.count
         kind = np.uint16 if self.lists <= 2**16 else np.int32
-        self.looks = np.empty((count, self.effort), dtype=kind)
+        self.searched = np.empty((count, self.effort), dtype=kind)
         for low in range(0, count, SLAB):
             block = np.arange(low, min(low + SLAB, count))
             for start in range(0, len(block), QUERY_BLOCK):
                 part = block[start : start + QUERY_BLOCK]
-                self.looks[part] = self.nearest(part, self.effort)
+                self.searched[part] = self.nearest(part, self.effort)
             if progress is not None:
                 progress(int(block[-1]) + 1, count, f"grouping into {self.title}")
-        homes = self.looks[:, 0]
+        homes = self.searched[:, 0]
         self.members = np.argsort(homes, kind="stable")
         self.ends = np.concatenate([[0], np.cumsum(np.bincount(homes, minlength=self.lists))])
 
-    def propose(self, which: np.ndarray, wanted: int) -> Any:
+    def propose(self, rows: np.ndarray, count: int) -> Any:
         """See `_Index`; the rows themselves are left out."""
         import torch
 
-        looks = self.looks[which].ravel()
-        pairs = np.argsort(looks, kind="stable")
-        bounds = np.searchsorted(looks[pairs], np.arange(self.lists + 1))
-        best = torch.full((len(which), wanted), LOWEST_KEY, dtype=torch.int64)
+        searched = self.searched[rows].ravel()
+        pairs = np.argsort(searched, kind="stable")
+        bounds = np.searchsorted(searched[pairs], np.arange(self.lists + 1))
+        best = torch.full((len(rows), count), LOWEST_KEY, dtype=torch.int64)
         for number in range(self.lists):
-            asking = pairs[bounds[number] : bounds[number + 1]] // self.effort
+            queries = pairs[bounds[number] : bounds[number + 1]] // self.effort
             members = self.members[self.ends[number] : self.ends[number + 1]]
-            for low in range(0, len(members) if len(asking) else 0, LARGEST_BLOCK):
-                there = members[low : low + LARGEST_BLOCK]
-                units = self.rows.unit(there, torch.float32)
-                for start in range(0, len(asking), TILE):
-                    self._look(best, which, asking[start : start + TILE], there, units)
+            for low in range(0, len(members) if len(queries) else 0, LARGEST_BLOCK):
+                part = members[low : low + LARGEST_BLOCK]
+                units = self.rows.unit(part, torch.float32)
+                for start in range(0, len(queries), TILE):
+                    self._search_list(best, rows, queries[start : start + TILE], part, units)
         return torch.where(best == LOWEST_KEY, -1, keys_indices(best))
 
-    def _look(self, best: Any, which: np.ndarray, asking: np.ndarray, there: np.ndarray, units: Any) -> None:
-        """Merge part of one list into the best of those rows that look into it."""
+    def _search_list(self, best: Any, rows: np.ndarray, queries: np.ndarray, members: np.ndarray, units: Any) -> None:
+        """Merge part of one list into the best of those rows that it is searched for."""
         import torch
 
-        similarity = torch.mm(self.rows.unit(which[asking], torch.float32), units.T)
-        own = np.minimum(np.searchsorted(there, which[asking]), len(there) - 1)
-        here = np.flatnonzero(there[own] == which[asking])
-        similarity[here, own[here]] = -torch.inf
-        places = torch.from_numpy(asking)
+        similarity = torch.mm(self.rows.unit(rows[queries], torch.float32), units.T)
+        own = np.minimum(np.searchsorted(members, rows[queries]), len(members) - 1)
+        present = np.flatnonzero(members[own] == rows[queries])
+        similarity[present, own[present]] = -torch.inf
+        places = torch.from_numpy(queries)
         gain = (similarity.amax(dim=1) > keys_values(best[places, -1])).nonzero()[:, 0]
         if len(gain) == 0:
             return
-        wanted = best.shape[1]
-        values, columns = torch.topk(similarity[gain], min(wanted, len(there)), dim=1, sorted=False)
-        found = keys_of(values, torch.from_numpy(there)[columns])
-        found.masked_fill_(values == -torch.inf, LOWEST_KEY)
-        best[places[gain]] = torch.topk(torch.cat([best[places[gain]], found], dim=1), wanted, dim=1).values
+        count = best.shape[1]
+        values, columns = torch.topk(similarity[gain], min(count, len(members)), dim=1, sorted=False)
+        keys = keys_of(values, torch.from_numpy(members)[columns])
+        keys.masked_fill_(values == -torch.inf, LOWEST_KEY)
+        best[places[gain]] = torch.topk(torch.cat([best[places[gain]], keys], dim=1), count, dim=1).values
 
 
 class _Links:
@@ -296,27 +302,27 @@ class _Links:
             if progress is not None:
                 progress(int(block[-1]) + 1, rows.count, f"building {self.title}")
 
-    def tune(self, which: np.ndarray, indices: np.ndarray, similarities: np.ndarray, *, aim: float) -> None:
+    def tune(self, rows: np.ndarray, indices: np.ndarray, similarities: np.ndarray, *, aim: float) -> None:
         """See `_Index`: the search depth is doubled until enough is found."""
         k = indices.shape[1]
         self.effort = 2 * (k + 1 + SPARE)
         while self.effort < DEEPEST:
-            found = refine(self.rows, which, self.rows, self.propose(which, k + SPARE), k, exclude=which)[1]
-            if recall(found, similarities) >= aim:
+            candidates = self.propose(rows, k + SPARE)
+            if recall(refine(self.rows, rows, self.rows, candidates, k, exclude=rows)[1], similarities) >= aim:
                 break
             self.effort = min(2 * self.effort, DEEPEST)
 
     def prepare(self, progress: Progress | None) -> None:
         """See `_Index`: nothing."""
 
-    def propose(self, which: np.ndarray, wanted: int) -> Any:
+    def propose(self, rows: np.ndarray, count: int) -> Any:
         """See `_Index`."""
         import faiss
         import torch
 
-        looks = faiss.SearchParametersHNSW(efSearch=self.effort)
-        queries = self.rows.unit(which, torch.float32).numpy()
-        return torch.from_numpy(self.index.search(queries, wanted + 1, params=looks)[1])
+        depth = faiss.SearchParametersHNSW(efSearch=self.effort)
+        queries = self.rows.unit(rows, torch.float32).numpy()
+        return torch.from_numpy(self.index.search(queries, count + 1, params=depth)[1])
 
 
 def recall(similarities: np.ndarray, truth: np.ndarray) -> float:

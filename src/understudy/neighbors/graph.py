@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ def build_graph(
 
     A graph that is already there is used if the same kind of index made it with at least n neighbors. Else another is
     built; the old one's entry leaves the manifest before its file is replaced, and the new one is entered when its own
-    is whole. So at any moment the manifest speaks of the graph that is there, or of none. The exact search is shared by
+    is complete. So at any moment the manifest describes the graph that is there, or none. The exact search is shared by
     the processes, and goes on where it was killed, in blocks of images; an approximate one is made by the first process
     while the others wait, and begins anew: it takes minutes for a million images, most of them spent on an index that
     every process would have to make for itself.
@@ -60,100 +61,130 @@ def build_graph(
         StoreError: the store is incomplete or being written, or an approximate graph found less than 90 % of the true
             neighbors.
     """
-    rows = int(store.manifest["rows"])
-    if settings.n >= rows:
-        raise ConfigError(
-            f"k = {settings.n} neighbors were asked of {rows:,} rows ({rows - 1:,} without the query itself). Set "
-            f"--neighbors.n to at most {rows - 1} and --neighbors.k to no more, or --neighbors.k 0 for batches without "
-            "neighbors; or use more images (--data, --limit)."
-        )
-    kind = settings.index
-    if kind == "auto":
-        place = "cuda" if str(device).startswith("cuda") else "cpu"
-        kind = "exact" if rows <= EXACT_UP_TO[place] else "ivf"
-
-    def fits() -> bool:
-        made = store.manifest.get("graph")
-        wanted = (kind, "exact" if settings.index == "auto" else kind)
-        return bool(made and made["index"] in wanted and made["K"] >= settings.n)
-
-    if writers.agree(fits()):  # asked before the lock: several runs may begin at the same moment
-        return check_graph(store.graph(), rows)
+    build = _Build(store, settings, str(device), writers, progress)
+    build.require_enough_images()
+    if writers.agree(build.done()):  # asked before the lock: several runs may begin at the same moment
+        return check_graph(store.graph(), build.rows)
     with lock(store.folder) if writers.main else contextlib.nullcontext():
-        if writers.agree(writers.main and fits()):
-            return check_graph(store.graph(), rows)
-        start = time.perf_counter()
-        metadata: dict[str, object] = {"K": settings.n, "index": kind, "exact": kind == "exact", "recall": 1.0}
-        parts: Iterator[np.ndarray] = iter(())
-        if kind == "exact":
-            blocks = [
-                (store.folder / "graph" / f"{settings.n}-nearest-of-{images.start}-{images.stop}.npy", images)
-                for images in blocks_of(rows, smallest=BLOCK, most=BLOCKS)
-            ]
-            _search_blocks(store, blocks[writers.rank :: writers.world], settings, device, progress)
+        if not writers.agree(writers.main and build.done()):
+            start = time.perf_counter()
+            metadata, parts = build.exact() if build.kind == "exact" else build.approximate()
+            if writers.main:
+                build.save(metadata, parts, start)
             writers.barrier()
-            parts = (np.load(path, allow_pickle=False) for path, _ in blocks)
-        elif writers.main:
-            indices, _, found = approximate(
-                store.embeddings(), settings.n, kind=kind, memory_mb=settings.memory_mb, progress=progress
+    return check_graph(store.graph(), build.rows)
+
+
+@dataclass
+class _Build:
+    """The building of one graph by this process and the others; see `build_graph` for the fields."""
+
+    store: Store
+    settings: NeighborSettings
+    device: str
+    writers: Writers
+    progress: Progress | None
+
+    def __post_init__(self) -> None:
+        self.rows = int(self.store.manifest["rows"])
+        self.kind = self.settings.index
+        if self.kind == "auto":
+            processor = "cuda" if self.device.startswith("cuda") else "cpu"
+            self.kind = "exact" if self.rows <= EXACT_UP_TO[processor] else "ivf"
+
+    def require_enough_images(self) -> None:
+        """Refuse more neighbors than there are other images."""
+        rows, n = self.rows, self.settings.n
+        if n >= rows:
+            raise ConfigError(
+                f"k = {n} neighbors were asked of {rows:,} rows ({rows - 1:,} without the query itself). Set "
+                f"--neighbors.n to at most {rows - 1} and --neighbors.k to no more, or --neighbors.k 0 for batches "
+                "without neighbors; or use more images (--data, --limit)."
             )
-            parts = iter([indices])
-            if found["recall"] < LOWEST_RECALL:
-                raise StoreError(
-                    f"The {kind} index found only {found['recall']:.1%} of the true neighbors of "
-                    f"{found['recall_sample']:,} images; a graph with less than {LOWEST_RECALL:.0%} is not saved. Set "
-                    "neighbors.index = exact."
-                )
-            metadata |= found
-        if writers.main:
-            store.amend(graph=None)
-            with atomic(store.folder / "graph.npy") as path, open(path, "wb") as file:
-                np.lib.format.write_array_header_1_0(
-                    file, {"descr": "<i4", "fortran_order": False, "shape": (rows, settings.n)}
-                )
-                file.writelines(np.ascontiguousarray(part, dtype="<i4").data for part in parts)
-            store.amend(graph=metadata | {"seconds": round(time.perf_counter() - start, 2)})
-            shutil.rmtree(store.folder / "graph", ignore_errors=True)
-            sweep(store.folder, "graph.npy.*")
-        writers.barrier()
-    return check_graph(store.graph(), rows)
 
+    def done(self) -> bool:
+        """Whether the store has such a graph."""
+        graph = self.store.manifest.get("graph")
+        kinds = (self.kind, "exact" if self.settings.index == "auto" else self.kind)
+        return bool(graph and graph["index"] in kinds and graph["K"] >= self.settings.n)
 
-def _search_blocks(
-    store: Store,
-    blocks: list[tuple[Path, range]],
-    settings: NeighborSettings,
-    device: str,
-    progress: Progress | None,
-) -> None:
-    """The neighbors of each block's images into its file, where that is not there yet."""
-    import torch
+    def exact(self) -> tuple[dict[str, object], Iterator[np.ndarray]]:
+        """The graph in parts, and how it was made: each process searches its share of blocks, then waits for all."""
+        blocks = [
+            (self.store.folder / "graph" / f"{self.settings.n}-nearest-of-{images.start}-{images.stop}.npy", images)
+            for images in blocks_of(self.rows, smallest=BLOCK, most=BLOCKS)
+        ]
+        self._search_blocks(blocks[self.writers.rank :: self.writers.world])
+        self.writers.barrier()
+        return self._metadata(), (np.load(path, allow_pickle=False) for path, _ in blocks)
 
-    if all(path.exists() for path, _ in blocks):
-        return
-    embeddings = store.embeddings()
-    place = torch.device("cpu" if device.startswith("mps") else device)
-    base = Rows(embeddings, place, "embeddings")
-    total, before = sum(len(images) for _, images in blocks), 0
+    def approximate(self) -> tuple[dict[str, object], Iterator[np.ndarray]]:
+        """As `exact`, by the first process alone.
 
-    def report(done: int, _: int, note: str) -> None:
-        if progress is not None:
-            progress(before + done, total, note)
-
-    for path, images in blocks:
-        if not path.exists():
-            indices, _ = search(
-                embeddings[images.start : images.stop],
-                base,
-                settings.n,
-                exclude=np.arange(images.start, images.stop),
-                memory_mb=settings.memory_mb,
-                device=device,
-                progress=report,
+        Raises:
+            StoreError: too few of the true neighbors were found.
+        """
+        if not self.writers.main:
+            return {}, iter(())
+        indices, _, measured = approximate(
+            self.store.embeddings(),
+            self.settings.n,
+            kind=self.kind,
+            memory_mb=self.settings.memory_mb,
+            progress=self.progress,
+        )
+        if measured["recall"] < LOWEST_RECALL:
+            raise StoreError(
+                f"The {self.kind} index found only {measured['recall']:.1%} of the true neighbors of "
+                f"{measured['recall_sample']:,} images; a graph with less than {LOWEST_RECALL:.0%} is not saved. Set "
+                "neighbors.index = exact."
             )
-            with atomic(path) as temporary, open(temporary, "wb") as file:
-                np.save(file, indices)
-        before += len(images)
+        return self._metadata() | measured, iter([indices])
+
+    def _metadata(self) -> dict[str, object]:
+        return {"K": self.settings.n, "index": self.kind, "exact": self.kind == "exact", "recall": 1.0}
+
+    def save(self, metadata: dict[str, object], parts: Iterator[np.ndarray], start: float) -> None:
+        """Put the parts into one file and enter it in the manifest, which names no graph while the file is written."""
+        folder = self.store.folder
+        self.store.amend(graph=None)
+        with atomic(folder / "graph.npy") as path, open(path, "wb") as file:
+            np.lib.format.write_array_header_1_0(
+                file, {"descr": "<i4", "fortran_order": False, "shape": (self.rows, self.settings.n)}
+            )
+            file.writelines(np.ascontiguousarray(part, dtype="<i4").data for part in parts)
+        self.store.amend(graph=metadata | {"seconds": round(time.perf_counter() - start, 2)})
+        shutil.rmtree(folder / "graph", ignore_errors=True)
+        sweep(folder, "graph.npy.*")
+
+    def _search_blocks(self, blocks: list[tuple[Path, range]]) -> None:
+        """The neighbors of each block's images into its file, where that is not there yet."""
+        import torch
+
+        if all(path.exists() for path, _ in blocks):
+            return
+        embeddings = self.store.embeddings()
+        database = Rows(embeddings, torch.device("cpu" if self.device.startswith("mps") else self.device), "embeddings")
+        total, before = sum(len(images) for _, images in blocks), 0
+
+        def report(done: int, _: int, note: str) -> None:
+            if self.progress is not None:
+                self.progress(before + done, total, note)
+
+        for path, images in blocks:
+            if not path.exists():
+                indices, _ = search(
+                    embeddings[images.start : images.stop],
+                    database,
+                    self.settings.n,
+                    exclude=np.arange(images.start, images.stop),
+                    memory_mb=self.settings.memory_mb,
+                    device=self.device,
+                    progress=report,
+                )
+                with atomic(path) as temporary, open(temporary, "wb") as file:
+                    np.save(file, indices)
+            before += len(images)
 
 
 def check_graph(graph: np.ndarray, rows: int) -> Int32[np.ndarray, "N K"]:

@@ -29,9 +29,9 @@ def neighbor_overlap(first: np.ndarray, second: np.ndarray, ks: Sequence[int]) -
     """
     if first.ndim != 2 or second.ndim != 2 or len(first) != len(second) or not len(first):
         raise ShapeError(f"Overlap compares neighbors of the same queries; got {first.shape} and {second.shape}.")
-    held = min(first.shape[1], second.shape[1])
-    if wrong := [k for k in ks if not 1 <= k <= held]:
-        raise ConfigError(f"The overlap at k = {wrong[0]} needs that many neighbors; {held} are given.")
+    width = min(first.shape[1], second.shape[1])
+    if wrong := [k for k in ks if not 1 <= k <= width]:
+        raise ConfigError(f"The overlap at k = {wrong[0]} needs that many neighbors; {width} are given.")
     return {k: float(shared_by_image(first, second, k).mean()) for k in ks}
 
 

@@ -68,8 +68,8 @@ class Rows:
         self.step = max(1, STEP // self.width)
         norms = torch.empty(self.count, dtype=torch.float64, device=device)
         for low in range(0, self.count, self.step):
-            some = np.arange(low, min(low + self.step, self.count))
-            norms[low : low + self.step] = torch.linalg.vector_norm(self.raw(some), dim=1)
+            part = np.arange(low, min(low + self.step, self.count))
+            norms[low : low + self.step] = torch.linalg.vector_norm(self.raw(part), dim=1)
         if bad := int((~torch.isfinite(norms)).sum()):
             raise DataError(
                 f"{bad:,} of {self.count:,} {name} contain NaN or infinity, so they have no neighbors. Look for a "
@@ -89,8 +89,8 @@ class Rows:
 
         out = torch.empty(len(rows), self.width, dtype=dtype, device=self.device)
         for low in range(0, len(rows), self.step):
-            some = rows[low : low + self.step]
-            out[low : low + self.step] = self.raw(some).mul_(self.inverse[torch.from_numpy(some).to(self.device), None])
+            part = rows[low : low + self.step]
+            out[low : low + self.step] = self.raw(part).mul_(self.inverse[torch.from_numpy(part).to(self.device), None])
         return out
 
 
@@ -129,49 +129,65 @@ def search(
     """
     import torch
 
-    place = torch.device("cpu" if str(device).startswith("mps") else device)
-    with torch.no_grad(), torch.autocast(place.type, enabled=False), _ieee_products():
-        if isinstance(database, Rows):
-            base = database
-        else:
-            base = Rows(database, place, "database rows" if queries is not database else "embeddings")
-        asked = base if queries is database else Rows(queries, place, "query rows")
-        if asked.width != base.width:
-            raise ShapeError(f"Queries have width {asked.width}, the database has {base.width}. They must be equal.")
+    processor = torch.device("cpu" if str(device).startswith("mps") else device)
+    with torch.no_grad(), torch.autocast(processor.type, enabled=False), _ieee_products():
+        rows = database
+        if not isinstance(rows, Rows):
+            rows = Rows(rows, processor, "database rows" if queries is not database else "embeddings")
+        query_rows = rows if queries is database else Rows(queries, processor, "query rows")
+        if query_rows.width != rows.width:
+            raise ShapeError(
+                f"Queries have width {query_rows.width}, the database has {rows.width}. They must be equal."
+            )
         if exclude is not None:
             exclude = np.asarray(exclude, dtype=np.int64)
-            if exclude.shape != (asked.count,):
-                raise ShapeError(f"exclude has shape {exclude.shape}; ({asked.count},) is needed, one index per query.")
-        available = base.count - (exclude is not None)
-        check_k(k, base.count, available)
+            if exclude.shape != (query_rows.count,):
+                raise ShapeError(
+                    f"exclude has shape {exclude.shape}; ({query_rows.count},) is needed, one index per query."
+                )
+        check_k(k, rows.count, rows.count - (exclude is not None))
+        return _exact(query_rows, rows, k, exclude, memory_mb, progress)
 
-        wide = min(k + SPARE, available)
-        indices = np.empty((asked.count, k), dtype=np.int32)
-        similarities = np.empty((asked.count, k), dtype=np.float32)
-        held = indices.nbytes + similarities.nbytes + base.inverse.nbytes + asked.inverse.nbytes
-        block = _block_rows(memory_mb, held, base, wide, torch.float32)
-        exact_block = _block_rows(memory_mb, held, base, wide, torch.float64)
-        # A float32 product of unit vectors of width D is off by at most (D + 4) roundings of 2^-24.
-        tolerance = 1.01 * (base.width + 4) * 2.0**-24
-        unproven = []
-        for low in range(0, asked.count, block):
-            rows = np.arange(low, min(low + block, asked.count))
-            out = None if exclude is None else exclude[rows]
-            keys = _scan(asked.unit(rows, torch.float32), base, wide, out, block)
-            indices[rows], similarities[rows] = refine(asked, rows, base, keys_indices(keys), k)
-            if wide < available:
-                rim = keys_values(keys[:, -1]).cpu().numpy().astype(np.float64)
-                unproven.append(rows[rim + tolerance >= similarities[rows, -1]])
-            if progress is not None:
-                progress(int(rows[-1]) + 1, asked.count, "exact search")
-        again = np.concatenate(unproven) if unproven else np.empty(0, np.int64)
-        for low in range(0, len(again), exact_block):
-            rows = again[low : low + exact_block]
-            out = None if exclude is None else exclude[rows]
-            keys = _scan(asked.unit(rows, torch.float64), base, k, out, exact_block)
-            indices[rows], similarities[rows] = refine(asked, rows, base, keys_indices(keys), k)
-            if progress is not None:
-                progress(asked.count, asked.count, f"near-ties settled for {low + len(rows):,} of {len(again):,} rows")
+
+def _exact(
+    queries: Rows, database: Rows, k: int, exclude: np.ndarray | None, memory_mb: int, progress: Progress | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scan, refine and certify all queries, then scan again in float64 those that are not proven right."""
+    import torch
+
+    available = database.count - (exclude is not None)
+    wide = min(k + SPARE, available)
+    indices = np.empty((queries.count, k), dtype=np.int32)
+    similarities = np.empty((queries.count, k), dtype=np.float32)
+    allocated = indices.nbytes + similarities.nbytes + database.inverse.nbytes + queries.inverse.nbytes
+    block = _block_rows(memory_mb, allocated, database, wide, torch.float32)
+    exact_block = _block_rows(memory_mb, allocated, database, wide, torch.float64)
+
+    def search_block(rows: np.ndarray, count: int, dtype: torch.dtype, block: int) -> Tensor:
+        """Write the neighbors of these queries; returns the keys of all their candidates."""
+        excluded = None if exclude is None else exclude[rows]
+        keys = _scan(queries.unit(rows, dtype), database, count, excluded, block)
+        indices[rows], similarities[rows] = refine(queries, rows, database, keys_indices(keys), k)
+        return keys
+
+    # A float32 product of unit vectors of width D is off by at most (D + 4) roundings of 2^-24.
+    tolerance = 1.01 * (database.width + 4) * 2.0**-24
+    unproven = [np.empty(0, np.int64)]
+    for low in range(0, queries.count, block):
+        rows = np.arange(low, min(low + block, queries.count))
+        keys = search_block(rows, wide, torch.float32, block)
+        if wide < available:
+            rim = keys_values(keys[:, -1]).cpu().numpy().astype(np.float64)
+            unproven.append(rows[rim + tolerance >= similarities[rows, -1]])
+        if progress is not None:
+            progress(int(rows[-1]) + 1, queries.count, "exact search")
+    again = np.concatenate(unproven)
+    for low in range(0, len(again), exact_block):
+        rows = again[low : low + exact_block]
+        search_block(rows, k, torch.float64, exact_block)
+        if progress is not None:
+            note = f"near-ties settled for {low + len(rows):,} of {len(again):,} rows"
+            progress(queries.count, queries.count, note)
     return indices, similarities
 
 
@@ -212,16 +228,17 @@ def refine(
     step = max(1, REFINED // (wide * database.width))
     buffer = torch.empty(step, wide, database.width, dtype=torch.float64, device=database.device)
     for low in range(0, len(rows), step):
-        some, found = rows[low : low + step], candidates[low : low + step]
-        empty = found < 0
+        part, places = rows[low : low + step], candidates[low : low + step]
+        device = places.device
+        empty = places < 0
         if exclude is not None:
-            empty |= found == torch.from_numpy(exclude[low : low + step]).to(found.device)[:, None]
-        found = found.clamp(min=0)
-        near = buffer[: len(some)]
-        near.copy_(torch.from_numpy(database.array[found.cpu().numpy()]))
-        products = torch.bmm(near, queries.raw(some)[:, :, None])[:, :, 0]
-        cosines = products * database.inverse[found] * queries.inverse[torch.from_numpy(some).to(found.device), None]
-        keys = keys_of(cosines.clamp(-1.0, 1.0).float(), found).masked_fill_(empty, LOWEST_KEY)
+            empty |= places == torch.from_numpy(exclude[low : low + step]).to(device)[:, None]
+        places = places.clamp(min=0)
+        vectors = buffer[: len(part)]
+        vectors.copy_(torch.from_numpy(database.array[places.cpu().numpy()]))
+        products = torch.bmm(vectors, queries.raw(part)[:, :, None])[:, :, 0]
+        cosines = products * database.inverse[places] * queries.inverse[torch.from_numpy(part).to(device), None]
+        keys = keys_of(cosines.clamp(-1.0, 1.0).float(), places).masked_fill_(empty, LOWEST_KEY)
         best = torch.topk(keys, k, dim=1).values
         missing = best == LOWEST_KEY
         indices[low : low + step] = keys_indices(best).masked_fill_(missing, -1).cpu().numpy()
@@ -234,25 +251,25 @@ def _scan(queries: Tensor, database: Rows, count: int, exclude: np.ndarray | Non
     import torch
 
     exact = queries.dtype == torch.float64
-    place = queries.device
-    best = torch.full((len(queries), count), LOWEST_KEY, dtype=torch.int64, device=place)
-    banned = None if exclude is None else torch.from_numpy(exclude).to(place)
+    device = queries.device
+    best = torch.full((len(queries), count), LOWEST_KEY, dtype=torch.int64, device=device)
+    excluded = None if exclude is None else torch.from_numpy(exclude).to(device)
     # One buffer for every tile: fresh memory of this size costs as much as the topk that reads it.
     widest = min(QUERY_TILE, len(queries)) * min(block, database.count)
-    scratch = torch.empty(widest, dtype=queries.dtype, device=place)
+    scratch = torch.empty(widest, dtype=queries.dtype, device=device)
     for low in range(0, database.count, block):
         rows = np.arange(low, min(low + block, database.count))
-        columns = torch.arange(low, low + len(rows), device=place)
+        columns = torch.arange(low, low + len(rows), device=device)
         units = database.unit(rows, queries.dtype)
         for start in range(0, len(queries), QUERY_TILE):
             tile = slice(start, start + QUERY_TILE)
-            some = queries[tile]
-            area = scratch[: len(some) * len(rows)].view(len(some), len(rows))
-            similarity = torch.mm(some, units.T, out=area)
-            if banned is not None:
-                own = banned[tile] - low
-                here = ((own >= 0) & (own < len(rows))).nonzero()[:, 0]
-                similarity[here, own[here]] = -torch.inf
+            part = queries[tile]
+            area = scratch[: len(part) * len(rows)].view(len(part), len(rows))
+            similarity = torch.mm(part, units.T, out=area)
+            if excluded is not None:
+                own = excluded[tile] - low
+                inside = ((own >= 0) & (own < len(rows))).nonzero()[:, 0]
+                similarity[inside, own[inside]] = -torch.inf
             if exact:
                 top = torch.topk(keys_of(similarity.float(), columns), min(count, len(rows)), dim=1).values
             else:
@@ -265,7 +282,7 @@ def _scan(queries: Tensor, database: Rows, count: int, exclude: np.ndarray | Non
 def _largest(similarity: Tensor, count: int, rim: Tensor) -> tuple[Tensor, Tensor]:
     """Per row the `count` largest entries, or at least those of them that exceed `rim` (n, 1); with their columns.
 
-    Columns are grouped, and only groups whose peak exceeds the rim are looked into: after a database's first blocks
+    Columns are grouped, and only groups whose peak exceeds the rim are searched: after a database's first blocks
     they are few, and finding the peaks is one vectorized pass, several times quicker than topk over all columns.
     """
     import torch
@@ -274,12 +291,12 @@ def _largest(similarity: Tensor, count: int, rim: Tensor) -> tuple[Tensor, Tenso
     if columns % GROUP == 0:
         groups = similarity.view(rows, GROUP, columns // GROUP)  # every (columns / GROUP)-th column is of one group
         peaks = groups.amax(dim=1)
-        wanted = max(1, int((peaks > rim).sum(dim=1).max()))
-        if 2 * wanted <= peaks.shape[1]:
-            chosen = torch.topk(peaks, wanted, dim=1, sorted=False).indices
-            near = groups.gather(2, chosen[:, None, :].expand(-1, GROUP, -1)).flatten(1)
-            values, places = torch.topk(near, min(count, near.shape[1]), dim=1, sorted=False)
-            return values, (places // wanted) * peaks.shape[1] + chosen.gather(1, places % wanted)
+        promising = max(1, int((peaks > rim).sum(dim=1).max()))
+        if 2 * promising <= peaks.shape[1]:
+            chosen = torch.topk(peaks, promising, dim=1, sorted=False).indices
+            candidates = groups.gather(2, chosen[:, None, :].expand(-1, GROUP, -1)).flatten(1)
+            values, places = torch.topk(candidates, min(count, candidates.shape[1]), dim=1, sorted=False)
+            return values, (places // promising) * peaks.shape[1] + chosen.gather(1, places % promising)
     values, places = torch.topk(similarity, min(count, columns), dim=1, sorted=False)
     return values, places
 
@@ -306,7 +323,7 @@ def keys_values(keys: Tensor) -> Tensor:
     return torch.where(ordered >= 0, ordered, ordered ^ 0x7FFFFFFF).int().view(torch.float32)
 
 
-def _block_rows(memory_mb: int, held: int, database: Rows, count: int, dtype: torch.dtype) -> int:
+def _block_rows(memory_mb: int, allocated: int, database: Rows, count: int, dtype: torch.dtype) -> int:
     """How many rows of either side are worked on at once, so that all of it fits the budget.
 
     Raises:
@@ -315,7 +332,7 @@ def _block_rows(memory_mb: int, held: int, database: Rows, count: int, dtype: to
     number = int(dtype.itemsize)
     tile = QUERY_TILE * (number if number == 4 else 40)  # in float64 the keys of a whole tile are made
     per_row = 2 * number * database.width + 40 * count + tile
-    fixed = held + LIBRARIES + 32 * max(STEP, database.width) + 12 * max(REFINED, count * database.width)
+    fixed = allocated + LIBRARIES + 32 * max(STEP, database.width) + 12 * max(REFINED, count * database.width)
     block = ((memory_mb << 20) - fixed) // per_row
     if block < SMALLEST_BLOCK:
         # The float64 scan is the dearer one: name what lets both through.

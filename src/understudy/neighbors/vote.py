@@ -11,8 +11,7 @@ from understudy.errors import ConfigError, DataError, ShapeError
 
 
 def weighted_vote(
-    indices: np.ndarray,
-    similarities: np.ndarray,
+    neighbors: tuple[np.ndarray, np.ndarray],
     labels: np.ndarray,
     classes: int,
     ks: Sequence[int],
@@ -24,8 +23,7 @@ def weighted_vote(
     """Each neighbor votes for its class with weight exp(similarity / temperature).
 
     Args:
-        indices: (M, K) neighbors of each query, nearest first, as `search` returns them.
-        similarities: (M, K) their cosines.
+        neighbors: indices (M, K) of each query's neighbors, nearest first, and their cosines (M, K), as from `search`.
         labels: (N,) class of every database row, in [0, classes).
         classes: C.
         ks: how many of the nearest neighbors vote, each of them at most K.
@@ -45,6 +43,38 @@ def weighted_vote(
     Source: Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018; the
         temperature is theirs.
     """
+    indices, similarities = neighbors
+    labels = np.asarray(labels)
+    _check(neighbors, labels, classes, ks, temperature)
+    top = min(top, classes)
+    ranked = {k: np.empty((len(indices), top), dtype=np.int64) for k in ks}
+    step = max(1, (memory_mb << 20) // (32 * classes + 32 * indices.shape[1]))
+    for low in range(0, len(indices), step):
+        cosines = similarities[low : low + step].astype(np.float64)
+        # Weights relative to the nearest neighbor's: the same ranking, and no temperature overflows or ends at 0.
+        weights = np.maximum(np.exp((cosines - cosines[:, :1]) / temperature), np.finfo(np.float64).tiny)
+        slots = np.arange(len(cosines))[:, None] * classes + labels[indices[low : low + step]]
+        for k in ks:
+            votes = np.bincount(slots[:, :k].ravel(), weights[:, :k].ravel(), minlength=len(cosines) * classes)
+            ranked[k][low : low + step] = _ranking(votes.reshape(len(cosines), classes), top)
+    return ranked
+
+
+def _ranking(votes: np.ndarray, top: int) -> np.ndarray:
+    """(n, top) classes with the most of the votes (n, C), which are used up; -1 where there are no more."""
+    ranking, rows = np.empty((len(votes), top), dtype=np.int64), np.arange(len(votes))
+    for place in range(top):
+        best = votes.argmax(axis=1)
+        ranking[:, place] = np.where(votes[rows, best] > 0, best, -1)
+        votes[rows, best] = 0.0
+    return ranking
+
+
+def _check(
+    neighbors: tuple[np.ndarray, np.ndarray], labels: np.ndarray, classes: int, ks: Sequence[int], temperature: float
+) -> None:
+    """Refuse what `weighted_vote` says it refuses."""
+    indices, similarities = neighbors
     if indices.shape != similarities.shape or indices.ndim != 2:
         raise ShapeError(f"indices {indices.shape} and similarities {similarities.shape} must be the same (M, K).")
     if wrong := [k for k in ks if not 1 <= k <= indices.shape[1]]:
@@ -53,25 +83,7 @@ def weighted_vote(
         )
     if not temperature > 0:
         raise ConfigError(f"The vote's temperature must be positive; got {temperature}.")
-    labels = np.asarray(labels)
     if len(labels) and not (labels.min() >= 0 and labels.max() < classes):
         raise DataError(
             f"Labels run from {labels.min()} to {labels.max()}; with {classes} classes they lie in 0..{classes - 1}."
         )
-    top = min(top, classes)
-    ranked = {k: np.empty((len(indices), top), dtype=np.int64) for k in ks}
-    step = max(1, (memory_mb << 20) // (32 * classes + 32 * indices.shape[1]))
-    for low in range(0, len(indices), step):
-        near = similarities[low : low + step].astype(np.float64)
-        # Weights relative to the nearest neighbor's: the same ranking, and no temperature overflows or ends at 0.
-        weights = np.maximum(np.exp((near - near[:, :1]) / temperature), np.finfo(np.float64).tiny)
-        slots = np.arange(len(near))[:, None] * classes + labels[indices[low : low + step]]
-        for k in ks:
-            votes = np.bincount(slots[:, :k].ravel(), weights[:, :k].ravel(), minlength=len(near) * classes)
-            votes = votes.reshape(len(near), classes)
-            for place in range(top):
-                best = votes.argmax(axis=1)
-                cast = votes[np.arange(len(near)), best]
-                ranked[k][low : low + step, place] = np.where(cast > 0, best, -1)
-                votes[np.arange(len(near)), best] = 0.0
-    return ranked

@@ -56,9 +56,9 @@ class Probe:
         if bank is None or queries is None or self.labels is None or self.bank_labels is None:
             return None
         k = min(NEIGHBORS, len(bank))
-        indices, similarities = search(queries, bank, k)
+        neighbors = search(queries, bank, k)
         classes = int(max(self.labels.max(), self.bank_labels.max())) + 1
-        voted = weighted_vote(indices, similarities, self.bank_labels, classes, [k])[k]
+        voted = weighted_vote(neighbors, self.bank_labels, classes, [k])[k]
         return float(100 * (voted[:, 0] == self.labels).mean())
 
     def measure(self, student: Student, device: torch.device, batch_size: int = 256) -> dict[str, float]:

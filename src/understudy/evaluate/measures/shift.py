@@ -184,6 +184,6 @@ def _vote(encoded_set: EncodedSet, settings: EvaluationSettings, present: Bool[n
     k = min(K, len(rows))
     near = search(data.test, rows, k, memory_mb=settings.memory_mb, device=encoded_set.device)
     ranking = weighted_vote(
-        *near, labels, data.classes, [k], temperature=TEMPERATURE, top=1, memory_mb=settings.memory_mb
+        near, labels, data.classes, [k], temperature=TEMPERATURE, top=1, memory_mb=settings.memory_mb
     )
     return 100.0 * float((ranking[k][:, 0] == data.test_labels).mean())

@@ -70,7 +70,7 @@ class Knn(Protocol):
 
         data = encoded_set.labeled()
         ks = [k for k in KS if k <= len(data.train)]
-        indices, similarities = search(
+        neighbors = search(
             data.test,
             data.train,
             max(ks),
@@ -84,8 +84,7 @@ class Knn(Protocol):
             (1.0, [k for k in ks if k == 10], ",T=1"),
         ):
             ranked = weighted_vote(
-                indices,
-                similarities,
+                neighbors,
                 data.train_labels,
                 data.classes,
                 voters,
