@@ -200,7 +200,20 @@ def models() -> str:
     """Every kind of model spec."""
     from understudy.models.families import FAMILIES
 
-    return table(("spec", "what"), ((f"`{family.form}`", family.summary) for family in FAMILIES.values()))
+    return table(
+        ("spec", "what", "`@FILE`", "`@pretrained`", "as a student"),
+        (
+            (
+                f"`{family.form}`",
+                family.summary,
+                *(
+                    "yes" if holds else "no"
+                    for holds in (family.takes_file, family.publishes_weights, family.trainable)
+                ),
+            )
+            for family in FAMILIES.values()
+        ),
+    )
 
 
 def images() -> str:

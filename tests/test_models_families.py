@@ -125,6 +125,25 @@ def test_every_documented_prefix_is_an_entry() -> None:
     assert set(FAMILIES) == {"timm", "torchvision", "onnx", "run", "small", "python"}
 
 
+def test_a_student_may_start_from_published_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm
+
+    asked = []
+
+    def create(name: str, *, pretrained: bool, num_classes: int) -> nn.Module:
+        asked.append(pretrained)
+        return original(name, pretrained=False, num_classes=num_classes)
+
+    original = timm.create_model
+    monkeypatch.setattr(timm, "create_model", create)
+    monkeypatch.setattr(timm.models, "get_pretrained_cfg", lambda _: None)  # no hub is asked whether it answers
+    encoder = build_encoder("timm:test_vit@pretrained", pretrained=False)
+    assert asked == [True] and encoder.weights.startswith("timm's published weights") and encoder.fingerprint
+    assert (encoder.spec, encoder.architecture) == ("timm:test_vit@pretrained", "timm:test_vit")
+    with pytest.raises(ModelError, match="timm: and torchvision: publish weights, small: does not.*small:resnet8@FILE"):
+        build_encoder("small:resnet8@pretrained", pretrained=False)
+
+
 def test_sizes_a_network_cannot_take_show_both_numbers() -> None:
     with pytest.raises(ModelError, match="65 x 65"):
         build_encoder("timm:test_vit", pretrained=False, image_size=65)

@@ -18,7 +18,7 @@ from understudy.evaluate.datasets import DATASETS
 from understudy.evaluate.protocols import PROTOCOLS
 from understudy.evaluate.protocols.davis import DINO
 from understudy.evaluate.protocols.segmentation import DINOV2
-from understudy.models.families import parse_spec
+from understudy.models.families import PUBLISHED, parse_spec
 from understudy.settings import nearest, read_toml
 
 SOFTWARE = f"""@software{{understudy,
@@ -205,7 +205,7 @@ def _model(use: str, spec: str) -> list[tuple[str, str]]:
         papers = [PAPERS[key] for pattern, key in ARCHITECTURES.items() if re.search(pattern, name.lower())]
         unknown = "% (cite its architecture as its library's documentation says)"
         entries += [(f"{use} {family.name}:{name}", text) for text in papers or [unknown]]
-    if file or not family.names_architecture:
+    if file not in (None, PUBLISHED) or not family.names_architecture:
         entries.append((f"{use} {spec}", "% (cite whoever trained it: a file does not say)"))
     return entries
 

@@ -14,7 +14,7 @@ from understudy.artifacts import fingerprint
 from understudy.errors import ModelError
 from understudy.models.checkpoints import fingerprint_weights
 from understudy.models.contract import Contract
-from understudy.models.families import Request, parse_spec
+from understudy.models.families import PUBLISHED, Request, parse_spec
 from understudy.models.outputs import blank_pass
 
 
@@ -27,7 +27,7 @@ class Encoder:
         width: F.
         contract: what its input must look like.
         spec: as the user wrote it.
-        architecture: the spec that builds the same module with no weights: no `@FILE`, no `run:`.
+        architecture: the spec that builds the same module with no weights: no `@...`, no `run:`.
         weights: one line: what was loaded, dropped, missing; "" for a random initialization.
         fingerprint: changes with the weights or the architecture; "" for a random initialization.
     """
@@ -52,9 +52,10 @@ def build_encoder(
     """Build what a spec stands for.
 
     Args:
-        spec: `PREFIX:NAME` or `PREFIX:NAME@FILE`, with a local weight file; `families.FAMILIES` has the prefixes.
+        spec: `PREFIX:NAME`, `PREFIX:NAME@FILE` with a local weight file, or `PREFIX:NAME@pretrained` with the weights
+            that the library publishes; `families.FAMILIES` has the prefixes.
         pretrained: True for a teacher: its weights are loaded or downloaded, and it is refused without. False for a
-            student: random unless the spec brings weights (`@FILE`, `run:`).
+            student: random unless the spec brings weights (`@FILE`, `@pretrained`, `run:`).
         image_size: input side in pixels; default the network's own.
         mean: three numbers on [0, 1]; default the network's own.
         std: three numbers on [0, 1]; default the network's own.
@@ -68,7 +69,9 @@ def build_encoder(
     family, name, file = parse_spec(spec)
     if image_size is not None and image_size < 1:
         raise ModelError(f"An image size is at least 1 pixel; got {image_size}.")
-    network = family.build(Request(spec, name, file, pretrained, image_size, mean, std))
+    published = file == PUBLISHED
+    request = Request(spec, name, None if published else file, pretrained or published, image_size, mean, std)
+    network = family.build(request)
     if not pretrained and not family.trainable:
         raise ModelError(f"{spec} is frozen and cannot be trained: it can only be a teacher.")
     architecture = network.architecture or f"{family.name}:{name}"

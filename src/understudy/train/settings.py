@@ -7,6 +7,7 @@ from typing import Any
 
 from understudy.embed.settings import PRECISIONS, TRANSFORMS
 from understudy.errors import ConfigError
+from understudy.models.families import FAMILIES
 from understudy.models.heads import HEADS
 from understudy.models.settings import StudentSettings, TeacherSettings
 from understudy.neighbors.settings import NeighborSettings
@@ -87,11 +88,14 @@ class TrainSettings:
         synonyms="dataset data_path data_dir train_dir",
     )
     student: str = setting(
-        help="Student spec, e.g. timm:resnet18 or small:resnet8 (add @FILE to start from weights).",
+        help=f"Student: {', '.join(family.form for family in FAMILIES.values() if family.trainable)}; NAME@FILE starts "
+        "from local weights, NAME@pretrained from published ones.",
         synonyms="model arch backbone",
     )
     teacher: str | None = setting(
-        None, "Teacher spec with weights, e.g. timm:NAME, onnx:FILE, run:FOLDER.", synonyms="teacher_model"
+        None,
+        f"Teacher with weights: {', '.join(family.form for family in FAMILIES.values())}; NAME@FILE has local ones.",
+        synonyms="teacher_model",
     )
     eval_data: str | None = setting(
         None,

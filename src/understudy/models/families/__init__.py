@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from understudy.models.contract import Contract
 
 
+PUBLISHED = "pretrained"
+"""Stands in a spec in the place of a file: the weights that the library publishes."""
+
+
 @dataclass(frozen=True)
 class Request:
     """A spec, taken apart, and what is asked of the network; the rest is as in `build_encoder`.
@@ -61,7 +65,7 @@ class Request:
         except Exception as error:  # Hub, proxy, certificate, disk: each library below has exceptions of its own.
             raise ModelError(
                 f"The weights of {self.spec} could not be downloaded ({first_line(error)}). With no network, pass a "
-                f"local file: {self.spec}@FILE."
+                f"local file: {self.spec.partition('@')[0]}@FILE."
             ) from error
 
 
@@ -93,7 +97,7 @@ class Family(ABC):
         summary: one line: what it stands for.
         paper: BibTeX of the library that has the networks; "" where there is none.
         takes_file: whether `@FILE` may follow. Otherwise what follows the prefix is a path and may itself contain "@".
-        publishes_weights: whether a teacher without `@FILE` gets weights that the library publishes.
+        publishes_weights: whether the library has weights, for a teacher without `@FILE` and for `@pretrained`.
         trainable: whether it can be a student.
         names_architecture: whether the name tells the architecture, whose paper is then cited.
     """
@@ -123,10 +127,10 @@ FAMILIES: Registry[Family] = Registry(
 
 
 def parse_spec(spec: str) -> tuple[type[Family], str, str | None]:
-    """The family, the name and the weight file (or None) of `PREFIX:NAME` or `PREFIX:NAME@FILE`.
+    """The family, the name and the weight file (`PUBLISHED` or None) of `PREFIX:NAME` or `PREFIX:NAME@FILE`.
 
     Raises:
-        ModelError: an unknown prefix, or no name.
+        ModelError: an unknown prefix, no name, or published weights of a family without any.
     """
     prefix, _, name = spec.partition(":")
     if prefix not in FAMILIES or not name:
@@ -137,6 +141,11 @@ def parse_spec(spec: str) -> tuple[type[Family], str, str | None]:
     if not family.takes_file:
         return family, name, None
     name, _, file = name.partition("@")
+    if file == PUBLISHED and not family.publishes_weights:
+        known = " and ".join(f"{prefix}:" for prefix, family in FAMILIES.items() if family.publishes_weights)
+        raise ModelError(
+            f"{spec}: {known} publish weights, {prefix}: does not. Give a local file: {prefix}:{name}@FILE."
+        )
     return family, name, file or None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from understudy.artifacts import file_fingerprint, fingerprint
 from understudy.errors import ModelError
 from understudy.models.families import BuiltNetwork, Family, Request
 
@@ -12,13 +11,17 @@ class Onnx(Family):
 
     name = "onnx"
     form = "onnx:FILE"
-    summary = "a frozen encoder as an ONNX file, a teacher only; metadata `understudy.input` is its contract"
+    summary = (
+        "a frozen encoder as an ONNX file, a teacher only; its input contract is in its metadata "
+        "(key `understudy.input`)"
+    )
     takes_file = False
     trainable = False
 
     @staticmethod
     def build(request: Request) -> BuiltNetwork:
         """See `Family.build`."""
+        from understudy.artifacts import file_fingerprint, fingerprint
         from understudy.models.contract import Contract
         from understudy.models.onnx_encoder import METADATA, OnnxEncoder
 

@@ -50,7 +50,7 @@ class Timm(Family):
                 f"timm has no model '{name}'. {closest(name, timm.list_models() + timm.list_pretrained())}"
             )
         if request.download and not timm.models.is_model_pretrained(name):
-            raise ModelError(f"timm publishes no weights for '{name}'. Pass a local file: {request.spec}@FILE.")
+            raise ModelError(f"timm publishes no weights for '{name}'. Pass a local file: timm:{name}@FILE.")
         module: Any
         if request.download:
             module = request.downloaded(lambda: published(name))
