@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,10 +18,16 @@ import pytest
 import scipy.stats
 
 from test_train_runs import TEACHER
-from understudy import compare
 from understudy.artifacts import Run
 from understudy.cli import main
-from understudy.compare import Cell, ComparisonSettings, Variant, chosen, rates, variants_of, variants_of_grid
+from understudy.compare import comparison, engine, search
+from understudy.compare import progress as progress_module
+from understudy.compare.cell import Cell
+from understudy.compare.comparison import compare
+from understudy.compare.progress import Progress, fraction
+from understudy.compare.search import chosen, rates
+from understudy.compare.settings import ComparisonSettings
+from understudy.compare.variants import Variant, variants_of, variants_of_grid
 from understudy.errors import ConfigError, UnderstudyError
 from understudy.evaluate.protocols import PROTOCOLS
 from understudy.pipeline import RunSettings, training_images
@@ -120,7 +127,7 @@ def test_the_best_trial_is_chosen_and_an_edge_is_told(monkeypatch):
             Cell(Variant("v", {}), Path(), resolve(RunSettings, {**common, "optimizer.lr": rate}), "trial")
             for rate in range(1, 1 + len(values))
         ]
-        monkeypatch.setattr(compare, "judged", lambda trial: values[int(trial.settings.optimizer.peak) - 1])
+        monkeypatch.setattr(search, "judged", lambda trial: values[int(trial.settings.optimizer.peak) - 1])
         return chosen(trials)
 
     assert shares(10.0, 30.0, 20.0) == (2.0, "")
@@ -339,7 +346,7 @@ def test_a_failed_run_is_named_and_the_rest_goes_on(workplace, capsys):
 
 
 def test_minutes_become_passes_once(workplace, monkeypatch):
-    monkeypatch.setattr(compare, "TIMED_STEPS", 3)
+    monkeypatch.setattr(comparison, "TIMED_STEPS", 3)
     given = [word for word in SHARED if word not in ("--budget", "passes=0.3")]
     more = ["--budget", "minutes=0.003", "--vary", "neighbors.k=0,3", "--vary", "method.weight=0,1", "--seeds", "1",
             "--optimizer.lr", "0.002", "--out", "minutes"]  # fmt: skip
@@ -359,7 +366,7 @@ def test_minutes_become_passes_once(workplace, monkeypatch):
     ("more", "sentence"),
     [
         (["--vary", "neighbors.kk=1,2"], "Unknown setting 'neighbors.kk'. Did you mean 'k'?"),
-        (["--vary", "method.wieght=1,2"], "Method 'coss' has no setting 'wieght'. Did you mean 'weight'?"),
+        (["--vary", "method.wieght=1,2"], "Method 'coss_centered' has no setting 'wieght'. Did you mean 'weight'?"),
         (["--vary", "method=coss,simreq"], "Unknown method 'simreq'. Did you mean 'simreg'?"),
         (["--vary", "method.weight=1,2", "--budget", "hours=1"], "--budget hours=1 cannot be read"),
         (["--vary", "method.weight=1,2", "--limit", "400"], "leaves 40 of them"),
@@ -381,7 +388,7 @@ def test_torchrun_is_told_of_jobs(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     settings = resolve(ComparisonSettings, {"data": "digits", "student": "small:resnet8", "methods": "mse", "out": "x"})
     with pytest.raises(UnderstudyError, match="Use --jobs N in place of torchrun"):
-        compare.compare(settings)
+        compare(settings)
 
 
 def test_children_share_the_gpus(monkeypatch):
@@ -389,8 +396,81 @@ def test_children_share_the_gpus(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert [compare.one_gpu(place)["CUDA_VISIBLE_DEVICES"] for place in range(3)] == ["0", "1", "0"]
+    assert [engine.one_gpu(place)["CUDA_VISIBLE_DEVICES"] for place in range(3)] == ["0", "1", "0"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
-    assert compare.one_gpu(1) == {"CUDA_VISIBLE_DEVICES": "GPU-b"}
+    assert engine.one_gpu(1) == {"CUDA_VISIBLE_DEVICES": "GPU-b"}
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert compare.one_gpu(1) == {}
+    assert engine.one_gpu(1) == {}
+
+
+def cell_of(folder: Path, *, seed: int = 0, passes: float = 2.0, role: str = "cell") -> Cell:
+    settings = resolve(RunSettings, {"data": "digits", "student": "small:resnet8", "passes": passes, "seed": seed})
+    return Cell(Variant("coss", {}), folder, settings, role)
+
+
+def finish(cell: Cell, top1: float) -> None:
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    (cell.folder / "evaluation.json").write_text(json.dumps({"student": {"knn": {"top1@10": top1}}}))
+    (cell.folder / "cell.json").write_text(json.dumps(cell.bound()))
+
+
+def test_progress_tells_done_running_and_the_time_left(tmp_path, monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: clock[0])
+    cells = [cell_of(tmp_path / str(seed), seed=seed) for seed in range(4)]
+    progress = Progress("compare", count=4, passes=8.0)
+    progress.skip(cells[0])
+    with progress:
+        progress.started(cells[1])
+        assert progress.state() == "1 of 4 runs done, 1 running, time left unknown"
+        clock[0] = 60.0
+        finish(cells[1], 61.5)
+        progress.started(cells[2])
+        progress.ended(cells[1])
+        # 2 of 6 passes took a minute: two more for what is left
+        told = capsys.readouterr().err.splitlines()
+        assert told == [
+            "[ 50%] cell coss, seed 1, rate 0.002: 10-NN 61.50; 2 of 4 runs done, 1 running, about 0:02:00 left"
+        ]
+        cells[2].folder.mkdir()
+        (cells[2].folder / "metrics.jsonl").write_text('{"kind": "step", "passes": 1.0}\n{"kind": "st')
+        clock[0] = 90.0
+        assert fraction(cells[2]) == 0.5
+        assert "about 0:01:30 left" in progress.state()  # 3 of 6 passes in 90 s
+        (cells[2].folder / "failure.json").write_text('{"sentence": "not finite"}')
+        progress.ended(cells[2])
+        assert ": failed: not finite; 3 of 4 runs done, 0 running" in capsys.readouterr().err
+    assert fraction(cells[3]) == 0.0
+
+
+def test_a_terminal_shows_what_is_running_and_the_table_so_far(tmp_path, monkeypatch, capsys):
+    from rich.console import Console
+    from rich.table import Table
+
+    cells = [cell_of(tmp_path / str(seed), seed=seed) for seed in range(2)]
+    progress = Progress("compare", count=2, passes=4.0)
+    table = Table("variant")
+    table.add_row("the table so far")
+    progress.table = lambda: table
+    monkeypatch.setattr(progress_module.sys.stderr, "isatty", lambda: True, raising=False)
+    with progress:
+        assert progress.live is not None
+        for cell in cells:
+            progress.started(cell)
+        finish(cells[0], 50.0)
+        progress.ended(cells[0])
+        console = Console(width=100)
+        with console.capture() as page:
+            console.print(progress.page())
+    assert progress.live is None
+    shown = page.get()
+    assert "the table so far" in shown and "compare: 1 of 2 runs done, 1 running, " in shown
+    assert "  cell coss, seed 1, rate 0.002: 0%, 0:00:0" in shown and "seed 0" not in shown
+
+
+def test_a_comparison_tells_every_run_that_ends(workplace, compared, capsys):
+    assert main(["compare", *SHARED, "--methods", "coss", "--seeds", "1", "--trials", "2", "--out", "told"]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "runs done" in line]
+    assert [line.split("]")[1].split()[0] for line in lines] == ["trial", "trial", "cell"]
+    assert [re.search(r"(\d) of 3 runs done, 0 running, about", line)[1] for line in lines] == ["1", "2", "3"]
+    assert "10-NN" in lines[2] and lines[2].endswith("about 0:00:00 left")

@@ -17,7 +17,7 @@ import understudy
 from understudy import pipeline
 from understudy.artifacts import Run
 from understudy.cli import VERBS, main
-from understudy.compare import variants_of, variants_of_grid
+from understudy.compare.variants import variants_of, variants_of_grid
 from understudy.errors import ConfigError, DataError, ModelError
 from understudy.losses import LOSSES, build
 from understudy.models.student import student_encoder

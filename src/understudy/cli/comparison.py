@@ -25,7 +25,7 @@ class ComparisonVerb(Verb):
 
     def flags(self, flags: Flags) -> None:
         """What all runs share, and how they are compared."""
-        from understudy.compare import ComparisonSettings
+        from understudy.compare.settings import ComparisonSettings
 
         flags.config()
         flags.recipe()
@@ -33,7 +33,7 @@ class ComparisonVerb(Verb):
 
     def settings(self, options: Options) -> Any:
         """Recipe, file, preset and flags, laid over the defaults."""
-        from understudy.compare import ComparisonSettings
+        from understudy.compare.settings import ComparisonSettings
         from understudy.recipes import merge_layers
         from understudy.settings import resolve
         from understudy.train.settings import DEFAULT_METHOD
@@ -43,7 +43,7 @@ class ComparisonVerb(Verb):
 
     def run(self, options: Options) -> int:
         """Make the runs that are missing and print the table; 1 if any of them failed."""
-        from understudy.compare import compare
+        from understudy.compare.comparison import compare
 
         try:
             found = compare(options.settings, kind=self.name)
@@ -58,16 +58,10 @@ class ComparisonVerb(Verb):
 def print_comparison(comparison: dict[str, Any]) -> None:
     """The table of a comparison, its footnotes and the sentence of every run that failed."""
     from rich.console import Console
-    from rich.table import Table
 
-    from understudy.report.comparison import footnotes, table_of
+    from understudy.compare.table import table
+    from understudy.report.comparison import footnotes
 
-    headings, rows = table_of(comparison)
-    table = Table(show_edge=False)
-    for position, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if position else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    Console(width=None if sys.stdout.isatty() else 160).print(table(comparison))
     for sentence in footnotes(comparison):
         print(sentence)

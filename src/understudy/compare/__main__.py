@@ -2,7 +2,7 @@
 
 import sys
 
-from understudy.compare import _child
+from understudy.compare.engine import make_cell_of_parent
 
 if __name__ == "__main__":
-    sys.exit(_child())
+    sys.exit(make_cell_of_parent())
