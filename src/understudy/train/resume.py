@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from understudy.artifacts import Run, fingerprint
 from understudy.errors import ConfigError, StoreError, TrainingError
 from understudy.settings import as_table, read_toml, resolve
-from understudy.sources.source import Source
 from understudy.train.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from understudy.sources.source import Source
 
 
 def resolved(settings: TrainSettings) -> dict[str, Any]:
