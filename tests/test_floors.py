@@ -35,7 +35,11 @@ LIGHT_ROOMS = {
     "demo", "plan", "report", "sources",
 }  # fmt: skip
 LIGHT_FILES = {"neighbors.search", "neighbors.graph", "models.heads", "losses.__init__", "losses.base.requirements"}
-LIGHT_PACKAGES = ("models.families.",)  # declarations: what they build is imported when they build it
+LIGHT_PACKAGES = (
+    "models.families.",
+    "evaluate.protocols.",
+    "evaluate.datasets.",
+)  # declarations: what they build is imported when they build it
 TORCH_FREE = [
     name
     for name in (".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in SOURCES)

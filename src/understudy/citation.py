@@ -14,7 +14,6 @@ from typing import Any
 from understudy import __version__
 from understudy.artifacts import Run
 from understudy.errors import ConfigError, StoreError
-from understudy.evaluate.datasets import DATASETS
 from understudy.evaluate.protocols import PROTOCOLS
 from understudy.evaluate.protocols.davis import DINO
 from understudy.evaluate.protocols.segmentation import DINOV2
@@ -220,6 +219,8 @@ def _data(use: str, spec: str) -> list[tuple[str, str]]:
 
 def _protocols(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The papers of the protocols of an evaluation, then those of its published sets."""
+    from understudy.evaluate.datasets import DATASETS
+
     keys = {key for name, figures in evaluation.items() if name != "about" for key in figures}
     used, sets = ({key.partition("@")[part] for key in keys} for part in (0, 2))
     entries = [(f"evaluation {name}", text) for name in PROTOCOLS if name in used for text in PROTOCOLS[name].paper]

@@ -31,8 +31,3 @@ def display_tables(evaluation: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         for key, found in figures.items() if model != "about" else ():
             names.setdefault(key.partition("@")[0], {}).update(dict.fromkeys(found))
     return {name: PROTOCOLS[name].display_table(names[name]) for name in PROTOCOLS if name in names}
-
-
-def rows() -> list[tuple[str, str, str]]:
-    """The table of the docs: name, what it measures, and whose it is."""
-    return [(name, declared.summary, declared.display.source) for name, declared in PROTOCOLS.items()]

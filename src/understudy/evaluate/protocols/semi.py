@@ -36,8 +36,8 @@ SHARE_TITLES = {
     r"mean_class (\d+)": r"Mean of the classes, \1 labels a class",
 }
 SHARE_LABELS = {
-    r"\w+ ([\d.]+)%": "Few labels, \\1\u00a0%",
-    r"\w+ (\d+)": r"Few labels, \1 labels a class",
+    r"top\d ([\d.]+)%": "Few labels, \\1\u00a0%",
+    r"top\d (\d+)": r"Few labels, \1 labels a class",
 }
 
 
