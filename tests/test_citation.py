@@ -62,8 +62,8 @@ def test_the_table_parses_and_repeats_nothing():
     entries = [parse(text) for text in [*citation.PAPERS.values(), *libraries, citation.SOFTWARE]]
     assert all({"title", "author", "year"} <= set(entry) for entry in entries)
     assert len({entry["key"] for entry in entries}) == len(entries)
-    assert citation.PAPERS["moco-v2"] == LOSSES["moco"].paper  # one work, one entry
-    assert set(citation.ARCHITECTURES.values()) <= set(citation.PAPERS)
+    assert not set(citation.PAPERS) & {keys(loss.paper)[0] for loss in LOSSES.values()}  # one work, one entry
+    assert all(parse(paper) for paper in citation.ARCHITECTURES.values())
 
 
 def test_the_software_entry_says_what_citation_cff_says():

@@ -23,7 +23,7 @@ from understudy.losses import LOSSES, build
 from understudy.models.student import student_encoder
 from understudy.models.teacher import build_teacher
 from understudy.pipeline import RunSettings, resolve_run, train_stage
-from understudy.recipes import TINY_TEACHER, merge_layers, names
+from understudy.recipes import TINY_TEACHER, merge_layers, recipe_names
 from understudy.settings import as_table, flatten, read_toml
 from understudy.train.finish import compute_cost
 
@@ -206,7 +206,7 @@ def test_tiny_shrinks_data_and_length_and_nothing_else():
 
 
 def test_the_recipes_are_the_rows_of_the_table():
-    assert set(names()) == {path.stem for path in FOLDER.iterdir()} == {*EXPECTED, *COMPARISONS}
+    assert set(recipe_names()) == {path.stem for path in FOLDER.iterdir()} == {*EXPECTED, *COMPARISONS}
 
 
 @pytest.mark.parametrize("name", EXPECTED)

@@ -39,72 +39,57 @@ def merge_layers(*layers: Mapping[str, Any], method: str) -> list[dict[str, Any]
         method: whose authors are meant when no layer names a method.
 
     Returns:
-        The layers for `config.resolve`, nested.
+        The layers for `settings.resolve`, nested.
 
     Raises:
         ConfigError: an unknown recipe or preset, a recipe that builds on another file, or a method without authors'
             settings.
     """
-    nested = [nest(layer) for layer in layers]
-    recipe = _taken(nested, "recipe")
+    tables = [nest(layer) for layer in layers]
+    recipe = _pop(tables, "recipe")
     if recipe is not None and recipe != "authors":
-        table = nest(read_toml(_file_of(recipe)))
-        below = _taken([table], "recipe")
-        if below not in (None, "authors"):
-            raise ConfigError(f"A recipe can build on 'authors' only; {recipe} asks for {below!r}. Write its settings.")
-        nested, recipe = [table, *nested], below
+        table = nest(read_toml(_path_of(recipe)))
+        base = _pop([table], "recipe")
+        if base not in (None, "authors"):
+            raise ConfigError(f"A recipe can build on 'authors' only; {recipe} asks for {base!r}. Write its settings.")
+        tables, recipe = [table, *tables], base
     if recipe == "authors":
-        chosen = [_method(layer) for layer in nested]
-        method = next((name for name in reversed(chosen) if name is not None), method)
-        # What a lower layer says of another method is overruled; it must not come between this one and its authors.
-        other = max((place for place, name in enumerate(chosen) if name not in (None, method)), default=-1)
-        for layer in nested[: other + 1]:
-            layer.pop("method", None)
-        nested = [_authors(method), *nested]
-    preset = _taken(nested, "preset")
+        tables = _over_authors(tables, method)
+    preset = _pop(tables, "preset")
     if preset is not None:
-        if preset not in PRESETS:
-            raise ConfigError(f"Unknown preset '{preset}'. {nearest(preset, PRESETS)}")
-        table = nest(PRESETS[preset])
-        if any(layer.get("teacher") for layer in nested):
-            table["teacher"] = TINY_TEACHER
-        nested.insert(len(nested) - 1, table)
-    return nested
+        tables.insert(len(tables) - 1, _preset_table(preset, teacher=any(table.get("teacher") for table in tables)))
+    return tables
 
 
-def names() -> list[str]:
+def recipe_names() -> list[str]:
     """The recipes that come with this program."""
     return sorted({path.stem for folder in FOLDERS for path in folder.glob("*.toml")})
 
 
-def _taken(layers: list[dict[str, Any]], key: str) -> str | None:
-    """What the last layer that has the key says, the key taken out of all of them."""
-    found = [layer.pop(key) for layer in layers if key in layer]
-    if found and not isinstance(found[-1], str | None):
-        raise ConfigError(f"'{key}' must be a name; got {found[-1]!r}.")
-    return None if not found or found[-1] == "none" else found[-1]
+def _pop(tables: list[dict[str, Any]], key: str) -> str | None:
+    """The last table's value of a key, which is removed from all of them."""
+    values = [table.pop(key) for table in tables if key in table]
+    value = values[-1] if values else None
+    if not isinstance(value, str | None):
+        raise ConfigError(f"'{key}' must be a name; got {value!r}.")
+    return None if value == "none" else value
 
 
-def _file_of(recipe: str) -> Path:
-    places = [Path(recipe), *(folder / f"{recipe}.toml" for folder in FOLDERS)]
-    for place in places:
-        if place.is_file():
-            return place
+def _path_of(recipe: str) -> Path:
+    for path in [Path(recipe), *(folder / f"{recipe}.toml" for folder in FOLDERS)]:
+        if path.is_file():
+            return path
     raise ConfigError(
-        f"There is no recipe '{recipe}', neither a file nor a name. {nearest(recipe, ['authors', *names()])}"
+        f"There is no recipe '{recipe}', neither a file nor a name. {nearest(recipe, ['authors', *recipe_names()])}"
     )
 
 
-def _method(layer: Mapping[str, Any]) -> str | None:
-    """The method that a layer names, if it names one."""
-    written = layer.get("method")
-    name = written.get("name") if isinstance(written, Mapping) else written
-    return None if name is None else str(name)
-
-
-def _authors(method: str) -> dict[str, Any]:
+def _over_authors(tables: list[dict[str, Any]], default: str) -> list[dict[str, Any]]:
+    """The tables with what the authors of their method ran below them."""
     from understudy.losses import LOSSES
 
+    named = [_method_name(table) for table in tables]
+    method = next((name for name in reversed(named) if name is not None), default)
     authors = LOSSES.named(method).authors
     if not authors:
         others = ", ".join(sorted(name for name in LOSSES if LOSSES[name].authors))
@@ -112,4 +97,22 @@ def _authors(method: str) -> dict[str, Any]:
             f"Nothing is known of what the authors of '{method}' ran. Name a method that has authors' settings "
             f"({others}), or leave out the recipe."
         )
-    return nest({"method": method, **authors})
+    # What a lower table says of another method is overruled; it must not come between this one and its authors.
+    other = max((place for place, name in enumerate(named) if name not in (None, method)), default=-1)
+    for table in tables[: other + 1]:
+        table.pop("method", None)
+    return [nest({"method": method, **authors}), *tables]
+
+
+def _method_name(table: Mapping[str, Any]) -> str | None:
+    """The method that a table names, if it names one."""
+    method = table.get("method")
+    name = method.get("name") if isinstance(method, Mapping) else method
+    return None if name is None else str(name)
+
+
+def _preset_table(preset: str, *, teacher: bool) -> dict[str, Any]:
+    """What a preset stands for, a teacher only in the place of one."""
+    if preset not in PRESETS:
+        raise ConfigError(f"Unknown preset '{preset}'. {nearest(preset, PRESETS)}")
+    return nest(PRESETS[preset] | ({"teacher": TINY_TEACHER} if teacher else {}))
