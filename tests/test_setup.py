@@ -9,12 +9,10 @@ import shutil
 import subprocess
 import sys
 import tomllib
-import zipfile
 from pathlib import Path
 
 import pytest
 
-from understudy import __version__
 from understudy.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,23 +80,6 @@ def test_the_lock_pins_everything_above_its_bound():
             assert tuple(map(int, re.findall(r"\d+", version)[: len(least)])) >= least, f"{name} {version}"
 
 
-def test_the_wheel_is_typed_licensed_and_pure(tmp_path: Path):
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-    )
-    (wheel,) = tmp_path.glob("*.whl")
-    assert wheel.name == f"understudy-{__version__}-py3-none-any.whl"
-    names = zipfile.ZipFile(wheel).namelist()
-    assert "understudy/py.typed" in names
-    assert {f"understudy/recipes/{path.name}" for path in (ROOT / "recipes").iterdir()} <= set(names)
-    assert f"understudy-{__version__}.dist-info/licenses/LICENSE" in names
-    assert {name.split("/")[0] for name in names} == {"understudy", f"understudy-{__version__}.dist-info"}
-    assert not [name for name in names if "__pycache__" in name]
-
-
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """What `make setup` reads, and a .venv that looks finished."""
@@ -151,3 +132,28 @@ def test_ci_runs_what_the_readme_tells():
     assert script.read_text().splitlines()[-1] == "CI=true make test"
     assert "set -euo pipefail" in script.read_text()
     assert script.stat().st_mode & 0o111
+
+
+def test_the_container_is_made_of_what_there_is():
+    text = (ROOT / "Dockerfile").read_text()
+    copied = [word for line in re.findall(r"^COPY (.+) \S+$", text, flags=re.MULTILINE) for word in line.split()]
+    assert copied
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert all((ROOT / word).exists() and f"!{word}" in ignored for word in copied)
+    (version,) = re.findall(r"uv==([\d.]+)", text)
+    assert f"UV_VERSION := {version}" in (ROOT / "Makefile").read_text()
+    assert 'ENTRYPOINT ["understudy"]' in text
+    assert 'CMD ["demo"]' in text
+    for page in ("README.md", "docs/howto/install.md"):
+        assert set(re.findall(r"--build-arg (\w+)", (ROOT / page).read_text())) == set(
+            re.findall(r"^ARG (\w+)", text, flags=re.MULTILINE)
+        )
+
+
+def test_the_workflows_call_what_there_is():
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    for path in (ROOT / ".github" / "workflows").iterdir():
+        text = path.read_text()
+        assert set(re.findall(r"run: make (\w+)", text)) <= targets
+        assert all((ROOT / script).exists() for script in re.findall(r"run: (\.ci/\w+)", text))
+        assert "://" not in text
