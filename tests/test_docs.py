@@ -68,8 +68,12 @@ def blocks(path: Path, language: str) -> Iterator[tuple[str, str]]:
 def commands(code: str) -> list[list[str]]:
     """The `understudy` commands of a shell block, torchrun's among them, without those that stand for others (...)."""
     lines = [shlex.split(line, comments=True) for line in code.replace("\\\n", " ").splitlines()]
-    words = [line[line.index("understudy") :] for line in lines if line and "understudy" in line[:6]]
-    return [line for line in words if line[0] == "understudy" and "..." not in line and line[1:2] != []]
+    words = [
+        line[line.index("understudy") :]
+        for line in lines
+        if "understudy" in line and (line[0] in ("understudy", "torchrun") or line[:2] == ["docker", "run"])
+    ]
+    return [line for line in words if "..." not in line and len(line) > 1]
 
 
 COMMANDS = {" ".join(words): words for path in PAGES for _, code in blocks(path, "sh") for words in commands(code)}
@@ -141,7 +145,11 @@ def tiny(**given: Any) -> Any:
     return distill(**{**given, **digits, **TINY}, quiet=True)
 
 
-@pytest.mark.parametrize("path", [path for path in PAGES if any(blocks(path, "python"))], ids=name_of)
+WITH_PYTHON = [path for path in PAGES if any(blocks(path, "python")) and path.name != "CONTRIBUTING.md"]
+"""The recipes of CONTRIBUTING.md have a test of their own."""
+
+
+@pytest.mark.parametrize("path", WITH_PYTHON, ids=name_of)
 def test_the_python_runs(path: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch):
     import understudy
 
