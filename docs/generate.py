@@ -120,7 +120,7 @@ def fields(cls: type, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
 
 def settings() -> str:
     """Every setting of a run and of a comparison, with its type and default."""
-    from understudy.compare import ComparisonSettings
+    from understudy.compare.settings import ComparisonSettings
     from understudy.pipeline import RunSettings
 
     heading = ("setting", "value", "default", "what")
