@@ -200,20 +200,11 @@ def models() -> str:
     """Every kind of model spec."""
     from understudy.models.families import FAMILIES
 
-    return table(
-        ("spec", "what", "`@FILE`", "`@pretrained`", "as a student"),
-        (
-            (
-                f"`{family.form}`",
-                family.summary,
-                *(
-                    "yes" if holds else "no"
-                    for holds in (family.takes_file, family.publishes_weights, family.trainable)
-                ),
-            )
-            for family in FAMILIES.values()
-        ),
-    )
+    def row(family: Any) -> tuple[str, ...]:
+        marks = (family.takes_file, family.publishes_weights, family.trainable)
+        return f"`{family.form}`", family.summary, *("yes" if mark else "no" for mark in marks)
+
+    return table(("spec", "what", "`@FILE`", "`@pretrained`", "as a student"), map(row, FAMILIES.values()))
 
 
 def images() -> str:

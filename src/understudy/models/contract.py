@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,10 @@ class Contract:
     def untrained(cls, size: int, interpolation: str = "bilinear") -> Contract:
         """The contract of a network that has none yet: ImageNet's statistics, as in the CoSS paper's scripts."""
         return cls(size, IMAGENET_MEAN, IMAGENET_STD, interpolation, crop=1.0 if size <= SMALL else 0.875)
+
+    def override(self, **values: Any) -> Contract:
+        """This contract with other values; those that are None stay."""
+        return replace(self, **{name: value for name, value in values.items() if value is not None})
 
     def table(self) -> dict[str, Any]:
         """The contract as plain JSON, the inverse of `from_table`."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -80,9 +78,7 @@ def build_encoder(
             f"{architecture} has no weights, and a random teacher would only distill noise. Add {architecture}@FILE, "
             "or train a teacher without labels first (understudy pretrain) and use run:FOLDER."
         )
-    written: dict[str, Any] = {"size": image_size, "mean": mean, "std": std}
-    overrides = {name: value for name, value in written.items() if value is not None}
-    contract = dataclasses.replace(network.contract, **overrides)
+    contract = network.contract.override(size=image_size, mean=mean, std=std)
     digest = ""
     if network.weights:
         digest = network.fingerprint or fingerprint(architecture, fingerprint_weights(network.module))

@@ -57,27 +57,23 @@ def require_outputs(module: nn.Module, spec: str, *, attention: bool) -> None:
         )
     if not attention:
         return
-    prefix = int(module.num_prefix_tokens)  # type: ignore[arg-type]
-    if getattr(module, "cls_token", None) is None:
-        raise ModelError(
-            f"{spec} has no class token, whose attention this method compares. Use a transformer with one, e.g. "
-            "timm:vit_small_patch16_224."
-        )
-    if prefix != 1:
-        raise ModelError(
-            f"{spec} has {prefix - 1} register or distillation tokens, which take a share of the class token's "
-            "attention that the other network has no place for. Use a transformer without, e.g. "
-            "timm:vit_small_patch16_224 or timm:vit_small_patch14_dinov2."
-        )
     from timm.layers import Attention  # The network came from it.
 
+    extra = int(module.num_prefix_tokens) - 1  # type: ignore[arg-type]
     layer = getattr(module.blocks[-1], "attn", None)  # type: ignore[index]
-    if type(layer) is not Attention:
-        kind = "no attention layer" if layer is None else f"an attention layer of the kind {type(layer).__name__}"
-        raise ModelError(
-            f"{spec} ends in {kind}, whose attention cannot be read here. Use a plain vision transformer, e.g. "
-            "timm:vit_small_patch16_224."
-        )
+    kind = "no attention layer" if layer is None else f"an attention layer of the kind {type(layer).__name__}"
+    example = "timm:vit_small_patch16_224"
+    if getattr(module, "cls_token", None) is None:
+        reason = "has no class token, whose attention this method compares. Use a transformer with one"
+    elif extra:
+        reason = f"has {extra} register or distillation tokens, which take a share of the class token's attention "
+        reason += "that the other network has no place for. Use a transformer without"
+        example += " or timm:vit_small_patch14_dinov2"
+    elif type(layer) is not Attention:
+        reason = f"ends in {kind}, whose attention cannot be read here. Use a plain vision transformer"
+    else:
+        return
+    raise ModelError(f"{spec} {reason}, e.g. {example}.")
 
 
 def patch_count(module: Any, size: int) -> int:

@@ -95,15 +95,8 @@ def student_encoder(settings: StudentSettings) -> Encoder:
         ModelError: the spec cannot be built, or a contract that no network can have.
     """
     encoder = build_encoder(settings.spec, pretrained=False, image_size=settings.image_size)
-    contract = encoder.contract
-    return replace(
-        encoder,
-        contract=replace(
-            contract,
-            crop=settings.crop or contract.crop,
-            interpolation=settings.interpolation or contract.interpolation,
-        ),
-    )
+    contract = encoder.contract.override(crop=settings.crop, interpolation=settings.interpolation)
+    return replace(encoder, contract=contract)
 
 
 def build_student(settings: StudentSettings, embed_dim: int) -> Student:
