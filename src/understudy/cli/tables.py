@@ -2,9 +2,33 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from understudy.evaluate.protocols import PROTOCOLS
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Protocols = Mapping[str, Mapping[str, Any]]
+"""What one model has in evaluation.json: figures by protocol."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """One row: a model of a run, and its figures by protocol."""
+
+    run: str
+    name: str
+    protocols: Protocols
+
+    @property
+    def title(self) -> str:
+        """How the row is called; the teacher is the same for all runs."""
+        return self.name if not self.run or self.name == "teacher" else f"{self.run}: {self.name}"
 
 
 def print_table(runs: Sequence[Any]) -> None:
@@ -19,77 +43,97 @@ def print_table(runs: Sequence[Any]) -> None:
 
 
 def print_figures(figures: Sequence[tuple[str, dict[str, Any]]], *, details: bool = False) -> None:
-    """One row per model, one column per headline figure; then a table of each other protocol.
+    """One row per model, one column per headline figure; then a table of each other protocol, and the sentences.
 
     Args:
         figures: (run, what evaluation.json holds).
         details: a table of the protocols with a headline figure too.
     """
     from rich.console import Console
+
+    models = [Model(run, name, found[name]) for run, found in figures for name in found if name != "about"]
+    columns = headline_columns(models)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(headline_table(models, columns))
+    for protocol in dict.fromkeys(name for model in models for name in model.protocols):
+        if details or all(protocol != column[0] for column in columns):
+            table = protocol_table(protocol, [model for model in models if protocol in model.protocols])
+            if table is not None:
+                console.print(table)
+    for run, found in figures:
+        for sentence in sentences(found):
+            print(f"{run} {sentence}".strip())
+        about = found.get("about", {})
+        for sentence in filter(None, [*about.get("caveats", []), about.get("sample")]):
+            print(f"{run}: {sentence}".removeprefix(": "))
+
+
+def headline_columns(models: Sequence[Model]) -> dict[tuple[str, str], str]:
+    """(protocol, figure) of the columns and their titles, as the protocols declare them."""
+    columns = {}
+    for protocol, declared in PROTOCOLS.items():
+        numbers = _numbers(protocol, models)
+        labels = declared.display.table(numbers)["labels"]
+        for pattern in declared.display.headline:
+            for figure in filter(re.compile(pattern).fullmatch, numbers):
+                columns[protocol, figure] = labels.get(figure, declared.display.short)
+    return columns
+
+
+def headline_table(models: Sequence[Model], columns: Mapping[tuple[str, str], str]) -> Table:
+    """One row per model."""
     from rich.table import Table
 
-    columns = {
-        ("knn", "top1@10"): "10-NN", ("knn", "top1@20"): "20-NN", ("linear", "top1"): "linear",
-        ("linear_sgd", "top1"): "linear SGD", ("asymmetric_knn", "top1@10"): "asym. 10-NN",
-        ("fidelity", "overlap@11"): "overlap@11", ("fidelity", "cka"): "CKA",
-        ("fidelity", "row_cosine"): "row cos", ("fidelity", "column_cosine"): "col cos",
-    }  # fmt: skip
-    models = [(run, name, protocols) for run, found in figures for name, protocols in found.items() if name != "about"]
-    used = [
-        (key, title) for key, title in columns.items()
-        if any(isinstance(protocols.get(key[0], {}).get(key[1]), int | float) for _, _, protocols in models)
-    ]  # fmt: skip
     table = Table(show_edge=False)
     table.add_column("model", overflow="fold")
-    for _, title in used:
+    for title in columns.values():
         table.add_column(title, justify="right")
-    for run, name, protocols in models:
-        cells = []
-        for (protocol, figure), _ in used:
-            value = protocols.get(protocol, {}).get(figure)
-            cells.append(f"{value:.2f}" if isinstance(value, int | float) else "")
-        table.add_row(name if not run or name == "teacher" else f"{run}: {name}", *cells)
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(table)
-    for protocol in dict.fromkeys(name for _, _, protocols in models for name in protocols):
-        names = dict.fromkeys(
-            figure for _, _, protocols in models for figure, value in protocols.get(protocol, {}).items()
-            if isinstance(value, int | float)
-        )  # fmt: skip
-        if not names or (not details and any((protocol, figure) in columns for figure in names)):
-            continue
-        level = next(
-            (p[protocol]["interval_level"] for _, _, p in models if "interval_level" in p.get(protocol, {})), 0
-        )
-        title = f"{protocol}, with {level} % intervals" if level else protocol
-        table = Table("figure", title=title, title_justify="left", show_edge=False)
-        measured = [model for model in models if protocol in model[2]]
-        for run, name, _ in measured:
-            table.add_column(f"{run}: {name}".removeprefix(": "), justify="right")
-        for figure in names:
-            if figure.startswith("interval_") or figure.removesuffix("_low").removesuffix("_high") in names.keys() - {
-                figure
-            }:
-                continue  # it stands behind its figure
-            table.add_row(figure, *(_cell(protocols[protocol], figure) for _, _, protocols in measured))
-        console.print(table)
-    for run, found in figures:
-        said: dict[str, tuple[dict[str, None], dict[str, None]]] = {}  # one sentence once, whoever it is about
-        for name, protocols in found.items():
-            for protocol, values in protocols.items() if name != "about" else ():
-                for sentence in (values.get("error"), values.get("note")):
-                    if sentence:
-                        names, jobs = said.setdefault(sentence, ({}, {}))
-                        names[name] = jobs[protocol] = None
-        for sentence, (names, jobs) in said.items():
-            print(f"{run} {', '.join(names)} {', '.join(jobs)}: {sentence}".strip())
-        about = found.get("about", {})
-        for sentence in [*about.get("caveats", []), about.get("sample")]:
-            if sentence:
-                print(f"{run}: {sentence}".removeprefix(": "))
+    for model in models:
+        values = [model.protocols.get(protocol, {}).get(figure) for protocol, figure in columns]
+        table.add_row(model.title, *(f"{value:.2f}" if isinstance(value, int | float) else "" for value in values))
+    return table
 
 
-def _cell(figures: dict[str, Any], figure: str) -> str:
+def protocol_table(protocol: str, models: Sequence[Model]) -> Table | None:
+    """One row per figure of a protocol, each with its interval behind it; None without a number."""
+    from rich.table import Table
+
+    numbers = _numbers(protocol, models)
+    if not numbers:
+        return None
+    measured = [model.protocols[protocol] for model in models]
+    level = next((values["interval_level"] for values in measured if "interval_level" in values), 0)
+    title = f"{protocol}, with {level} % intervals" if level else protocol
+    table = Table("figure", title=title, title_justify="left", show_edge=False)
+    for model in models:
+        table.add_column(f"{model.run}: {model.name}".removeprefix(": "), justify="right")
+    for figure in numbers:
+        of = figure.removesuffix("_low").removesuffix("_high")
+        if not figure.startswith("interval_") and (
+            of == figure or of not in numbers
+        ):  # an end stands behind its figure
+            table.add_row(figure, *(_cell(values, figure) for values in measured))
+    return table
+
+
+def sentences(evaluation: Mapping[str, Any]) -> list[str]:
+    """Errors and notes, each once, with the models and protocols that it is about."""
+    about: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
+    for model, protocols in evaluation.items():
+        for protocol, values in protocols.items() if model != "about" else ():
+            for sentence in filter(None, (values.get("error"), values.get("note"))):
+                models, names = about.setdefault(sentence, ({}, {}))
+                models[model] = names[protocol] = None
+    return [f"{', '.join(models)} {', '.join(names)}: {sentence}" for sentence, (models, names) in about.items()]
+
+
+def _numbers(protocol: str, models: Sequence[Model]) -> list[str]:
+    """Names of a protocol's figures that are numbers, in order."""
+    found = (model.protocols.get(protocol, {}).items() for model in models)
+    return list(dict.fromkeys(figure for items in found for figure, value in items if isinstance(value, int | float)))
+
+
+def _cell(figures: Mapping[str, Any], figure: str) -> str:
     """A figure, and its interval where it has one."""
 
     def written(value: float) -> str:

@@ -66,6 +66,7 @@ class Display:
         compared: patterns of the figures that stand for it in the overview, each compared with the teacher's; of
             several figures that one pattern finds, the first, except where the pattern has a space (a share of labels).
         quoted: patterns of the further figures of the results table; the protocol's own section shows all.
+        headline: patterns of the figures that the command line prints in one row a model; others get a table each.
         percent: whether its figures are in per cent, but for those in `plain` and `counts`.
         figures: pattern -> title, where a figure's name does not say it; `\1` stands for the first group.
         labels: pattern -> label of a figure in a chart, where "SHORT, TITLE" is not it.
@@ -83,6 +84,7 @@ class Display:
     source: str
     compared: tuple[str, ...] = ()
     quoted: tuple[str, ...] = ()
+    headline: tuple[str, ...] = ()
     percent: bool = True
     figures: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)

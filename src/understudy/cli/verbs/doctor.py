@@ -21,7 +21,8 @@ class Doctor(Verb):
 
     def run(self, options: Options) -> int:
         """Check and print."""
-        from understudy.doctor import checks, render
+        from understudy.doctor.check import render
+        from understudy.doctor.examination import checks
 
         found = checks(data=options.data, teacher=options.teacher, store=options.store)
         render(found)

@@ -34,6 +34,7 @@ class AsymmetricKnn(Protocol):
         source="the vote of Wu et al., CVPR 2018 (arXiv 1805.01978), across two encoders",
         compared=(r"top1@10",),
         quoted=(r"top1@\d+",),
+        headline=(r"top1@10",),
         figures=VOTE_TITLES,
         labels={r"top\d@(\d+).*": r"\1-NN, asymmetric"},
     )

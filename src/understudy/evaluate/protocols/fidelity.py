@@ -116,6 +116,7 @@ class Fidelity(Protocol):
             "row_cosine", "column_cosine", "cka", "cka_debiased", "trustworthiness", "continuity",
             "distance_correlation", "intrinsic_dimension", "effective_rank", "dead_dimensions", r"topology_h[01]",
         ),
+        headline=(r"overlap@11", r"cka", r"row_cosine", r"column_cosine"),
         figures=FIDELITY_TITLES,
         labels=FIDELITY_TITLES,
         plain=(r"(?!overlap@).+",),

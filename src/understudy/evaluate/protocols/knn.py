@@ -46,6 +46,7 @@ class Knn(Protocol):
         source="Wu et al., CVPR 2018 (arXiv 1805.01978)",
         compared=(r"top1@10",),
         quoted=(r"top1@\d+", r"top5@10"),
+        headline=(r"top1@(10|20)",),
         figures=VOTE_TITLES,
         labels={r"top\d@(\d+).*": r"\1-NN"},
     )

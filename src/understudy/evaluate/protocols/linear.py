@@ -48,6 +48,7 @@ class Linear(Protocol):
         source="Kornblith et al., CVPR 2019 (arXiv 1805.08974), section A.2",
         compared=(r"top1",),
         quoted=(r"top5", r"mean_class"),
+        headline=(r"top1",),
         plain=(r"l2",),
     )
 

@@ -54,6 +54,7 @@ class LinearSgd(Protocol):
         compared=(r"top1",),
         quoted=(r"top5", r"top1_last"),
         figures={"best_epoch": "Best epoch", r"top(\d)_last": r"Top-\1, last epoch"},
+        headline=(r"top1",),
         plain=(r"best_epoch",),
         whole=(r"best_epoch",),
     )
