@@ -194,13 +194,13 @@ def _heat(
     figure: Figure, entries: Sequence[tuple[Values, Values]], axes: Mapping[str, list[str]], caption: str
 ) -> charts.Chart:
     (down, rows), (across, columns) = axes.items()
-    found = {(variant["changes"][down], variant["changes"][across]): entry for variant, entry in entries}
-    means = [[(found.get((y, x)) or {}).get("mean") for x in columns] for y in rows]
-    texts = [[format_mean(figure, found.get((y, x))).replace(" ± ", "<br>± ") for x in columns] for y in rows]
+    by_place = {(variant["changes"][down], variant["changes"][across]): entry for variant, entry in entries}
+    means = [[(by_place.get((y, x)) or {}).get("mean") for x in columns] for y in rows]
+    texts = [[format_mean(figure, by_place.get((y, x))).replace(" ± ", "<br>± ") for x in columns] for y in rows]
     titles = {"xaxis": {"title": {"text": charts.escaped(across)}}, "yaxis": {"title": {"text": charts.escaped(down)}}}
     names = {"x": [charts.escaped(x) for x in columns], "y": [charts.escaped(y) for y in rows]}
     hover = f"{charts.escaped(down)} %{{y}}, {charts.escaped(across)} %{{x}}: %{{text}}"
-    words = "; ".join(f"{y}, {x}: {format_mean(figure, entry)}" for (y, x), entry in found.items())
+    words = "; ".join(f"{y}, {x}: {format_mean(figure, entry)}" for (y, x), entry in by_place.items())
     return charts.Chart(
         charts.heat_map(means, texts, names | titles, hover),
         f"{figure.phrase} over {down} and {across}: {words}.",

@@ -130,7 +130,7 @@ def _counts(results: Results, key: str) -> str:
     compute_cost = seconds.get(key) if isinstance(seconds, Mapping) else None
     if isinstance(compute_cost, int | float):
         parts.append(f"{duration(compute_cost)} on top of the features")
-    title = "Counted on" if protocol == "cost" else f"On {set_title(target)}"
+    title = "Measurement" if protocol == "cost" else f"On {set_title(target)}"
     return f"{title}: {', '.join(parts)}." if parts else ""
 
 

@@ -98,11 +98,11 @@ class Display:
         Of several that one pattern finds it is the first, since a protocol gives a set's own figure first; but shares
         of labels, whose pattern has a space, all stand for themselves.
         """
-        found = []
+        figures = []
         for pattern in self.compared:
             matching = _matching(pattern, metrics)
-            found += matching if " " in pattern else matching[:1]
-        return found
+            figures += matching if " " in pattern else matching[:1]
+        return figures
 
     def quoted_in(self, metrics: Sequence[str]) -> list[str]:
         """The figures of the results table: those compared, then the further ones."""

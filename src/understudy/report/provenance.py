@@ -153,12 +153,12 @@ def _whole(value: Any) -> int | None:
 def _evaluation(run: Run) -> Mapping[str, Any]:
     if not run.evaluation_path.is_file():
         return {}
-    found = read_json(run.evaluation_path)
-    if not isinstance(found, Mapping):
+    evaluation = read_json(run.evaluation_path)
+    if not isinstance(evaluation, Mapping):
         raise StoreError(
             f"{run.evaluation_path} holds no table of figures. Delete it and run `understudy evaluate` again."
         )
-    return found
+    return evaluation
 
 
 def _measured(evaluation: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,14 +18,14 @@ def environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from plotly.utils import PlotlyJSONEncoder
 
-    found = Environment(
+    templates = Environment(
         loader=PackageLoader("understudy.report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    found.policies["json.dumps_kwargs"] = {"cls": PlotlyJSONEncoder, "separators": (",", ":")}
-    found.filters |= {"count": count, "duration": duration, "percent": percent}
-    found.tests["text"] = lambda value: isinstance(value, str)
-    return found
+    templates.policies["json.dumps_kwargs"] = {"cls": PlotlyJSONEncoder, "separators": (",", ":")}
+    templates.filters |= {"count": count, "duration": duration, "percent": percent}
+    templates.tests["text"] = lambda value: isinstance(value, str)
+    return templates
 
 
 def render(template: str, **values: Any) -> str:

@@ -117,7 +117,7 @@ def figures_table(results: Results, models: Sequence[Model], keys: Sequence[str]
     for key in keys:
         (protocol, target), display = split(key), results.displays.display(key)
         metrics = results.metrics(key) if whole else display.quoted_in(results.metrics(key))
-        found = []
+        measured_rows = []
         for metric in metrics:
             measured = [results.measurement(row, key, metric) for row in models]
             if any(measured):
@@ -128,10 +128,10 @@ def figures_table(results: Results, models: Sequence[Model], keys: Sequence[str]
                 ]  # fmt: skip
                 unit = ",\u00a0%" if display.in_percent(metric) else ""
                 less = display.less_is_better(metric)
-                found.append(Row(display.metric_title(metric) + unit, cells, less=less))
-        if found:
+                measured_rows.append(Row(display.metric_title(metric) + unit, cells, less=less))
+        if measured_rows:
             title = set_title(target) if whole else f"{display.title}, {set_title(target)}"
-            rows += [Row(display.title if protocol == "cost" else title), *found]
+            rows += [Row(display.title if protocol == "cost" else title), *measured_rows]
     caption = (
         "Every figure, written as in the table above."
         if whole
