@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from understudy.artifacts import ALONE, Store, Writers, lock, read_json
+from understudy.artifacts import ALONE, Store, Writers, read_json
 from understudy.embed import blocks
 from understudy.embed import embedding as module
 from understudy.embed.embedding import Inference, embed, extract, open_rows
-from understudy.errors import ConfigError, DataError, ModelError, StoreError
+from understudy.errors import StoreError
 from understudy.models.contract import Contract
 from understudy.models.encoder import Encoder
 from understudy.models.teacher import Teacher, build_teacher
@@ -98,8 +98,11 @@ def by_hand(images: np.ndarray) -> np.ndarray:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
+    return photographs(tmp_path / "photos")
+
+
+def photographs(root: Path) -> Path:
     """40 images in a folder, five of them broken: the first, the last, two of one batch, one alone."""
-    root = tmp_path / "photos"
     root.mkdir()
     for number, image in enumerate(pixels(40)):
         Image.fromarray(image).save(root / f"{number:02}.png")
@@ -330,77 +333,6 @@ def test_another_number_of_processes_goes_on_where_the_first_stopped(tmp_path: P
     again = Store(tmp_path / "shared" / whole.folder.name)
     assert (again.folder / "embeddings.npy").read_bytes() == (whole.folder / "embeddings.npy").read_bytes()
     assert again.manifest["skipped"] == whole.manifest["skipped"]
-
-
-def test_nobody_goes_on_while_a_process_of_a_killed_run_still_writes(tmp_path: Path):
-    source = open_source(pixels())
-    (orphan,) = {embed(teacher_of(), source, tmp_path).folder}
-    (orphan / "manifest.json").unlink()
-    with lock(orphan / "blocks", shared=True), pytest.raises(StoreError, match=f"Process {os.getpid()} is writing"):
-        embed(teacher_of(), source, tmp_path)
-    assert embed(teacher_of(), source, tmp_path).complete
-
-
-def test_only_one_process_writes_a_store(tmp_path: Path):
-    source = open_source(pixels())
-    store = embed(teacher_of(), source, tmp_path)
-    store.manifest_path.unlink()
-    with lock(store.folder), pytest.raises(StoreError, match=f"Process {os.getpid()} is writing"):
-        embed(teacher_of(), source, tmp_path)
-    assert embed(teacher_of(), source, tmp_path).complete
-
-
-def test_values_beyond_float16_ask_for_float32(tmp_path: Path):
-    source = open_source(pixels())
-    with pytest.raises(ConfigError, match=r"beyond float16's largest number 65504\. Store them with --dtype float32"):
-        embed(teacher_of(scale=1e7), source, tmp_path)
-    assert embed(teacher_of(scale=1e7), source, tmp_path, dtype="float32").embeddings().max() > 65504
-    with pytest.raises(ConfigError, match="float16 or float32; got 'int8'"):
-        embed(teacher_of(), source, tmp_path, dtype="int8")
-
-
-def test_bad_teachers_are_refused_before_the_long_way(tmp_path: Path):
-    source = open_source(pixels(600))
-    seen: list[int] = []
-    for scale, sentence in ((float("nan"), "not finite"), (0.0, "same embedding")):
-        with pytest.raises(ModelError, match=sentence):
-            embed(teacher_of(scale), source, tmp_path, Inference(progress=lambda done, *_: seen.append(done)))
-    assert seen == []
-
-
-def test_nan_on_the_way_names_the_image(tmp_path: Path, folder: Path):
-    """One bad image beyond the sample: white, and the encoder divides by its darkness."""
-    Image.fromarray(np.full((SIZE, SIZE, 3), 255, np.uint8)).save(folder / "30.png")
-
-    class Fragile(Network):
-        def forward(self, x: Tensor) -> Tensor:
-            dark = (x.amax((1, 2, 3), keepdim=True) - x).amax((1, 2, 3))
-            flat = x.flatten(2).std(2).amax(1) == 0
-            return super().forward(x) + torch.where(flat, torch.nan, dark)[:, None]
-
-    teacher = teacher_of()
-    teacher.module = Fragile().requires_grad_(False)
-    source = open_source(folder)
-    with pytest.raises(ModelError, match=r"1 of 7 images contain NaN or infinity, the first being 30\.png"):
-        embed(teacher, source, tmp_path / "stores", HERE)
-
-
-def test_nothing_readable(tmp_path: Path):
-    root = tmp_path / "photos"
-    root.mkdir()
-    for number in range(5):
-        (root / f"{number}.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"Not one of the 5 images .*0\.png"):
-        embed(teacher_of(), open_source(root), tmp_path / "stores", Inference(workers=0))
-    with pytest.raises(DataError, match="Not one of the 5 images"):
-        extract(teacher_of().features, teacher_of().contract, open_source(root), Inference(workers=0))
-
-
-def test_rows_of_another_source_are_refused(tmp_path: Path):
-    source = open_source(pixels())
-    store = embed(teacher_of(), source, tmp_path)
-    with pytest.raises(StoreError, match=r"was made from array \(75 images, .*not from array as it is now \(70 images"):
-        open_rows(store, open_source(pixels(70)))
 
 
 def test_extract_is_the_same_pass_in_memory(tmp_path: Path, folder: Path):

@@ -157,7 +157,7 @@ def test_bad_embeddings_are_refused_and_nothing_is_marked(store):
         ask(opened(store, Counting(float("nan"))), [1, 2, 3, 4], [0] * 4)
     with pytest.raises(ConfigError, match="--views.dtype float32"):
         ask(opened(store, Counting(1e6), dtype="float16"), [1, 2, 3, 4], [0] * 4)
-    assert not opened(store).look_up(np.arange(N), np.zeros(N, np.int64))[1].any()
+    assert not opened(store).read_recorded(np.arange(N), np.zeros(N, np.int64))[1].any()
 
 
 def _write(folder: Path, part: int) -> None:
@@ -195,7 +195,8 @@ def test_foreign_files_are_refused(store):
 def test_rows_are_flushed_as_time_goes_by(store, monkeypatch):
     monkeypatch.setattr(module, "FLUSH_SECONDS", 0.0)
     ask(opened(store), [1, 2, 3], [0] * 3)
-    assert opened(store).look_up(np.array([0, 1, 2, 3]), np.zeros(4, np.int64))[1].tolist() == [False, True, True, True]
+    recorded = opened(store).read_recorded(np.array([0, 1, 2, 3]), np.zeros(4, np.int64))[1]
+    assert recorded.tolist() == [False, True, True, True]
 
 
 def test_passes_have_one_shape(store):

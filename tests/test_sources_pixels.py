@@ -16,7 +16,7 @@ from PIL import Image
 
 from understudy.errors import DataError, UnreadableImage
 from understudy.sources import pixels as pixels_module
-from understudy.sources.pixels import PixelMap, Unpacked, decoded
+from understudy.sources.pixels import PixelMap, UnpackedImages, decoded
 from understudy.sources.source import Source, open_source
 
 
@@ -132,12 +132,12 @@ def test_a_large_parquet_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(pixels_module, "ROW_GROUP_CACHE", 1000)
     source = open_source(write_parquet(tmp_path / "a.parquet", noise(10, 70, 20), row_group_size=3), limit=8)
     fast = decoded(source, tmp_path / "store")
-    assert isinstance(fast.images, Unpacked)
+    assert isinstance(fast.images, UnpackedImages)
     same(fast, source)
     same(fast.subset([3, 0]), source.subset([3, 0]))
     same(pickle.loads(pickle.dumps(fast)), source)
     assert len(pickle.dumps(fast)) < 20_000
-    monkeypatch.setattr(pixels_module, "_check_room", lambda *_: pytest.fail("unpacked again"))
+    monkeypatch.setattr(pixels_module, "_check_disk", lambda *_: pytest.fail("unpacked again"))
     again = decoded(source, tmp_path / "store")
     assert (np.asarray(again.read(0)) == noise(10, 70, 20)[source.ids[0]]).all()
 

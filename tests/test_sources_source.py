@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import pickle
 import re
@@ -18,11 +17,9 @@ from PIL import Image
 
 from understudy.errors import ConfigError, DataError, UnreadableImage
 from understudy.sources.evaluation import open_evaluation
-from understudy.sources.formats import parquet
 from understudy.sources.formats.folder import FolderImages
 from understudy.sources.listing import read_listing, write_listing
 from understudy.sources.source import Source, open_source
-from understudy.sources.splits import example_of
 
 
 def color(number: int) -> np.ndarray:
@@ -220,144 +217,6 @@ def test_sources_travel_to_other_processes(tmp_path: Path, kind: str):
     assert (np.asarray(pickle.loads(packed).read(3)) == first).all()
 
 
-# --- parquet -------------------------------------------------------------------------------------------------------
-
-
-def test_parquet_reads_any_row_of_any_file(tmp_path: Path):
-    pq.write_table(table(range(7), label=[0, 1, 2, 0, 1, 2, 0]), tmp_path / "a.parquet", row_group_size=3)
-    pq.write_table(table(range(7, 12), label=[1] * 5), tmp_path / "b.parquet", row_group_size=2)
-    source = open_source(tmp_path)
-    order = np.random.default_rng(0).permutation(12)
-    assert shades(source.subset(order)) == order.tolist()
-    assert source.names.to_pylist()[6:8] == ["a.parquet:6", "b.parquet:0"]
-    assert source.labels is not None
-    assert source.labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 1, 1, 1, 1]
-    assert source.class_names == ["0", "1", "2"]
-    assert shades(open_source(f"{tmp_path}/b*.parquet")) == list(range(7, 12))
-
-
-def test_parquet_keeps_few_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    pq.write_table(table(range(40)), tmp_path / "a.parquet", row_group_size=4)
-    size = len(png(1)) * 4
-    monkeypatch.setattr(parquet, "ROW_GROUP_CACHE", 3 * size)
-    loads: list[int] = []
-    load = parquet.ParquetImages._load
-    monkeypatch.setattr(parquet.ParquetImages, "_load", lambda self, group: loads.append(group) or load(self, group))
-    source = open_source(tmp_path / "a.parquet")
-    assert shades(source) == list(range(40))
-    assert loads == list(range(10))  # in order: each group once
-    kept = list(source.images._cache)
-    assert kept in ([8, 9], [7, 8, 9])
-    loads.clear()
-    shades(source.subset([38, 39, 33, 37]))
-    assert loads == []  # the latest groups are still there
-
-
-def test_the_column_that_is_said_to_hold_images(tmp_path: Path):
-    pictures = table(range(3)).column("image")
-    rows = pa.table({"depth": table(range(5, 8)).column("image"), "photo": pictures, "label": [2, 0, 2]})
-    pq.write_table(rows, tmp_path / "a.parquet")
-    with pytest.raises(DataError, match=r"several columns that may hold images \(depth, photo\)"):
-        open_source(tmp_path / "a.parquet")
-    features = {"depth": {"dtype": "binary", "_type": "Value"}, "photo": {"_type": "Image"}, "odd": ["text"]}
-    said = {"huggingface": json.dumps({"info": {"features": features}})}
-    pq.write_table(rows.replace_schema_metadata(said), tmp_path / "a.parquet")
-    assert shades(open_source(tmp_path / "a.parquet")) == [0, 1, 2]
-    said = {"huggingface": json.dumps({"info": {"features": {**features, "depth": {"_type": "Image"}}}})}
-    pq.write_table(rows.replace_schema_metadata(said), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match=r"several columns that may hold images \(depth, photo\)"):
-        open_source(tmp_path / "a.parquet")
-
-
-@pytest.mark.parametrize(
-    ("names", "example"),
-    [
-        (("data/test-00000-of-00001.parquet", "data/train-00000-of-00002.parquet"), "data/train*.parquet"),
-        (("cifar10-test.arrow", "other.arrow"), "cifar10-test*.arrow"),
-        (("test/data-00000-of-00001.arrow", "train/data-00000-of-00001.arrow"), "train"),
-        (("set/validation/0000.parquet", "set/test/0000.parquet"), "set/test"),
-    ],
-)
-def test_how_one_split_of_several_is_named(names: tuple[str, ...], example: str):
-    assert example_of(names) == example
-
-
-@pytest.mark.parametrize("name", ["img", "jpg", "picture"])
-def test_parquet_with_another_column_name(tmp_path: Path, name: str):
-    images = table(range(3)).column("image")
-    pq.write_table(pa.table({"id": pa.array(["a", "b", "c"]), name: images}), tmp_path / "a.parquet")
-    assert shades(open_source(tmp_path / "a.parquet")) == [0, 1, 2]
-
-
-def test_parquet_with_plain_bytes(tmp_path: Path):
-    plain = pa.array([png(n) for n in range(3)], type=pa.large_binary())
-    pq.write_table(pa.table({"jpg": plain, "fine_label": pa.array([2, 0, 2])}), tmp_path / "a.parquet")
-    source = open_source(tmp_path / "a.parquet")
-    assert shades(source) == [0, 1, 2]
-    assert source.labels is not None
-    assert source.labels.tolist() == [2, 0, 2]
-
-
-def test_parquet_without_images_lists_its_columns(tmp_path: Path):
-    pq.write_table(pa.table({"text": pa.array(["a"]), "label": pa.array([1])}), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match=r"no column of images. Its columns are: text \(string\), label \(int64\)"):
-        open_source(tmp_path / "a.parquet")
-    two = {"left": pa.array([png(0)]), "right": pa.array([png(1)])}
-    pq.write_table(pa.table(two), tmp_path / "b.parquet")
-    with pytest.raises(DataError, match=r"several columns .*left, right"):
-        open_source(tmp_path / "b.parquet")
-    pq.write_table(pa.table({**two, "image": pa.array([png(2)])}), tmp_path / "c.parquet")
-    assert shades(open_source(tmp_path / "c.parquet")) == [2]
-    (tmp_path / "d.parquet").write_text("no parquet")
-    with pytest.raises(DataError, match=r"d\.parquet is not a parquet file"):
-        open_source(tmp_path / "d.parquet")
-
-
-def test_parquet_labels_of_several_kinds(tmp_path: Path):
-    def labels(**columns: object) -> tuple[list[int] | None, list[str] | None]:
-        pq.write_table(table(range(3), **columns), tmp_path / "a.parquet")
-        source = open_source(tmp_path / "a.parquet")
-        return None if source.labels is None else source.labels.tolist(), source.class_names
-
-    assert labels() == (None, None)
-    assert labels(label=["dog", "cat", "dog"]) == ([1, 0, 1], ["cat", "dog"])
-    assert labels(label=[-1, -1, -1]) == (None, None)  # the hub's mark for a test set without labels
-    assert labels(label=[0.5, 1.0, 2.0]) == (None, None)
-
-
-def test_parquet_class_names_from_the_footer(tmp_path: Path):
-    features = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
-    for metadata in ({"huggingface": json.dumps(features)}, {"names": "cat,dog"}):
-        rows = table(range(3), label=[1, 0, 1]).replace_schema_metadata(metadata)
-        pq.write_table(rows, tmp_path / "a.parquet")
-        assert open_source(tmp_path / "a.parquet").class_names == ["cat", "dog"]
-
-
-def test_a_damaged_image_in_parquet(tmp_path: Path):
-    rows = table(range(3)).to_pylist()
-    rows[0]["image"] = {"bytes": None, "path": "elsewhere.png"}
-    noise = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 30, 3), dtype=np.uint8)).save(noise, "PNG")
-    rows[2]["image"] = {"bytes": noise.getvalue()[:1000], "path": None}
-    pq.write_table(pa.Table.from_pylist(rows, schema=table(range(1)).schema), tmp_path / "a.parquet")
-    source = open_source(tmp_path / "a.parquet")
-    with pytest.raises(UnreadableImage, match=r"^a\.parquet:0 is empty"):
-        source.read(0)
-    with pytest.raises(UnreadableImage, match=r"^a\.parquet:2 cannot be decoded"):
-        source.read(2)
-    assert shades(source.subset([1])) == [1]
-
-
-def test_splits_are_not_mixed(tmp_path: Path):
-    for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"):
-        pq.write_table(table(range(2)), tmp_path / f"{name}.parquet")
-    with pytest.raises(DataError, match=r"several splits \(test: 1, train: 2\)"):
-        open_source(tmp_path)
-    assert len(open_source(tmp_path / "train-*.parquet")) == 4
-    with pytest.raises(DataError, match="matches nothing"):
-        open_source(tmp_path / "valid-*.parquet")
-
-
 # --- arrays, digits, torchvision -----------------------------------------------------------------------------------
 
 
@@ -444,57 +303,6 @@ def test_torchvision_data_sets_that_are_not_there(tmp_path: Path, monkeypatch: p
         open_source("torchvision:FakeData")
 
 
-# --- evaluation ----------------------------------------------------------------------------------------------------
-
-
-def test_evaluation_from_folders(tmp_path: Path):
-    tree(tmp_path / "train")
-    tree(tmp_path / "val", ("dog", "cat"))  # fewer classes: numbers must still mean the same
-    train, test = open_evaluation(tmp_path)
-    assert train.class_names == test.class_names == ["ape", "cat", "dog"]
-    assert test.labels is not None
-    assert test.labels.tolist() == [1, 1, 1, 2, 2, 2]
-    part = test.subset([5, 0])
-    assert part.labels is not None
-    assert part.labels.tolist() == [2, 1]
-    assert part.class_names == train.class_names
-    assert test.name(0) == "cat/0.png"
-
-
-def test_evaluation_from_parquet_and_from_two_specs(tmp_path: Path):
-    pq.write_table(table(range(4), label=[0, 1, 0, 1]), tmp_path / "train.parquet")
-    pq.write_table(table(range(4, 6), label=[1, 0]), tmp_path / "test.parquet")
-    pq.write_table(table(range(6, 7), label=[1]), tmp_path / "validation-00000.parquet")
-    train, test = open_evaluation(tmp_path)
-    assert shades(train) == [0, 1, 2, 3]
-    assert shades(test) == [6]  # a validation half comes before a test half
-    train, test = open_evaluation(f"{tmp_path}/train.parquet, {tmp_path}/test.parquet")
-    assert shades(test) == [4, 5]
-    assert test.labels is not None
-    assert test.labels.tolist() == [1, 0]
-
-
-def test_evaluation_of_digits():
-    train, test = open_evaluation("digits")
-    assert (len(train), len(test)) == (1438, 359)
-
-
-def test_evaluation_that_cannot_be(tmp_path: Path):
-    tree(tmp_path / "train")
-    with pytest.raises(DataError, match=r"needs train and one of val, .* holds train"):
-        open_evaluation(tmp_path)
-    tree(tmp_path / "val", ("cat", "emu"))
-    with pytest.raises(DataError, match=r"1 of 2 test classes .*'emu'"):
-        open_evaluation(tmp_path)
-    write(tmp_path / "loose" / "a.png", 1)
-    with pytest.raises(DataError, match=r"test half .*loose .*no labels"):
-        open_evaluation(f"{tmp_path}/train,{tmp_path}/loose")
-    with pytest.raises(DataError, match="is not a folder"):
-        open_evaluation(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="got 3"):
-        open_evaluation("a,b,c")
-
-
 # --- listings ------------------------------------------------------------------------------------------------------
 
 
@@ -521,34 +329,3 @@ def test_a_listing_of_other_images_is_refused(tmp_path: Path):
         read_listing(tmp_path / "listing.parquet", tmp_path / "images")
     with pytest.raises(DataError, match=r"nowhere\.parquet cannot be read"):
         read_listing(tmp_path / "nowhere.parquet", source)
-
-
-# --- real data -----------------------------------------------------------------------------------------------------
-
-
-def test_imagenette(shared: Path):
-    train, test = open_evaluation(shared / "data" / "imagenette")
-    assert (len(train), len(test)) == (1200, 400)
-    assert train.class_names == test.class_names
-    assert train.class_names is not None
-    assert len(train.class_names) == 10
-    for i in range(0, 1200, 100):
-        image = train.read(i)
-        assert image.mode == "RGB"
-        with Image.open(shared / "data" / "imagenette" / "train" / train.name(i)) as file:
-            assert (np.asarray(image) == np.asarray(file.convert("RGB"))).all()
-
-
-def test_cifar(shared: Path):
-    root = shared / "data" / "cifar10"
-    with pytest.raises(DataError, match="several splits"):
-        open_source(root)
-    train, test = open_evaluation(root)
-    assert (len(train), len(test)) == (50_000, 10_000)
-    assert train.class_names is not None
-    assert train.class_names[:2] == ["airplane", "automobile"]
-    assert test.labels is not None
-    assert np.bincount(test.labels).tolist() == [1000] * 10
-    rows = pq.read_table(root / "test.parquet").slice(4321, 1).to_pylist()[0]
-    wanted = np.asarray(Image.open(io.BytesIO(rows["image"]["bytes"])).convert("RGB"))
-    assert (np.asarray(test.read(4321)) == wanted).all()

@@ -11,7 +11,7 @@ from jaxtyping import Float64, UInt32, UInt64
 
 from understudy.errors import ConfigError
 
-VIEWS, ANCHORS, NEIGHBORS, SUBSET, HIDING = 0, 1, 2, 3, 4
+VIEWS, ANCHORS, NEIGHBORS, SUBSET, PATCH_MASKS = 0, 1, 2, 3, 4
 """What a number is drawn for: a word of its address, so that no two uses of one seed ever meet."""
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
@@ -52,7 +52,7 @@ def random_words(
 
     Args:
         seed: 0 <= seed < 2^64.
-        use: VIEWS, ANCHORS, NEIGHBORS, SUBSET or HIDING.
+        use: VIEWS, ANCHORS, NEIGHBORS, SUBSET or PATCH_MASKS.
         first: (M,) integers below 2^32, e.g. image ids.
         second: (M,) integers below 2^32 or one for all, e.g. view numbers.
         count: words per address.

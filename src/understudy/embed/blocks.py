@@ -2,8 +2,8 @@
 
     store/<fingerprint>/blocks/0000.rows  0000.json  0001.rows ...
 
-Each block is written by one process at a time; when all are whole, one process puts the rows behind each other. A block
-gives its rows up only when they have reached the disk in their place, so there is never a second copy of everything.
+Each block is written by one process at a time; when all are complete, one process joins the rows. A block gives its
+rows up only when they have reached the disk in their place, so there is never a second copy of everything.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Block:
         return self.counts[1]
 
     @property
-    def whole(self) -> bool:
+    def complete(self) -> bool:
         """Whether all of its images were read."""
         return self.done == self.images.stop
 
@@ -128,7 +128,7 @@ def take_back(store: Store) -> None:
 
 
 def merge(store: Store, blocks: list[Block]) -> None:
-    """Put the rows of whole blocks behind each other, as `embeddings.npy`.
+    """Put the rows of complete blocks behind each other, as `embeddings.npy`.
 
     Killed and called again, it goes on: a block whose rows are gone had put them into the array.
 
@@ -147,7 +147,7 @@ def merge(store: Store, blocks: list[Block]) -> None:
         )
         size = path.stat().st_size
         for block in blocks:
-            assert block.whole
+            assert block.complete
             start = file.tell()
             if block.path.exists():
                 with open(block.path, "rb") as rows:

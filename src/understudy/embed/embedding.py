@@ -241,7 +241,7 @@ class _Embedding:
         device = self.inference.device
         with lock(self.folder, shared=True), keep_freed_memory(device), collective_calls(self.teacher):
             share = self.blocks()[self.writers.rank :: self.writers.world]
-            unfinished = [block for block in share if not block.whole]
+            unfinished = [block for block in share if not block.complete]
             parts = [range(block.done, block.images.stop) for block in unfinished]
             total, missing = sum(len(block.images) for block in share), sum(map(len, parts))
             done_before, start = total - missing, time.monotonic()
@@ -249,7 +249,7 @@ class _Embedding:
             with contextlib.closing(batches):
                 for block in unfinished:
                     with room_on_disk(block.path), block:
-                        while not block.whole:
+                        while not block.complete:
                             positions, pixels, unreadable = next(batches)
                             done = min(block.done + self.inference.batch_size, block.images.stop)
                             missing -= done - block.done

@@ -1,4 +1,4 @@
-"""Recorded teacher views: each view's embedding is computed once, then read for ever, by any run, method or student.
+"""Recorded teacher views: each view's embedding is computed once, then read by any later run, method or student.
 
 A view is a pure function of (view seed, image, view number), so its embedding can be kept beside the store:
 
@@ -67,8 +67,7 @@ class RecordedViews:
         batch_size: int,
         dtype: str = "float16",
     ) -> None:
-        manifest = store.manifest
-        self.rows, self.width, self.dtype = int(manifest["rows"]), int(manifest["D"]), dtype
+        self.rows, self.width, self.dtype = int(store.manifest["rows"]), int(store.manifest["D"]), dtype
         self.encode, self.batch_size = encode, batch_size
         # repr: a recipe is plain numbers, and any change of one makes other views.
         key = {"recipe": repr(recipe), "size": size, "seed": seed, "dtype": dtype}
@@ -77,17 +76,17 @@ class RecordedViews:
         """Views that the teacher was run on, that were read, and (int8) stored values that were cut off, so far."""
         path = self.folder / "manifest.json"
         if path.is_file():
-            found = read_json(path)
-            if found.get("format") != FORMAT:
+            manifest = read_json(path)
+            if manifest.get("format") != FORMAT:
                 raise StoreError(
-                    f"{self.folder} has format {found.get('format')!r}, this version reads {FORMAT}. Delete it."
+                    f"{self.folder} has format {manifest.get('format')!r}, this version reads {FORMAT}. Delete it."
                 )
         self.scale: np.ndarray | None = None
         if dtype == "int8":
-            reach = np.zeros(self.width, np.float32)
+            largest = np.zeros(self.width, np.float32)
             for start in range(0, self.rows, 65536):
-                reach = np.maximum(reach, np.abs(store.embeddings()[start : start + 65536]).max(0))
-            self.scale = np.maximum(reach * HEADROOM / 127, np.finfo(np.float16).tiny).astype(np.float32)
+                largest = np.maximum(largest, np.abs(store.embeddings()[start : start + 65536]).max(0))
+            self.scale = np.maximum(largest * HEADROOM / 127, np.finfo(np.float16).tiny).astype(np.float32)
         if not path.is_file():
             write_json(path, {"format": FORMAT, "key": key, "rows": self.rows, "D": self.width})
         self._open: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -117,13 +116,13 @@ class RecordedViews:
             ModelError: an embedding that is not finite.
             ConfigError: an embedding beyond the stored precision.
         """
-        result, known = self.look_up(index.numpy(), view.numpy())
-        unknown = np.flatnonzero(~known)
+        result, recorded = self.read_recorded(index.numpy(), view.numpy())
+        unknown = np.flatnonzero(~recorded)
         if len(unknown):
             at = unknown if place is None else np.searchsorted(place.numpy(), unknown)
             new = images if len(at) == len(images) else images[torch.from_numpy(at).to(images.device)]
-            found = in_fixed_batches(self.encode, new, self.batch_size)
-            result[unknown] = self.record(index.numpy()[unknown], view.numpy()[unknown], found.float().cpu().numpy())
+            fresh = in_fixed_batches(self.encode, new, self.batch_size).float().cpu().numpy()
+            result[unknown] = self.record(index.numpy()[unknown], view.numpy()[unknown], fresh)
         self.computed += len(unknown)
         self.read += len(index) - len(unknown)
         rows = torch.from_numpy(result)
@@ -131,11 +130,11 @@ class RecordedViews:
             rows = rows.pin_memory()  # else the host would wait for all that the device has still to do
         return rows.to(images.device, non_blocking=True)
 
-    def look_up(
+    def read_recorded(
         self, index: Int64[np.ndarray, " n"], view: Int64[np.ndarray, " n"]
     ) -> tuple[Float[np.ndarray, "n D"], Bool[np.ndarray, " n"]]:
-        """What is recorded: (n, D) float32 rows, and which of them mean anything."""
-        rows, known = np.empty((len(index), self.width), np.float32), np.zeros(len(index), bool)
+        """(n, D) float32 rows, and which of them are recorded: the others mean nothing."""
+        rows, recorded = np.empty((len(index), self.width), np.float32), np.zeros(len(index), bool)
         for number in np.unique(view).tolist():
             places = np.flatnonzero(view == number)
             cells, done = self._view(number)
@@ -144,8 +143,8 @@ class RecordedViews:
                 marked |= self._written[number][index[places]]
             places = places[marked]
             rows[places] = self._loaded(cells[index[places]])
-            known[places] = True
-        return rows, known
+            recorded[places] = True
+        return rows, recorded
 
     def record(
         self, index: Int64[np.ndarray, " n"], view: Int64[np.ndarray, " n"], rows: Float[np.ndarray, "n D"]
@@ -219,9 +218,9 @@ class RecordedViews:
 
 
 class Recorded:
-    """Which views are recorded, asked for from any process: by the workers that would else cut them for nothing.
+    """Which views are recorded, for any process: reading workers then do not cut them for nothing.
 
-    Says no where it cannot know, as before the first flush; what it says yes to stays so. Picklable.
+    It says no where it cannot know, as before the first flush; a yes stays true. Picklable.
 
     Args:
         folder: of the recorded views.
@@ -233,7 +232,7 @@ class Recorded:
 
     def __call__(self, index: Int64[np.ndarray, " B"], view: Int64[np.ndarray, " B"]) -> Bool[np.ndarray, " B"]:
         """For each image whether this view of it is on the disk."""
-        known = np.zeros(len(index), bool)
+        recorded = np.zeros(len(index), bool)
         for number in np.unique(view).tolist():
             if number not in self._open:
                 path = _path(self.folder, number, ".done")
@@ -241,8 +240,8 @@ class Recorded:
                     continue
                 self._open[number] = np.load(path, mmap_mode="r")
             places = np.flatnonzero(view == number)
-            known[places] = self._open[number][index[places]] == 1
-        return known
+            recorded[places] = self._open[number][index[places]] == 1
+        return recorded
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "_open": {}}  # each process maps the files for itself

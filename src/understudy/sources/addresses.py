@@ -22,7 +22,7 @@ PAUSES = (1.0, 4.0, 15.0)
 VERSIONS = (
     "sha256", "blob_id", "ETag", "etag", "md5Hash", "content_md5", "mtime", "last_modified", "LastModified", "created"
 )  # fmt: skip
-"""What file systems call the fact that changes with a file's content, the most certain first."""
+"""What file systems call a number that changes with a file's content, the most certain first."""
 
 PACKAGES = {
     "hf": "huggingface_hub", "s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs",
@@ -73,10 +73,10 @@ def shards_below(url: str) -> list[Shard]:
     infos = [info for info in infos if info["type"] == "file"]
     if not infos:
         raise DataError(f"There is nothing at {url}. Check the address.")
-    found = [info for info in infos if info["name"].endswith(".parquet")] or (infos if len(infos) == 1 else [])
+    files = [info for info in infos if info["name"].endswith(".parquet")] or (infos if len(infos) == 1 else [])
     shards = [
         Shard(info["name"], _below(str(info["name"]), base), int(info["size"] or 0), _version(info))
-        for info in sorted(found, key=lambda info: str(info["name"]))
+        for info in sorted(files, key=lambda info: str(info["name"]))
     ]
     shards = [shard for shard in shards if not any(part.startswith(".") for part in shard.name.split("/"))]
     if not shards:

@@ -1,4 +1,4 @@
-"""What was fetched, kept on this machine's disk up to a bound."""
+"""The cache of fetched row groups, on this machine's disk, up to a bound."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ CACHE_GB = 50.0
 LOCKS = 64
 """Files that processes lock while they fetch; two row groups may share one and then wait for each other."""
 
-LEFT_SECONDS = 3600
-"""Age at which a file that was never finished belongs to a process that was killed."""
+ABANDONED_SECONDS = 3600
+"""Age at which an unfinished file belongs to a process that was killed."""
 
 
 @dataclass(frozen=True)
 class Cache:
-    """Row groups on this machine's disk; those least lately used make room for new ones. Many processes share it.
+    """Row groups on this machine's disk; the least recently used make room for new ones. Many processes share it.
 
     Args:
         folder: of one file a row group.
@@ -67,28 +67,28 @@ class Cache:
         except OSError as error:
             raise self._unwritable(error) from None
         with suppress(FileNotFoundError):
-            return self._used(path)
-        with self._alone(name):
+            return self._read(path)
+        with self._lock(name):
             with suppress(FileNotFoundError):
-                return self._used(path)  # another process has just made it
-            made = make()
+                return self._read(path)  # another process has just made it
+            table = make()
             try:
                 with atomic(path) as temporary:
-                    with pa.ipc.new_file(temporary, made.schema) as writer:
-                        writer.write_table(made)
+                    with pa.ipc.new_file(temporary, table.schema) as writer:
+                        writer.write_table(table)
                     self._make_room(temporary.stat().st_size)
             except (OSError, StoreError) as error:
                 raise self._unwritable(error) from None
         with suppress(FileNotFoundError):
-            return self._used(path)
-        return made  # others have had to make room already
+            return self._read(path)
+        return table  # others have had to make room already
 
     @staticmethod
-    def _used(path: Path) -> pa.Table:
-        found = pa.ipc.open_file(pa.memory_map(os.fspath(path))).read_all()
+    def _read(path: Path) -> pa.Table:
+        table = pa.ipc.open_file(pa.memory_map(os.fspath(path))).read_all()
         with suppress(FileNotFoundError):
-            os.utime(path)
-        return found
+            os.utime(path)  # the time of the last use
+        return table
 
     def _unwritable(self, error: OSError | StoreError) -> DataError:
         reason = error.__cause__ or error  # a full disk comes as a sentence about another remedy
@@ -98,26 +98,26 @@ class Cache:
         )
 
     def _make_room(self, size: int) -> None:
-        """Forget the row groups least lately used, until another one fits; parts that a killed process left, too."""
+        """Delete the row groups least recently used until another one fits, and parts that a killed process left."""
         entries = []
-        with os.scandir(self.folder) as found:
-            for entry in found:
+        with os.scandir(self.folder) as files:
+            for entry in files:
                 with suppress(FileNotFoundError):
                     state = entry.stat()
                     if entry.name.endswith(".group") or (
-                        entry.name.endswith(".partial") and state.st_mtime < time.time() - LEFT_SECONDS
+                        entry.name.endswith(".partial") and state.st_mtime < time.time() - ABANDONED_SECONDS
                     ):
                         entries.append((state.st_mtime_ns, state.st_size, entry.path))
-        held = size + sum(entry[1] for entry in entries)
+        total = size + sum(entry[1] for entry in entries)
         for _, freed, path in sorted(entries):
-            if held <= self.most:
+            if total <= self.most:
                 break
             with suppress(FileNotFoundError):
                 os.unlink(path)
-            held -= freed
+            total -= freed
 
     @contextmanager
-    def _alone(self, name: str) -> Iterator[None]:
+    def _lock(self, name: str) -> Iterator[None]:
         """Be the only process that fetches this; wait for one that does."""
         import fcntl
 
@@ -128,7 +128,7 @@ class Cache:
         except OSError as error:
             raise self._unwritable(error) from None
         try:
-            fcntl.flock(number, fcntl.LOCK_EX)  # the kernel's: it goes when its process does
+            fcntl.flock(number, fcntl.LOCK_EX)  # the kernel's: it ends with its process
             yield
         finally:
             os.close(number)

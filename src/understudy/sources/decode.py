@@ -67,8 +67,8 @@ def _decoded(data: bytes | memoryview | Image.Image) -> Image.Image:
 def _formats() -> tuple[str, ...]:
     """What PIL may take a file for. Left to itself it would hand PostScript, whatever it is called, to Ghostscript."""
     Image.init()
-    wanted = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
-    return tuple(name for name in wanted if name in Image.OPEN)  # AVIF came with Pillow 11.3
+    formats = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
+    return tuple(name for name in formats if name in Image.OPEN)  # AVIF came with Pillow 11.3
 
 
 def _upright(image: Image.Image) -> Image.Image:

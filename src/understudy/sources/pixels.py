@@ -45,17 +45,17 @@ class PixelMap(ArrayImages):
         self.fingerprint = origin.fingerprint
 
     def names(self, rows: np.ndarray) -> pa.Array:
-        """See `sources.Images`."""
+        """See `Images`."""
         return self.origin.images.names(self.origin.rows[rows])
 
     def labels(self) -> Labels | None:
-        """See `sources.Images`."""
+        """See `Images`."""
         if self.origin.labels is None or self.origin.class_names is None:
             return None
         return self.origin.labels, self.origin.class_names
 
 
-class Unpacked:
+class UnpackedImages:
     """The encoded bytes of another source in one plain file, mapped into memory: one seek an image, whatever the order.
 
     Args:
@@ -76,7 +76,7 @@ class Unpacked:
         return len(self.offsets) - 1
 
     def read(self, row: int) -> Image.Image:
-        """See `sources.Images`."""
+        """See `Images`."""
         if self._bytes is None:
             self._bytes = np.memmap(self.path, dtype=np.uint8, mode="r")
         start, end = self.offsets[row : row + 2].tolist()
@@ -118,9 +118,9 @@ def decoded(
         return source
     shape = _common_shape(source)
     if shape is not None and len(source) * shape[0] * shape[1] * 3 <= budget:
-        found = _decode(source, folder, shape, progress)
-        if found is not None:
-            return found
+        decoded_source = _decode(source, folder, shape, progress)
+        if decoded_source is not None:
+            return decoded_source
     if isinstance(images, ParquetImages) and images.encoded_bytes > ROW_GROUP_CACHE:
         return _unpack(source, images, folder, progress)
     return source
@@ -139,15 +139,15 @@ def _common_shape(source: Source) -> tuple[int, int] | None:
 
 def _decode(source: Source, folder: Path, shape: tuple[int, int], progress: Progress | None) -> Source | None:
     """The source over its decoded pixels; None when not all images have this shape."""
-    path, facts_path = folder / f"{source.fingerprint}.npy", folder / f"{source.fingerprint}.json"
-    if not facts_path.is_file():
-        _check_room(folder, len(source) * shape[0] * shape[1] * 3)
+    path, metadata_path = folder / f"{source.fingerprint}.npy", folder / f"{source.fingerprint}.json"
+    if not metadata_path.is_file():
+        _check_disk(folder, len(source) * shape[0] * shape[1] * 3)
         try:
             metadata: dict[str, Any] = {"shape": shape, "unreadable": _write_pixels(source, path, shape, progress)}
         except _AnotherSize as other:
             metadata = {"shape": None, "because": str(other)}
-        write_json(facts_path, metadata)  # last: it says that the pixels are whole, or that there is no point in trying
-    metadata = read_json(facts_path)
+        write_json(metadata_path, metadata)  # last: the pixels are complete, or there is no point in trying
+    metadata = read_json(metadata_path)
     if metadata["shape"] is None:
         return None
     unreadable = {int(row): reason for row, reason in metadata["unreadable"].items()}
@@ -185,7 +185,7 @@ def _unpack(source: Source, images: ParquetImages, folder: Path, progress: Progr
     """The source over its encoded bytes in one file."""
     path, offsets_path = folder / f"{source.fingerprint}.bytes", folder / f"{source.fingerprint}.offsets.npy"
     if not offsets_path.is_file():
-        _check_room(folder, images.encoded_bytes * len(source) // len(images))
+        _check_disk(folder, images.encoded_bytes * len(source) // len(images))
         offsets = np.zeros(len(source) + 1, dtype=np.int64)
         with atomic(path) as temporary, temporary.open("wb") as file:
             for i, row in enumerate(source.rows.tolist()):
@@ -197,12 +197,12 @@ def _unpack(source: Source, images: ParquetImages, folder: Path, progress: Progr
                 offsets[i + 1] = offsets[i] + len(content)
                 if progress and ((i + 1) % 256 == 0 or i + 1 == len(source)):
                     progress(i + 1, len(source), "unpacking")
-        with atomic(offsets_path) as temporary, temporary.open("wb") as file:  # last: it says that the bytes are whole
+        with atomic(offsets_path) as temporary, temporary.open("wb") as file:  # last: then the bytes are complete
             np.save(file, offsets)
-    return Source(source.spec, Unpacked(path, np.load(offsets_path), source), ids=source.ids)
+    return Source(source.spec, UnpackedImages(path, np.load(offsets_path), source), ids=source.ids)
 
 
-def _check_room(folder: Path, size: int) -> None:
+def _check_disk(folder: Path, size: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < size:

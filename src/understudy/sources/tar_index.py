@@ -149,15 +149,15 @@ def _name(header: bytes) -> bytes:
 
 def _pax(content: bytes) -> dict[bytes, bytes]:
     """The records of a pax header, each `LENGTH KEY=VALUE` and a line feed, up to the first that is none."""
-    found = {}
+    records = {}
     while content.strip(b"\0"):
         length, _, _ = content.partition(b" ")
         if not length.isdigit() or int(length) == 0:
             break
         record, content = content[: int(length)], content[int(length) :]
         key, _, value = record[len(length) + 1 : -1].partition(b"=")
-        found[key] = value
-    return found
+        records[key] = value
+    return records
 
 
 def _next_header(number: int, at: int, end: int) -> int:

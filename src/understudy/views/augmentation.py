@@ -295,21 +295,21 @@ def photometry(
     if recipe.jitter:
         x = _jitter(x, row)
     if recipe.gray:
-        index, gray = _taken(x, row[:, GRAY])
+        index, gray = _flagged(x, row[:, GRAY])
         x.index_copy_(0, index, _luma(gray)[:, None].expand_as(gray))
     if recipe.blur and row[:, SIGMA].any():
-        index, sharp = _taken(x, row[:, SIGMA])
-        x.index_copy_(0, index, _blur(sharp, _moved(row[row[:, SIGMA] > 0, SIGMA], x.device)))
+        index, sharp = _flagged(x, row[:, SIGMA])
+        x.index_copy_(0, index, _blur(sharp, _to_device(row[row[:, SIGMA] > 0, SIGMA], x.device)))
     return x
 
 
-def _taken(x: Tensor, flags: np.ndarray) -> tuple[Tensor, Tensor]:
+def _flagged(x: Tensor, flags: np.ndarray) -> tuple[Tensor, Tensor]:
     """The images whose flag is above zero, and where they stand."""
     index = torch.from_numpy(np.flatnonzero(flags > 0)).to(x.device, non_blocking=True)
     return index, x.index_select(0, index)
 
 
-def _moved(values: np.ndarray, device: torch.device) -> Tensor:
+def _to_device(values: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(values.astype(np.float32)).to(device, non_blocking=True)
 
 
@@ -335,7 +335,7 @@ def _jitter(x: Float[Tensor, "B 3 S S"], rows: Float64[np.ndarray, "B 31"]) -> F
         factors = np.where(steps == kind, rows[:, BRIGHTNESS + kind], factors)
     to_mean, to_pixel = (np.where(steps == kind, 1 - factors, 0) for kind in (1, 2))
     # All numbers that the device needs, in one transfer.
-    numbers = _moved(np.concatenate([factors, to_mean, to_pixel, rows[None, :, HUE]]), x.device)[:, :, None, None]
+    numbers = _to_device(np.concatenate([factors, to_mean, to_pixel, rows[None, :, HUE]]), x.device)[:, :, None, None]
 
     x = x.index_select(0, torch.from_numpy(order).to(x.device, non_blocking=True))
     jittered = slice(0, int(ends[4]))

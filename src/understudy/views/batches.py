@@ -145,20 +145,20 @@ class NeighborBatches:
             end: first step left out; `steps` unless given.
         """
         end = self.steps if end is None else end
-        seen = self.visits(start)
+        visits = self.visits(start)
         for step in itertools.count(start) if end is None else range(start, end):
             index, anchor = self.at(step)
-            view = seen[index] + _occurrence(index)
-            np.add.at(seen, index, 1)
+            view = visits[index] + _occurrence(index)
+            np.add.at(visits, index, 1)
             yield Batch(step, index, anchor, view)
 
     def visits(self, step: int) -> Int64[np.ndarray, " N"]:
         """How often each image was in the batches before `step`."""
-        seen = np.zeros(self.images, dtype=np.int64)
+        visits = np.zeros(self.images, dtype=np.int64)
         many = max(1, 2**20 // self.batch_size)
         for start in range(0, step, many):
-            seen += np.bincount(self._indices(start, min(step, start + many)).ravel(), minlength=self.images)
-        return seen
+            visits += np.bincount(self._indices(start, min(step, start + many)).ravel(), minlength=self.images)
+        return visits
 
     def _indices(self, start: int, end: int) -> Int64[np.ndarray, "steps B"]:
         """The images of several steps."""

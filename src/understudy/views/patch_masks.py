@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Int
 
-from understudy.philox import HIDING, random_words
+from understudy.philox import PATCH_MASKS, random_words
 
 
 def spread_evenly(count: int, share: float) -> Int[np.ndarray, " M"]:
@@ -38,6 +38,6 @@ def hidden_patches(
     Returns:
         (M, N) True where a patch is hidden.
     """
-    words = random_words(seed, HIDING, images, step, patches)
+    words = random_words(seed, PATCH_MASKS, images, step, patches)
     ranks = np.argsort(np.argsort(words, axis=1, kind="stable"), axis=1)
     return ranks < int(patches * ratio + 1e-9)

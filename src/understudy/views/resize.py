@@ -64,10 +64,10 @@ def _weights(longest: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     for length in range(1, longest + 1):
         for line in range(size):
             middle = (line + 0.5) * (length / size)
-            near = range(max(int(middle - 0.5), 0), min(int(middle + 1.5), length))
-            shares = [(x, 1.0 - abs(x - middle + 0.5)) for x in near if abs(x - middle + 0.5) < 1.0]
-            whole = sum(share for _, share in shares)
+            lines = range(max(int(middle - 0.5), 0), min(int(middle + 1.5), length))
+            shares = [(x, 1.0 - abs(x - middle + 0.5)) for x in lines if abs(x - middle + 0.5) < 1.0]
+            total = sum(share for _, share in shares)
             for tap, (x, share) in enumerate(shares):
                 places[length, line, tap] = x
-                weights[length, line, tap] = int(0.5 + share / whole * (1 << 22))
+                weights[length, line, tap] = int(0.5 + share / total * (1 << 22))
     return places, weights

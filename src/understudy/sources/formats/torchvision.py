@@ -51,9 +51,9 @@ class TorchvisionImages:
         if self._dataset is None:
             from torchvision import datasets
 
-            known = [n for n in datasets.__all__ if isinstance(getattr(datasets, n), type)]
-            if self.name not in known:
-                raise DataError(f"torchvision has no data set '{self.name}'. {nearest(self.name, known)}")
+            names = [n for n in datasets.__all__ if isinstance(getattr(datasets, n), type)]
+            if self.name not in names:
+                raise DataError(f"torchvision has no data set '{self.name}'. {nearest(self.name, names)}")
             kind = getattr(datasets, self.name)
             parameters = inspect.signature(kind).parameters
             if "root" not in parameters:
