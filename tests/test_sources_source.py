@@ -257,6 +257,13 @@ def test_digits():
     assert seen[1] | seen[2] == seen[0]
     assert not seen[1] & seen[2]
     assert whole.read(0).size == (32, 32)
+    # Read without scikit-learn, which takes seconds to import; in the order of its own table.
+    from sklearn.datasets import load_digits
+
+    table = load_digits()
+    assert whole.labels is not None and whole.labels.tolist() == table.target.tolist()
+    expected = Image.fromarray(np.rint(table.images[7] * (255 / 16)).astype(np.uint8)).resize((32, 32), 3)
+    assert (np.asarray(whole.read(7)) == np.asarray(expected.convert("RGB"))).all()
     assert test.labels is not None
     assert test.class_names == [str(i) for i in range(10)]
     assert np.bincount(test.labels, minlength=10).min() > 20

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 import understudy
+from understudy import pipeline
 from understudy.artifacts import Run
 from understudy.embed.embedding import extract
 from understudy.embed.settings import TRANSFORMS
@@ -29,7 +30,7 @@ from understudy.pipeline import RunSettings, resolve_method, train_stage
 from understudy.settings import resolve, setting, write_toml
 from understudy.sources.source import open_source
 from understudy.train.finish import fit_inverse_transform
-from understudy.train.resume import refuse_other_images, refuse_other_settings, resolved, run_id
+from understudy.train.resume import refuse_other_images, refuse_other_settings, resolved, run_id, same_settings
 
 TINY = [
     "--data", "digits:train", "--limit", "320", "--eval-data", "digits", "--student", "small:resnet8x0.25",
@@ -210,6 +211,75 @@ def test_a_finished_run_whose_images_changed_is_not_called_fresh(workplace, undi
     refuse_other_images(Run("undisturbed"), source)
     with pytest.raises(StoreError, match="trained on 320 images of digits:train, .* there are 319 now"):
         refuse_other_images(Run("undisturbed"), source.subset(np.arange(319)))
+
+
+AGAIN = """
+import sys
+from understudy.pipeline import resolve_run, run
+
+run(resolve_run(eval(sys.argv[1])), quiet=True)
+print(*sorted({"torch", "timm", "sklearn", "plotly"} & sys.modules.keys()))
+"""
+
+
+def test_a_finished_run_asked_again_checks_everything_and_imports_nothing_heavy(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    monkeypatch.syspath_prepend(str(workplace))
+    images = np.random.default_rng(0).integers(0, 255, (64, 32, 32, 3), np.uint8)
+    np.save("again.npy", images)
+    given = {
+        "data": "again.npy", "teacher": "python:thumbnail:ToyEncoder", "student": "small:resnet8x0.25", "passes": 1,
+        "batch_size": 32, "workers": 0, "head_hidden": 16, "probes": 1, "method": "coss", "method.weight": "1",
+    }  # fmt: skip
+    run = pipeline.run(pipeline.resolve_run({**given, "device": "cpu"}), quiet=True)  # into runs/, which has its name
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()}
+
+    def again(**more) -> str:
+        """Asked in a process of its own: the heavy packages that it has imported."""
+        done = subprocess.run(
+            [sys.executable, "-c", AGAIN, repr({**given, **more})], capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def here(**more) -> Run:
+        return pipeline.run(pipeline.resolve_run({**given, **more}), quiet=True)
+
+    assert again() == ""
+    for same in ({"method.weight": 1.0, "checkpoint_minutes": 3}, {"out": str(run.path)}):
+        assert here(**same).path.resolve() == run.path.resolve()
+    assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()} == before
+    # Other settings, in a folder of that name.
+    with pytest.raises(TrainingError, match=r"batch_size \(was 32, now 16\)"):
+        here(out=str(run.path), batch_size=16)
+    with pytest.raises(TrainingError, match=r"method.weight \(was 1.0, now 0.5\)"):
+        here(out=str(run.path), **{"method.weight": 0.5})
+    # A report that is older than what it shows; figures that are missing.
+    os.utime(run.evaluation_path)
+    assert "plotly" in (imported := again()) and "torch" not in imported
+    run.evaluation_path.unlink()
+    here()
+    assert run.evaluation_path.is_file()
+    # Other images under the same name.
+    np.save("again.npy", images[:60])
+    with pytest.raises(StoreError, match="trained on 58 images of again.npy, which have changed since: there are 54"):
+        here()
+
+
+def test_settings_are_told_apart_without_their_method(tmp_path):
+    run = Run(tmp_path)
+
+    def given(**method):
+        return resolve(RunSettings, {"data": "digits", "student": "small:resnet8", "teacher": "run:x", **method})
+
+    own = {"method": "coss", "method.weight": 1.0, "method.scale": "paper"}
+    run.config_path.write_text(write_toml(resolved(resolve_method(given(**own)))))
+    assert same_settings(run, given(**own)) and same_settings(run, given(**{**own, "method.weight": "1"}))
+    for other in ({"method.weight": "0.5"}, {"method.weight": "much"}, {"method.scale": "code"}, {"method": "pkt"}):
+        assert not same_settings(run, given(**{**own, **other}))
+    assert not same_settings(run, given(method="coss")) and not same_settings(run, given(**own, passes=3))
+    run.config_path.write_text(run.config_path.read_text().replace("passes = 100.0", "passes = 100.0\nforesight = 3"))
+    assert not same_settings(run, given(**own))
 
 
 def test_settings_that_are_newer_or_older_than_a_run(tmp_path):

@@ -22,14 +22,7 @@ from understudy.errors import ConfigError, Stopped
 from understudy.evaluate.settings import EvaluationSettings
 from understudy.recipes import merge_layers
 from understudy.settings import resolve, setting
-from understudy.train.resume import (
-    refuse_other_images,
-    refuse_other_settings,
-    run_id,
-    same_settings,
-    saved_settings,
-    student_id,
-)
+from understudy.train import resume
 from understudy.train.settings import DEFAULT_METHOD, TrainSettings
 
 if TYPE_CHECKING:
@@ -49,9 +42,6 @@ Result = TypeVar("Result")
 
 LOCK_SECONDS = 10.0
 """How long a run waits for its folder: processes of a killed torchrun, and readers of a killed process, end by then."""
-
-WORLD_SIZE = "WORLD_SIZE"
-"""Of the environment, set by torchrun and its like."""
 
 
 @dataclass(frozen=True)
@@ -133,14 +123,14 @@ def train_stage(settings: RunSettings, *, quiet: bool = False) -> Run | None:
     from understudy.train.loop import train
 
     settings = resolve_method(settings)
-    folder = Run(settings.out or Path("runs") / run_id(settings))
+    folder = Run(settings.out or Path("runs") / resume.run_id(settings))
     processes = join(settings.device)
     quiet = quiet or not processes.main
     refuse_sharding(settings, processes)
     source, held_out = training_images(settings)
     if folder.trained:
-        refuse_other_settings(folder, settings)
-        refuse_other_images(folder, source)
+        resume.refuse_other_settings(folder, settings)
+        resume.refuse_other_images(folder, source)
         return folder
     teacher = teacher_stage(settings, processes, quiet=quiet)
     data = data_stage(settings, teacher, source, processes, quiet=quiet)
@@ -155,21 +145,25 @@ def train_stage(settings: RunSettings, *, quiet: bool = False) -> Run | None:
 def finished_run(settings: RunSettings) -> Run | None:
     """The finished run of these settings, found without torch; None where there is none or it is not certain.
 
-    What only torch can tell is left to `train_stage`: other devices, other processes, a sharded teacher.
-
     Raises:
         StoreError: its images have changed since.
     """
-    if WORLD_SIZE in os.environ or settings.device not in ("auto", "cpu") or settings.teacher_sharding != "none":
+    if not by_files_alone(settings):
         return None
-    pattern = f"{settings.method['name']}-{student_id(settings)}-*"
+    pattern = f"{settings.method['name']}-{resume.student_id(settings)}-*"
     for folder in [Run(settings.out)] if settings.out else map(Run, sorted(Path("runs").glob(pattern))):
-        if folder.trained and folder.config_path.is_file() and same_settings(folder, settings):
-            saved = dataclasses.replace(saved_settings(folder, RunSettings), eval_data=settings.eval_data)
-            if settings.out or run_id(saved) == folder.path.name:
-                refuse_other_images(folder, training_images(settings)[0])
+        if folder.trained and folder.config_path.is_file() and resume.same_settings(folder, settings):
+            saved = dataclasses.replace(resume.saved_settings(folder, RunSettings), eval_data=settings.eval_data)
+            if settings.out or resume.run_id(saved) == folder.path.name:
+                resume.refuse_other_images(folder, training_images(settings)[0])
                 return folder
     return None
+
+
+def by_files_alone(settings: RunSettings) -> bool:
+    """Whether a stage may be called finished by its files alone: else processes must agree, or devices be there."""
+    alone = "WORLD_SIZE" not in os.environ and settings.teacher_sharding == "none"
+    return alone and settings.device in ("auto", "cpu")
 
 
 def refuse_sharding(settings: RunSettings, processes: Processes) -> None:
@@ -278,6 +272,16 @@ def graph_stage(settings: TrainSettings, store: Store, processes: Processes, *, 
 
 def evaluate_stage(folder: Run, settings: RunSettings, *, quiet: bool = False) -> dict[str, Any]:
     """The finished student and its teacher to evaluation.json."""
+    held_out = training_images(settings)[1] if settings.eval_data is None else None
+    evaluation = dataclasses.replace(settings.evaluation, eval_data=settings.eval_data)
+    origin = folder.student.get("teacher")
+    if by_files_alone(settings) and (origin or settings.teacher is None):
+        from understudy.evaluate.results import RunResults
+
+        known, listings = origin and origin["fingerprint"], Path(settings.store) / "listings"
+        finished = RunResults.of(folder, evaluation, held_out, known, listings).finished
+        if finished is not None:
+            return finished
     from understudy.evaluate.features import Resources
     from understudy.evaluate.runner import evaluate_run
     from understudy.train.distributed import join
@@ -286,23 +290,25 @@ def evaluate_stage(folder: Run, settings: RunSettings, *, quiet: bool = False) -
     processes = join(settings.device)
     if not processes.main:
         return {}
-    held_out = training_images(settings)[1] if settings.eval_data is None else None
-    evaluation = dataclasses.replace(settings.evaluation, eval_data=settings.eval_data)
     control = None
-    if settings.teacher is not None and folder.student.get("teacher") is None:
+    if settings.teacher is not None and origin is None:
         control = teacher_of(settings.teacher_settings, processes.device)
     with StageProgress("evaluate", quiet) as progress:
-        say = None if quiet else notify
-        resources = Resources(processes.device, settings.store, settings.workers, progress, say)
+        notice = None if quiet else notify
+        resources = Resources(processes.device, settings.store, settings.workers, progress, notice)
         return evaluate_run(folder, evaluation, resources, held_out=held_out, control=control)
 
 
 def report_stage(folders: list[Run], out: Path | None = None, *, quiet: bool = False) -> Path:
-    """Run folders to one page."""
-    from understudy.report.page import write_report
+    """Run folders to one page; that of one run is left as it is while it is newer than all it is made from."""
+    from understudy.report.freshness import is_fresh
     from understudy.train.log import notify
 
-    path = write_report(folders, out or folders[0].report_path)
+    path = out or folders[0].report_path
+    if out is not None or len(folders) > 1 or not is_fresh(folders[0]):
+        from understudy.report.page import write_report
+
+        path = write_report(folders, path)
     if not quiet:
         notify(f"report: {path}")
     return path

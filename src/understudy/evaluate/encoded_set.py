@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from understudy.errors import DataError, ShapeError
+from understudy.evaluate.protocol import Figures as Figures
 from understudy.models.student import Student
 from understudy.models.teacher import Teacher
 from understudy.neighbors.search import search
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from understudy.evaluate.dataset import EvaluationSet
     from understudy.models.contract import Contract
     from understudy.sources.source import Source
-
-Figures = dict[str, float | str]
-"""What a protocol returns: figures by name (accuracies in per cent), and at most one sentence under "note"."""
 
 Progress = Callable[[int, int, str], None]
 """Called as progress(done, total, note)."""

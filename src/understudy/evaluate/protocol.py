@@ -12,8 +12,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from understudy.evaluate.encoded_set import EncodedSet, Figures
+    from understudy.evaluate.encoded_set import EncodedSet
     from understudy.evaluate.settings import EvaluationSettings
+
+Figures = dict[str, float | str]
+"""What a protocol returns: figures by name (accuracies in per cent), and at most one sentence under "note"."""
 
 TITLES = {
     "top1": "Top-1", "top5": "Top-5", "mean_class": "Mean of the classes", "map11": "11-point mAP",

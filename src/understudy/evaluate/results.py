@@ -7,11 +7,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from understudy.artifacts import fingerprint, read_json, write_json
-from understudy.evaluate.encoded_set import Figures
-from understudy.evaluate.plan import FORMAT, Encoders, EvaluationPlan, Task, main_identity, settings_identity
+from understudy.artifacts import Run, fingerprint, read_json, write_json
+from understudy.evaluate.plan import (
+    FORMAT,
+    Encoders,
+    EvaluationPlan,
+    Task,
+    main_identity,
+    open_main_images,
+    settings_identity,
+)
+from understudy.evaluate.protocol import Figures
 from understudy.evaluate.protocols import PROTOCOLS, display_tables
 from understudy.evaluate.settings import EvaluationSettings
+from understudy.sources.source import Source
 
 
 @dataclass
@@ -130,6 +139,50 @@ class Results:
         # A set that is not named this time cannot be compared.
         main = [None, *main_identity(PROTOCOLS[protocol].requirements, plan.main, None)]
         return bool(dataset) or identity["images"] == fingerprint(main)
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """What is asked of a run's evaluation, and what of it is on disk. Torch-free: nothing is computed.
+
+    Args:
+        plan: what is asked.
+        results: what is there.
+        sampled: whether the sample of images for the report is there.
+    """
+
+    plan: EvaluationPlan
+    results: Results
+    sampled: bool
+
+    @classmethod
+    def of(
+        cls, run: Run, settings: EvaluationSettings, held_out: Source | None, teacher: str | None, listings: Path
+    ) -> RunResults:
+        """Open the image sets of a finished run's evaluation.
+
+        Args:
+            run: finished.
+            settings: of the evaluation.
+            held_out: images kept out of training.
+            teacher: fingerprint of the teacher that stands beside the student.
+            listings: where the indices of tar shards are kept.
+
+        Raises:
+            DataError: the evaluation images cannot be opened.
+        """
+        metadata = run.student
+        images = open_main_images(settings, held_out, metadata, listings)
+        results = Results(run.evaluation_path, (metadata["weights"], teacher), settings)
+        plan = EvaluationPlan.of(settings, images, results.encoders, listings)
+        sampled = results.about.get("sample_of") == results.sample_identity(plan)
+        return cls(plan, results, sampled and (run.sample_path.is_file() or bool(results.about["sample"])))
+
+    @property
+    def finished(self) -> dict[str, Any] | None:
+        """What evaluation.json holds; None where something that was asked is missing."""
+        whole = self.results.whole
+        return whole if whole and self.sampled and not self.results.missing(self.plan) else None
 
 
 def _is_of(entry: Mapping[str, Any], task: Task) -> bool:

@@ -30,7 +30,7 @@ from understudy.evaluate.estimate import estimate
 from understudy.evaluate.features import FeatureExtractor, Resources, SetFeatures
 from understudy.evaluate.plan import FORMAT, EvaluationPlan, Task, open_main_images
 from understudy.evaluate.protocols import PROTOCOLS
-from understudy.evaluate.results import Results
+from understudy.evaluate.results import Results, RunResults
 from understudy.evaluate.sample import write_sample
 from understudy.evaluate.settings import WITHOUT_EFFECT, EvaluationSettings
 from understudy.hardware import hardware
@@ -75,14 +75,11 @@ def evaluate_run(
         raise StoreError(f"{run.path} holds no finished student. Run `understudy train` on it again: it resumes.")
     metadata = run.student
     origin = metadata.get("teacher")
-    images = open_main_images(settings, held_out, metadata, resources.listings)
     known = origin["fingerprint"] if origin else control.fingerprint if control else None
-    results = Results(run.evaluation_path, (metadata["weights"], known), settings)
-    plan = EvaluationPlan.of(settings, images, results.encoders, resources.listings)
-    sampled = results.about.get("sample_of") == results.sample_identity(plan)
-    sampled = sampled and (run.sample_path.is_file() or bool(results.about["sample"]))
-    if results.whole and sampled and not results.missing(plan):
-        return results.whole
+    found = RunResults.of(run, settings, held_out, known, resources.listings)
+    if found.finished is not None:
+        return found.finished
+    plan, results = found.plan, found.results
 
     student = load_student(run.path).to(resources.device)
     teacher = _teacher_of(origin, torch.device(resources.device), resources.notify) if origin else control
@@ -96,7 +93,7 @@ def evaluate_run(
             reason = _sample(run, encoded_sets, source, settings)
             results.sample = {"sample": reason, "sample_of": results.sample_identity(plan)}
 
-    return _Evaluation(settings, extractor, plan, results).run(None if sampled else draw)
+    return _Evaluation(settings, extractor, plan, results).run(None if found.sampled else draw)
 
 
 def evaluate_model(
