@@ -301,23 +301,24 @@ def test_settings_that_are_newer_or_older_than_a_run(tmp_path):
         refuse_other_settings(run, settings)
 
 
-@pytest.mark.parametrize("begun", [{"center": True, "weight": 1}, {"center": "true", "weight": "1.0"}])
+@pytest.mark.parametrize("begun", [{"queue": 64, "temperature": 1}, {"queue": "64", "temperature": "1.0"}])
 def test_a_method_setting_is_one_whether_a_file_or_a_flag_says_it(tmp_path, begun):
     def given(**own):
         method = {f"method.{key}": value for key, value in own.items()}
         return resolve(
-            RunSettings, {"data": "digits", "student": "small:resnet8", "teacher": "run:x", "method": "coss", **method}
+            RunSettings,
+            {"data": "digits", "student": "small:resnet8", "teacher": "run:x", "method": "queue_kl", **method},
         )
 
     run = Run(tmp_path)
     run.config_path.write_text(write_toml(resolved(given(**begun))))
-    typed = {"name": "coss", "center": True, "weight": 1.0}
-    for again in ({"center": True, "weight": 1.0}, {"center": "true", "weight": "1"}):
+    typed = {"name": "queue_kl", "queue": 64, "temperature": 1.0}
+    for again in ({"queue": 64, "temperature": 1.0}, {"queue": "64", "temperature": "1"}):
         refuse_other_settings(run, given(**again))
         assert resolve_method(given(**again)).method == typed
         assert run_id(resolve_method(given(**again))) == run_id(resolve_method(given(**begun)))
-    with pytest.raises(TrainingError, match=r"method.center \(was True, now False\)"):
-        refuse_other_settings(run, given(center="false", weight="1"))
+    with pytest.raises(TrainingError, match=r"method.queue \(was 64, now 32\)"):
+        refuse_other_settings(run, given(queue="32", temperature="1"))
 
 
 def test_a_version_with_more_settings_finds_a_run_by_its_name():
