@@ -138,11 +138,13 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tiny(**given: Any) -> Any:
-    """`understudy.distill` at the size of a test."""
-    from understudy.pipeline import distill
+    """`understudy.distill` at the size of a test, without the page at its end."""
+    from understudy import pipeline
 
     digits = {"limit": 64, "evaluation.limit": 64} if str(given["data"]).startswith("digits") else {}
-    return distill(**{**given, **digits, **TINY}, quiet=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "report_stage", lambda *runs, **options: None)
+        return pipeline.distill(**{**given, **digits, **TINY}, quiet=True)
 
 
 WITH_PYTHON = [path for path in PAGES if any(blocks(path, "python")) and path.name != "CONTRIBUTING.md"]

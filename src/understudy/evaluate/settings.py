@@ -38,7 +38,7 @@ class SharedSettings:
         synonyms="data dataset val_data val_dir",
     )
     on: tuple[str, ...] = setting(
-        (), "Further sets, comma-separated: NAME=PATH or NAME of a published set, or a data spec (README, Sets)."
+        (), "Further sets, comma-separated: NAME=PATH or NAME of a published set, or a data spec."
     )
     protocols: tuple[str, ...] = setting(("knn", "linear", "fidelity"), f"Comma-separated, of {', '.join(PROTOCOLS)}.")
     limit: int | None = setting(
