@@ -156,7 +156,7 @@ class EvaluationPlan:
                 tasks.append(Task(protocol, name, identity, fingerprint(parts), fault or ""))
             # Without evaluation images a protocol that needs labels is not an error: nobody asked for it on purpose.
             if not served and not needs.main:
-                fault = f"'{protocol}' is measured on sets of its own. Give --on; docs/reference/sets.md lists what there is."
+                fault = f"'{protocol}' is measured on sets of its own. Give --on; docs/reference/sets.md lists them."
                 tasks.append(Task(protocol, "", identity, "", fault))
         return cls(main, datasets, tuple(tasks))
 
