@@ -51,7 +51,7 @@ class Dataset:
 
     Attributes:
         name: what `--on` calls it.
-        summary: what it is, in one line.
+        summary: what it is, in one line: the first of the docstring.
         paper: whose it is: authors, title, place and year; "" without a paper.
         kind: of its `EvaluationSet`.
         home: where it is officially had.
@@ -66,6 +66,9 @@ class Dataset:
     home: ClassVar[str]
     metric: ClassVar[str | None] = None
 
+    def __init_subclass__(cls) -> None:
+        cls.summary = (cls.__doc__ or "").strip().partition("\n")[0].rstrip(".")
+
     @classmethod
     def open(cls, path: str) -> EvaluationSet:
         """The set in a folder.
@@ -79,13 +82,13 @@ class Dataset:
         raise NotImplementedError
 
 
-def below(path: str, first: str, *, had: str) -> Path:
+def below(path: str, first: str, *, home: str) -> Path:
     """The folder in which `first` lies: the given one, its parent where it was named itself, or a sentence.
 
     Args:
         path: what the user gave.
         first: the file or folder that shows the layout, relative.
-        had: where the set is officially had.
+        home: where the set is officially had.
 
     Raises:
         DataError: it is not there; the sentence names the path expected and where to get the set.
@@ -101,7 +104,7 @@ def below(path: str, first: str, *, had: str) -> Path:
             continue
         if (folder / first).exists():
             return folder
-    raise DataError(f"{root / first} does not exist. Give the folder that holds {first}; the set is had at {had}.")
+    raise DataError(f"{root / first} does not exist. Give the folder that holds {first}; the set is had at {home}.")
 
 
 def within(path: str, *names: str) -> Path:
@@ -110,7 +113,7 @@ def within(path: str, *names: str) -> Path:
     return next((root / name for name in names if (root / name).is_dir()), root)
 
 
-def listed(root: Path, names: Sequence[str], *, had: str) -> Source:
+def listed(root: Path, names: Sequence[str], *, home: str) -> Source:
     """The image files of a list, in its order.
 
     Raises:
@@ -122,7 +125,8 @@ def listed(root: Path, names: Sequence[str], *, had: str) -> Source:
             state = (root / name).stat()
         except OSError:
             raise DataError(
-                f"{root / name} is listed, with {len(names) - 1:,} others, and does not exist. The set is had at {had}."
+                f"{root / name} is listed, with {len(names) - 1:,} others, and does not exist. The set is had at "
+                f"{home}."
             ) from None
         sizes.append(state.st_size)
         times.append(state.st_mtime_ns)

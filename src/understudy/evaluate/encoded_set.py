@@ -168,10 +168,7 @@ class EncodedSet:
         """
         if self.train is None or self.train_labels is None or self.test_labels is None:
             raise DataError("This protocol needs labeled images and there are none. Give --eval-data.")
-        for split, rows, labels in (
-            ("training", self.train, self.train_labels),
-            ("test", self.test, self.test_labels),
-        ):
+        for split, rows, labels in (("training", self.train, self.train_labels), ("test", self.test, self.test_labels)):
             if len(rows) != len(labels):
                 raise ShapeError(f"{self.name}: {len(rows)} {split} rows but {len(labels)} labels.")
             if len(rows) == 0:

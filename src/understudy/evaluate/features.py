@@ -145,20 +145,20 @@ class FeatureExtractor:
     @property
     def encoders(self) -> dict[str, Encoder]:
         """The encoders by name, in order."""
-        found: dict[str, Encoder] = {} if self.teacher is None else {"teacher": self.teacher}
+        encoders: dict[str, Encoder] = {} if self.teacher is None else {"teacher": self.teacher}
         if self.student is not None:
-            found |= {"student": self.student, "student_embed": Embedding(self.student)}
-        return found
+            encoders |= {"student": self.student, "student_embed": Embedding(self.student)}
+        return encoders
 
     @property
     def stores(self) -> dict[str, tuple[Frozen, Path, str]]:
         """What images are sent through: module, root of its stores and stored precision, by name."""
-        found: dict[str, tuple[Frozen, Path, str]] = {}
+        stores: dict[str, tuple[Frozen, Path, str]] = {}
         if self.teacher is not None:
-            found["teacher"] = self.teacher, self.resources.teacher_root, "float16"
+            stores["teacher"] = self.teacher, self.resources.teacher_root, "float16"
         if self.student is not None:
-            found["student"] = StudentBackbone(self.student), Path(self.student_root), "float32"
-        return found
+            stores["student"] = StudentBackbone(self.student), Path(self.student_root), "float32"
+        return stores
 
     def encode(self, source: Source, title: str) -> SetFeatures:
         """One forward pass of each encoder, none where its features are kept; the head works on the backbone's.
@@ -179,7 +179,7 @@ class FeatureExtractor:
                 store = embed(encoder, images, root, inference, dtype=dtype, check=name == "teacher")
                 readable = open_rows(store, images)
                 if len(readable) < len(images):
-                    rows = {other: found[np.isin(images.ids, readable.ids)] for other, found in rows.items()}
+                    rows = {other: features[np.isin(images.ids, readable.ids)] for other, features in rows.items()}
                 images = readable
                 rows[name] = np.asarray(store.embeddings())
                 if name == "student":
@@ -243,7 +243,7 @@ class FeatureExtractor:
             test, numbers = _numbered(dataset, test, base)
         headless = self.student is not None and self.student.headless
         roots = {name: root for name, (_, root, _) in self.stores.items()}
-        found: dict[str, EncodedSet] = {}
+        sets: dict[str, EncodedSet] = {}
         for name, encoder in self.encoders.items():
             main = base[name] if shifted and base else None
             learned: dict[str, Any] = {}
@@ -257,11 +257,11 @@ class FeatureExtractor:
                     "train": train.rows[name], "train_labels": train.source.labels, "train_source": train.source,
                     "class_names": tuple(train.source.class_names or ()), "test_labels": numbers,
                 }  # fmt: skip
-            found[name] = EncodedSet(
+            sets[name] = EncodedSet(
                 name=name,
                 test=np.empty((0, 0), np.float32) if test is None else test.rows[name],
-                reference=None if name == "teacher" else found.get("teacher"),
-                aligned=self.in_teacher_space and "teacher" in found and (name == "student_embed" or headless),
+                reference=None if name == "teacher" else sets.get("teacher"),
+                aligned=self.in_teacher_space and "teacher" in sets and (name == "student_embed" or headless),
                 encoder=encoder,
                 test_source=None if test is None else test.source,
                 dataset=None if dataset is None or dataset.kind == "main" else dataset,
@@ -272,7 +272,7 @@ class FeatureExtractor:
                 progress=self.progress_of(name),
                 **learned,
             )
-        return found
+        return sets
 
     def count_images(self, name: str, features: Mapping[str, SetFeatures]) -> None:
         """Keep how many images of a set there were, by role, and how many could not be read.

@@ -90,4 +90,4 @@ def has_halves(spec: str) -> bool:
         }
         for ending in holders()
     ]
-    return any("train" in found and bool(found & set(HELD_OUT_SPLITS)) for found in (folders, *files))
+    return any("train" in splits and bool(splits & set(HELD_OUT_SPLITS)) for splits in (folders, *files))

@@ -63,9 +63,9 @@ class Display:
 
     Args:
         title: its name on the page.
-        short: its name in a chart.
         sentence: what it does.
         source: the paper, in words.
+        short: its name in a chart; the title unless given.
         compared: patterns of the figures that stand for it in the overview, each compared with the teacher's; of
             several figures that one pattern finds, the first, except where the pattern has a space (a share of labels).
         quoted: patterns of the further figures of the results table; the protocol's own section shows all.
@@ -82,9 +82,9 @@ class Display:
     """
 
     title: str
-    short: str
     sentence: str
     source: str
+    short: str = ""
     compared: tuple[str, ...] = ()
     quoted: tuple[str, ...] = ()
     headline: tuple[str, ...] = ()
@@ -112,24 +112,19 @@ class Display:
             return [name for name in shown if any(re.fullmatch(pattern, name) for pattern in patterns)]
 
         def expanded(templates: Mapping[str, str]) -> dict[str, str]:
-            found = ((name, _expanded(name, templates)) for name in shown)
-            return {name: text for name, text in found if text is not None}
+            titles = ((name, _expanded(name, templates)) for name in shown)
+            return {name: text for name, text in titles if text is not None}
 
+        counts, plain = matching(self.counts), matching(self.plain) if self.percent else shown
         return {
-            "title": self.title,
-            "short": self.short,
-            "sentence": self.sentence,
-            "source": self.source,
-            "compared": list(self.compared),
-            "quoted": list(self.quoted),
-            "percent": self.percent,
+            **{key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()},
+            "short": self.short or self.title,
             "figures": expanded({**TITLES, **self.figures}),
             "labels": expanded(self.labels),
-            "plain": matching((*self.plain, *self.counts)) if self.percent else shown,
-            "less": list(self.less),
+            "plain": list(dict.fromkeys([*plain, *counts])),
             "shares": matching(self.shares),
             "accuracies": matching(self.accuracies),
-            "counts": matching(self.counts),
+            "counts": counts,
             "whole": matching((*self.whole, *self.counts)),
         }
 

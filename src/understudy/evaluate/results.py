@@ -71,7 +71,11 @@ class Results:
         return [task for task in plan.tasks if not self._has(task)]
 
     def _has(self, task: Task) -> bool:
-        figures = [found[task.name] for name, found in self.whole.items() if name != "about" and task.name in found]
+        figures = [
+            of_encoder[task.name]
+            for name, of_encoder in self.whole.items()
+            if name != "about" and task.name in of_encoder
+        ]
         same = self.about.get("tasks", {}).get(task.name) == task.identity
         return same and not any("error" in one for one in figures)
 

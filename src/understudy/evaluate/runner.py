@@ -97,11 +97,7 @@ def evaluate_run(
 
 
 def evaluate_model(
-    spec: str,
-    settings: EvaluationSettings,
-    resources: Resources = DEFAULT_RESOURCES,
-    *,
-    precision: str = "auto",
+    spec: str, settings: EvaluationSettings, resources: Resources = DEFAULT_RESOURCES, *, precision: str = "auto"
 ) -> dict[str, Any]:
     """Evaluate any encoder with weights.
 
@@ -338,7 +334,7 @@ class _Evaluation:
             "train_fingerprint": train_fingerprint,
             "test_fingerprint": test_fingerprint,
             "teacher_precision": None if teacher is None else teacher.precision,
-            "on": {**before.get("on", {}), **{name: found for name, found in images.items() if name}},
+            "on": {**before.get("on", {}), **{name: counts_of_set for name, counts_of_set in images.items() if name}},
             "caveats": [] if main is None else [text for about, text in main.caveats.items() if about in ("", *tasks)],
             # Through JSON, as it will be read back: tuples become lists.
             "settings": json.loads(json.dumps(settings)),

@@ -23,13 +23,7 @@ THUMBNAIL = 64
 
 
 def write_sample(
-    run: Run,
-    student: EncodedSet,
-    embed: EncodedSet,
-    source: Source,
-    *,
-    seed: int = 0,
-    memory_mb: int = 1024,
+    run: Run, student: EncodedSet, embed: EncodedSet, source: Source, *, seed: int = 0, memory_mb: int = 1024
 ) -> None:
     """Write `run.sample_path`: at most 1,000 test images drawn by the seed, in the order of the test set.
 
@@ -52,7 +46,7 @@ def write_sample(
     """
     check_finite(embed.test, f"{embed.name} features of the test images")
     drawn = np.sort(np.random.default_rng(seed).permutation(len(embed.test))[:IMAGES])
-    thumbnails, kept = [], []
+    thumbnails, readable = [], []
     for row in drawn.tolist():
         try:
             image = source.read(row)
@@ -60,15 +54,15 @@ def write_sample(
             continue
         image = ImageOps.fit(image, (THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
         thumbnails.append(np.asarray(image, dtype=np.uint8))
-        kept.append(row)
-    rows = np.array(kept, dtype=np.int64)
+        readable.append(row)
+    rows = np.array(readable, dtype=np.int64)
     labels = embed.test_labels
     arrays = {
         "student": half(embed.test[rows]),
         "features": half(student.test[rows]),
         "labels": np.full(len(rows), -1) if labels is None else np.asarray(labels)[rows].astype(np.int64),
         "class_names": np.array(embed.class_names, dtype=np.str_),
-        "names": np.array([source.name(row) for row in kept], dtype=np.str_),
+        "names": np.array([source.name(row) for row in readable], dtype=np.str_),
         "thumbnails": np.stack(thumbnails) if thumbnails else np.empty((0, THUMBNAIL, THUMBNAIL, 3), np.uint8),
         "student_neighbors": neighbors(embed.test[rows], memory_mb),
     }
@@ -91,8 +85,8 @@ def half(rows: np.ndarray) -> np.ndarray:
 
 def neighbors(rows: np.ndarray, memory_mb: int) -> np.ndarray:
     """(n, 10) int32 nearest other rows by cosine, nearest first; -1 where there are fewer."""
-    found = np.full((len(rows), NEIGHBORS), -1, dtype=np.int32)
+    nearest = np.full((len(rows), NEIGHBORS), -1, dtype=np.int32)
     k = min(NEIGHBORS, len(rows) - 1)
     if k > 0:
-        found[:, :k] = search(rows, rows, k, exclude=np.arange(len(rows)), memory_mb=memory_mb)[0]
-    return found
+        nearest[:, :k] = search(rows, rows, k, exclude=np.arange(len(rows)), memory_mb=memory_mb)[0]
+    return nearest

@@ -26,10 +26,9 @@ KRIZHEVSKY = "Krizhevsky, Learning Multiple Layers of Features from Tiny Images,
 
 
 class TorchvisionDataset(Dataset):
-    """A set that torchvision reads.
+    """A set that torchvision reads; the class is called as torchvision's.
 
     Attributes:
-        reader: its class in `torchvision.datasets`.
         first: the file or folder that torchvision looks for.
         splits: training, validation where there is one, test, by torchvision's names; one alone is divided here.
         shots: of one split alone, training images a class; four fifths unless given.
@@ -37,7 +36,6 @@ class TorchvisionDataset(Dataset):
 
     kind = "labeled"
     metric = "top1"
-    reader: ClassVar[str]
     first: ClassVar[str]
     splits: ClassVar[tuple[str, ...]] = ("train", "test")
     shots: ClassVar[int | None] = None
@@ -45,9 +43,11 @@ class TorchvisionDataset(Dataset):
     @classmethod
     def open(cls, path: str) -> EvaluationSet:
         """See `Dataset`."""
-        root = below(path, cls.first, had=cls.home)
+        root = below(path, cls.first, home=cls.home)
         halves = [
-            Source(f"torchvision:{cls.reader}:{split}", TorchvisionImages(cls.reader, str(root), split, literal=True))
+            Source(
+                f"torchvision:{cls.__name__}:{split}", TorchvisionImages(cls.__name__, str(root), split, literal=True)
+            )
             for split in cls.splits
         ]
         metadata: dict[str, object] = {"metric": cls.metric, "home": cls.home}
@@ -79,36 +79,30 @@ def divided(source: Source, shots: int | None) -> tuple[Source, Source]:
     return source.subset(chosen), source.subset(np.setdiff1d(np.arange(len(source)), chosen))
 
 
-class Cifar10(TorchvisionDataset):
+class CIFAR10(TorchvisionDataset):
     """Photographs of 10 classes, 32 x 32 pixels."""
 
     name = "cifar10"
-    summary = "photographs of 10 classes, 32 x 32 pixels"
     paper = KRIZHEVSKY
     home = "https://www.cs.toronto.edu/~kriz/cifar.html"
-    reader = "CIFAR10"
     first = "cifar-10-batches-py"
 
 
-class Cifar100(TorchvisionDataset):
+class CIFAR100(TorchvisionDataset):
     """Photographs of 100 classes, 32 x 32 pixels."""
 
     name = "cifar100"
-    summary = "photographs of 100 classes, 32 x 32 pixels"
     paper = KRIZHEVSKY
     home = "https://www.cs.toronto.edu/~kriz/cifar.html"
-    reader = "CIFAR100"
     first = "cifar-100-python"
 
 
-class Stl10(TorchvisionDataset):
+class STL10(TorchvisionDataset):
     """Photographs of 10 classes, 96 x 96 pixels."""
 
     name = "stl10"
-    summary = "photographs of 10 classes, 96 x 96 pixels"
     paper = "Coates et al., An Analysis of Single-Layer Networks in Unsupervised Feature Learning, AISTATS 2011"
     home = "https://cs.stanford.edu/~acoates/stl10/"
-    reader = "STL10"
     first = "stl10_binary"
 
 
@@ -116,24 +110,20 @@ class Caltech101(TorchvisionDataset):
     """Objects of 101 classes."""
 
     name = "caltech101"
-    summary = "objects of 101 classes"
     paper = "Fei-Fei et al., Learning Generative Visual Models from Few Training Examples, CVPR Workshops 2004"
     home = "https://data.caltech.edu/records/mzrjq-6wc02"
-    reader = "Caltech101"
     first = "caltech101/101_ObjectCategories"
     splits = ("train",)
     metric = "mean_class"
     shots = CALTECH_SHOTS
 
 
-class Pets(TorchvisionDataset):
+class OxfordIIITPet(TorchvisionDataset):
     """Cats and dogs of 37 breeds."""
 
     name = "pets"
-    summary = "cats and dogs of 37 breeds"
     paper = "Parkhi et al., Cats and Dogs, CVPR 2012"
     home = "https://www.robots.ox.ac.uk/~vgg/data/pets/"
-    reader = "OxfordIIITPet"
     first = "oxford-iiit-pet/annotations"
     splits = ("trainval", "test")
     metric = "mean_class"
@@ -143,23 +133,19 @@ class Flowers102(TorchvisionDataset):
     """Flowers of 102 species."""
 
     name = "flowers102"
-    summary = "flowers of 102 species"
     paper = "Nilsback and Zisserman, Automated Flower Classification over a Large Number of Classes, ICVGIP 2008"
     home = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
-    reader = "Flowers102"
     first = "flowers-102/setid.mat"
     splits = ("train", "val", "test")
     metric = "mean_class"
 
 
-class Dtd(TorchvisionDataset):
+class DTD(TorchvisionDataset):
     """Textures of 47 kinds."""
 
     name = "dtd"
-    summary = "textures of 47 kinds"
     paper = "Cimpoi et al., Describing Textures in the Wild, CVPR 2014"
     home = "https://www.robots.ox.ac.uk/~vgg/data/dtd/"
-    reader = "DTD"
     first = "dtd/dtd/labels"
     splits = ("train", "val", "test")
 
@@ -168,57 +154,47 @@ class Food101(TorchvisionDataset):
     """Dishes of 101 kinds."""
 
     name = "food101"
-    summary = "dishes of 101 kinds"
     paper = "Bossard et al., Food-101: Mining Discriminative Components with Random Forests, ECCV 2014"
     home = "https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/"
-    reader = "Food101"
     first = "food-101/meta"
 
 
-class Aircraft(TorchvisionDataset):
+class FGVCAircraft(TorchvisionDataset):
     """Aircraft of 100 variants."""
 
     name = "aircraft"
-    summary = "aircraft of 100 variants"
     paper = "Maji et al., Fine-Grained Visual Classification of Aircraft, arXiv:1306.5151"
     home = "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/"
-    reader = "FGVCAircraft"
     first = "fgvc-aircraft-2013b/data"
     splits = ("train", "val", "test")
     metric = "mean_class"
 
 
-class Cars(TorchvisionDataset):
+class StanfordCars(TorchvisionDataset):
     """Cars of 196 models."""
 
     name = "cars"
-    summary = "cars of 196 models"
     paper = "Krause et al., 3D Object Representations for Fine-Grained Categorization, ICCV Workshops 2013"
     home = "https://ai.stanford.edu/~jkrause/cars/car_dataset.html"
-    reader = "StanfordCars"
     first = "stanford_cars/devkit"
 
 
-class EuroSat(TorchvisionDataset):
+class EuroSAT(TorchvisionDataset):
     """Satellite images of 10 kinds of land."""
 
     name = "eurosat"
-    summary = "satellite images of 10 kinds of land"
     paper = "Helber et al., EuroSAT: A Novel Dataset for Land Use and Land Cover Classification, JSTARS 2019"
     home = "https://github.com/phelber/EuroSAT"
-    reader = "EuroSAT"
     first = "eurosat/2750"
     splits = ("train",)
 
 
-class Svhn(TorchvisionDataset):
+class SVHN(TorchvisionDataset):
     """House numbers, 32 x 32 pixels."""
 
     name = "svhn"
-    summary = "house numbers, 32 x 32 pixels"
     paper = "Netzer et al., Reading Digits in Natural Images with Unsupervised Feature Learning, NIPS Workshops 2011"
     home = "http://ufldl.stanford.edu/housenumbers/"
-    reader = "SVHN"
     first = "train_32x32.mat"
 
 
@@ -226,7 +202,6 @@ class Voc2007(Dataset):
     """Photographs with objects of 20 classes, several an image."""
 
     name = "voc2007"
-    summary = "photographs with objects of 20 classes, several an image"
     paper = EVERINGHAM
     kind = "labeled"
     home = "http://host.robots.ox.ac.uk/pascal/VOC/voc2007/"
@@ -234,14 +209,14 @@ class Voc2007(Dataset):
     @classmethod
     def open(cls, path: str) -> EvaluationSet:
         """`VOCdevkit/VOC2007`: JPEGImages, ImageSets/Main/CLASS_{train,val,test}.txt with 1, 0 (difficult) or -1."""
-        root = below(path, "VOCdevkit/VOC2007/ImageSets/Main", had=cls.home) / "VOCdevkit" / "VOC2007"
+        root = below(path, "VOCdevkit/VOC2007/ImageSets/Main", home=cls.home) / "VOCdevkit" / "VOC2007"
         sources, marks = {}, {}
         for split in ("train", "val", "test"):
             columns = [_voc_list(root / "ImageSets" / "Main" / f"{one}_{split}.txt", cls.home) for one in VOC_CLASSES]
             ids = list(columns[0])
             marks[split] = np.array([[column[one] for column in columns] for one in ids], dtype=np.int8)
             sources[split] = [f"JPEGImages/{one}.jpg" for one in ids]
-        train = listed(root, sources["train"] + sources["val"], had=cls.home)
+        train = listed(root, sources["train"] + sources["val"], home=cls.home)
         metadata = {
             "metric": "map11",
             "home": cls.home,
@@ -250,7 +225,7 @@ class Voc2007(Dataset):
             "test_marks": marks["test"],
             "validation": np.arange(len(sources["train"]), len(train)),
         }
-        test = listed(root, sources["test"], had=cls.home)
+        test = listed(root, sources["test"], home=cls.home)
         return EvaluationSet(cls.name, "labeled", path, train=train, test=test, metadata=metadata)
 
 
@@ -258,7 +233,6 @@ class Cub200(Dataset):
     """Birds of 200 species."""
 
     name = "cub200"
-    summary = "birds of 200 species"
     paper = "Wah et al., The Caltech-UCSD Birds-200-2011 Dataset, Caltech 2011"
     kind = "labeled"
     home = "https://www.vision.caltech.edu/datasets/cub_200_2011/"
@@ -267,7 +241,7 @@ class Cub200(Dataset):
     @classmethod
     def open(cls, path: str) -> EvaluationSet:
         """`CUB_200_2011`: images.txt, image_class_labels.txt, train_test_split.txt (1 is training), images/."""
-        root = below(path, "CUB_200_2011/images.txt", had=cls.home) / "CUB_200_2011"
+        root = below(path, "CUB_200_2011/images.txt", home=cls.home) / "CUB_200_2011"
         names, numbers, training = (
             [line.split()[1] for line in _lines(root / f"{file}.txt", cls.home)]
             for file in ("images", "image_class_labels", "train_test_split")
@@ -276,7 +250,7 @@ class Cub200(Dataset):
             raise DataError(f"{root}: {len(names)} images, {len(numbers)} labels, {len(training)} split marks.")
         classes = [line.split()[1] for line in _lines(root / "classes.txt", cls.home)]
         labels = np.array(numbers, dtype=np.int64) - 1
-        whole = listed(root, [f"images/{one}" for one in names], had=cls.home).relabeled((labels, classes))
+        whole = listed(root, [f"images/{one}" for one in names], home=cls.home).relabeled((labels, classes))
         mark = np.array(training) == "1"
         train, test = whole.subset(np.flatnonzero(mark)), whole.subset(np.flatnonzero(~mark))
         return EvaluationSet(
@@ -288,7 +262,6 @@ class Sun397(Dataset):
     """Scenes of 397 kinds."""
 
     name = "sun397"
-    summary = "scenes of 397 kinds"
     paper = "Xiao et al., SUN Database: Large-Scale Scene Recognition from Abbey to Zoo, CVPR 2010"
     kind = "labeled"
     home = "https://vision.princeton.edu/projects/2010/SUN/"
@@ -297,11 +270,11 @@ class Sun397(Dataset):
     @classmethod
     def open(cls, path: str) -> EvaluationSet:
         """`SUN397`: class folders /a/abbey, and the first of the ten partitions, Training_01.txt and Testing_01.txt."""
-        root = below(path, "SUN397/Training_01.txt", had=cls.home) / "SUN397"
+        root = below(path, "SUN397/Training_01.txt", home=cls.home) / "SUN397"
         halves, labels = [], []
         for file in ("Training_01.txt", "Testing_01.txt"):
             names = [line.strip().lstrip("/") for line in _lines(root / file, cls.home)]
-            halves.append(listed(root, names, had=cls.home))
+            halves.append(listed(root, names, home=cls.home))
             labels.append([one.rpartition("/")[0] for one in names])
         classes = sorted(set(labels[0]) | set(labels[1]))
         place = {one: number for number, one in enumerate(classes)}

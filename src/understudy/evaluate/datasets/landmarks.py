@@ -41,15 +41,15 @@ def read_ground_truth(path: Path, home: str) -> dict[str, Any]:
         raise DataError(f"{path} does not exist. The set is had at {home}.") from None
     try:
         # The published files were written by Python 2: their byte strings are text.
-        found = _Plain(io.BytesIO(content), encoding="latin1").load()
+        table = _Plain(io.BytesIO(content), encoding="latin1").load()
     except DataError as error:
         raise DataError(f"{path} was not opened: {error}") from None
     except Exception as error:  # whatever a damaged pickle raises
         raise DataError(f"{path} is not a ground-truth pickle that can be read ({error}).") from None
     needed = {"gnd", "imlist", "qimlist"}
-    if not isinstance(found, dict) or not needed <= found.keys():
+    if not isinstance(table, dict) or not needed <= table.keys():
         raise DataError(f"{path} must hold {', '.join(sorted(needed))}; it is of another kind.")
-    return found
+    return table
 
 
 class _Plain(pickle.Unpickler):
@@ -154,14 +154,14 @@ def _box(value: Any) -> tuple[float, ...] | None:
 
 
 def _plain(entry: Mapping[str, Any], images: int, home: str) -> dict[str, np.ndarray]:
-    found = {}
+    lists = {}
     for kind in ("easy", "hard", "junk", "ok"):
         if kind in entry:
             ids = np.asarray(entry[kind], dtype=np.int64).ravel()
             if len(ids) and not (ids.min() >= 0 and ids.max() < images):
                 raise DataError(f"The ground truth names image {ids.max()} of {images}. The set is had at {home}.")
-            found[kind] = ids
-    return found
+            lists[kind] = ids
+    return lists
 
 
 class Landmarks(Dataset):
@@ -177,10 +177,10 @@ class Landmarks(Dataset):
     @classmethod
     def open(cls, path: str) -> EvaluationSet:
         """See `Dataset`."""
-        root = below(path, f"{cls.folder}/gnd_{cls.folder}.pkl", had=cls.home) / cls.folder
+        root = below(path, f"{cls.folder}/gnd_{cls.folder}.pkl", home=cls.home) / cls.folder
         table = read_ground_truth(root / f"gnd_{cls.folder}.pkl", cls.home)
-        database = listed(root, [_file(root, one) for one in table["imlist"]], had=cls.home)
-        photographs = listed(root, [_file(root, one) for one in table["qimlist"]], had=cls.home)
+        database = listed(root, [_file(root, one) for one in table["imlist"]], home=cls.home)
+        photographs = listed(root, [_file(root, one) for one in table["qimlist"]], home=cls.home)
         truth = [_plain(entry, len(database), cls.home) for entry in table["gnd"]]
         if len(truth) != len(photographs):
             raise DataError(
@@ -193,30 +193,27 @@ class Landmarks(Dataset):
 
 
 class RevisitedOxford(Landmarks):
-    """Landmarks of Oxford, revisited."""
+    """Landmarks of Oxford, revisited ground truth."""
 
     name = "roxford5k"
-    summary = "landmarks of Oxford, revisited ground truth"
     paper = RADENOVIC
     home = "http://cmp.felk.cvut.cz/revisitop/"
     folder = "roxford5k"
 
 
 class RevisitedParis(Landmarks):
-    """Landmarks of Paris, revisited."""
+    """Landmarks of Paris, revisited ground truth."""
 
     name = "rparis6k"
-    summary = "landmarks of Paris, revisited ground truth"
     paper = RADENOVIC
     home = "http://cmp.felk.cvut.cz/revisitop/"
     folder = "rparis6k"
 
 
 class Instre(Landmarks):
-    """Instances of objects and logos."""
+    """Instances of 250 objects, buildings and logos."""
 
     name = "instre"
-    summary = "instances of 250 objects, buildings and logos"
     paper = "Wang and Jiang, INSTRE: A New Benchmark for Instance-Level Object Retrieval and Recognition, ACM TOMM 2015"
     home = "http://123.57.42.89/instre/home.html, its ground truth with the diffusion code of Iscen et al."
     folder = "instre"

@@ -75,13 +75,13 @@ class Masks:
                 f"The mask {self.masks[i]} is {numbers.shape[1]} x {numbers.shape[0]} pixels, its image "
                 f"{self.images[i].name} {image.width} x {image.height}. They must be of one size."
             )
-        found = np.array(self.table, dtype=np.int16)[numbers]
-        if (found < 0).any():
+        classes = np.array(self.table, dtype=np.int16)[numbers]
+        if (classes < 0).any():
             raise DataError(
-                f"The mask {self.masks[i]} holds the number {int(numbers[found < 0][0])}; this set has "
+                f"The mask {self.masks[i]} holds the number {int(numbers[classes < 0][0])}; this set has "
                 f"{self.count} classes, and {IGNORED} for pixels to be ignored."
             )
-        return image, found.astype(np.uint8)
+        return image, classes.astype(np.uint8)
 
 
 def read_index_mask(path: Path, source: str = "") -> UInt8[np.ndarray, "H W"]:
@@ -226,35 +226,31 @@ class MasksDataset(Dataset):
 
 
 class VocMasks(MasksDataset):
-    """Pascal VOC 2012's masks."""
+    """Masks of 20 classes and background."""
 
     name = "voc-masks"
-    summary = "masks of 20 classes and background"
     paper = EVERINGHAM
     home = VOC_SOURCE
 
 
 class Ade20k(MasksDataset):
-    """ADE20K's scene parsing."""
+    """Scenes with masks of 150 classes."""
 
     name = "ade20k"
-    summary = "scenes with masks of 150 classes"
     paper = "Zhou et al., Scene Parsing through ADE20K Dataset, CVPR 2017"
     home = ADE_SOURCE
 
 
 class Cityscapes(MasksDataset):
-    """Streets of German cities."""
+    """Streets with masks of 19 classes."""
 
     name = "cityscapes"
-    summary = "streets with masks of 19 classes"
     paper = "Cordts et al., The Cityscapes Dataset for Semantic Urban Scene Understanding, CVPR 2016"
     home = CITYSCAPES_SOURCE
 
 
 class IndexMasks(MasksDataset):
-    """Masks of your own."""
+    """Your own: images, masks of class numbers and classes.txt."""
 
     name = "index-masks"
-    summary = "your own: images, masks of class numbers and classes.txt"
     home = "your own"

@@ -75,11 +75,11 @@ class Objects:
             UnreadableImage: it cannot be decoded.
         """
         image = to_rgb(read_expected(self.paths[i]), str(self.paths[i]))
-        wanted = (self.images[i]["width"], self.images[i]["height"])
-        if image.size != wanted:
+        expected = (self.images[i]["width"], self.images[i]["height"])
+        if image.size != expected:
             raise DataError(
-                f"{self.paths[i]} is {image.width} x {image.height} pixels, its annotation says {wanted[0]} x "
-                f"{wanted[1]}: the boxes would not fit."
+                f"{self.paths[i]} is {image.width} x {image.height} pixels, its annotation says {expected[0]} x "
+                f"{expected[1]}: the boxes would not fit."
             )
         return image
 
@@ -158,10 +158,10 @@ def _coco(root: Path, split: str) -> Objects:
                     f"{path}: object {one['id']} names image {one['image_id']}, category {one['category_id']} and box "
                     f"{one['bbox']}; the image or the category is not in the file, or the box has not four numbers."
                 )
-            kept = {key: one[key] for key in ("id", "image_id", "category_id", "bbox", "segmentation") if key in one}
+            fields = {key: one[key] for key in ("id", "image_id", "category_id", "bbox", "segmentation") if key in one}
             width, height = one["bbox"][2:]
             of_image[one["image_id"]].append(
-                {**kept, "area": one.get("area", width * height), "iscrowd": int(one.get("iscrowd", 0))}
+                {**fields, "area": one.get("area", width * height), "iscrowd": int(one.get("iscrowd", 0))}
             )
         metadata = [{"id": one["id"], "width": one["width"], "height": one["height"]} for one in images]
         paths = [root / split / one["file_name"] for one in images]
@@ -181,10 +181,10 @@ def _voc(parts: Sequence[tuple[Path, str]]) -> Objects:
         listing = folder / "ImageSets" / "Main" / f"{split}.txt"
         for name in read_expected(listing, VOC_SOURCE).decode().split():
             file = folder / "Annotations" / f"{name}.xml"
-            width, height, found = _voc_image(file)
+            width, height, objects_of_image = _voc_image(file)
             number = len(paths) + 1  # the years use the same names
             of_image = []
-            for category, (x0, y0, x1, y1), difficult in found:
+            for category, (x0, y0, x1, y1), difficult in objects_of_image:
                 objects += 1
                 of_image.append(
                     {
@@ -210,7 +210,7 @@ def _voc_image(file: Path) -> tuple[int, int, list[tuple[int, tuple[float, float
     """Width, height, and of each object its category, 0-based corners and whether it is difficult."""
     try:
         root = ElementTree.fromstring(read_expected(file, VOC_SOURCE))
-        found = []
+        objects = []
         for one in root.iter("object"):
             name = _text(one, "name")
             x0, y0, x1, y1 = (float(_text(one, f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
@@ -218,8 +218,8 @@ def _voc_image(file: Path) -> tuple[int, int, list[tuple[int, tuple[float, float
                 raise DataError(f"{file}: '{name}' is none of the {len(VOC_CLASSES)} classes of Pascal VOC.")
             difficult = int(one.findtext("difficult", "0"))
             # The first pixel is number 1 and the last one belongs to the box.
-            found.append((VOC_CLASSES.index(name) + 1, (x0 - 1, y0 - 1, x1, y1), difficult))
-        return int(_text(root, "size/width")), int(_text(root, "size/height")), found
+            objects.append((VOC_CLASSES.index(name) + 1, (x0 - 1, y0 - 1, x1, y1), difficult))
+        return int(_text(root, "size/width")), int(_text(root, "size/height")), objects
     except (ElementTree.ParseError, ValueError) as error:
         raise DataError(f"{file} is not a Pascal VOC annotation ({error}).") from None
 
@@ -245,18 +245,16 @@ class ObjectsDataset(Dataset):
 
 
 class Coco(ObjectsDataset):
-    """COCO's boxes and outlines."""
+    """Objects of 80 classes with boxes and outlines."""
 
     name = "coco"
-    summary = "objects of 80 classes with boxes and outlines"
     paper = "Lin et al., Microsoft COCO: Common Objects in Context, ECCV 2014"
     home = COCO_SOURCE
 
 
 class Voc(ObjectsDataset):
-    """Pascal VOC's boxes."""
+    """Objects of 20 classes with boxes."""
 
     name = "voc"
-    summary = "objects of 20 classes with boxes"
     paper = EVERINGHAM
     home = VOC_SOURCE

@@ -75,14 +75,14 @@ def numbered_as(source: Source, names: Sequence[str], title: str, *, published: 
         elif len(names) == IMAGENET and not any(WNID.fullmatch(name) for name in names):
             known = {wnid: number for number, wnid in enumerate(imagenet_wnids())}
     table = np.array([known.get(name, -1) for name in own], dtype=np.int64)
-    found: np.ndarray = table[labels]
-    unknown = [own[number] for number in np.unique(labels[found < 0]).tolist()]
+    numbers: np.ndarray = table[labels]
+    unknown = [own[number] for number in np.unique(labels[numbers < 0]).tolist()]
     if unknown and not (published and len(used) - len(unknown) >= 2):
         raise DataError(
             f"{len(unknown)} of {len(used)} classes of {title} are not among the {len(names)} of the main evaluation "
             f"images, e.g. '{unknown[0]}'; those are {', '.join(names[:5])}, ... Class folders must be named alike."
         )
-    return found
+    return numbers
 
 
 class ClassFolders(Dataset):
@@ -116,7 +116,6 @@ class ImagenetV2(ClassFolders):
     """New photographs of ImageNet's classes, matched frequency."""
 
     name = "imagenet-v2"
-    summary = "new photographs of ImageNet's classes, matched frequency"
     paper = RECHT
     home = "https://github.com/modestyachts/ImageNetV2"
     archive = "imagenetv2-matched-frequency-format-val"
@@ -126,7 +125,6 @@ class ImagenetV2Threshold(ClassFolders):
     """ImageNet-v2, threshold 0.7."""
 
     name = "imagenet-v2-threshold"
-    summary = "ImageNet-v2, threshold 0.7"
     paper = RECHT
     home = "https://github.com/modestyachts/ImageNetV2"
     archive = "imagenetv2-threshold0.7-format-val"
@@ -136,7 +134,6 @@ class ImagenetV2Top(ClassFolders):
     """ImageNet-v2, top images."""
 
     name = "imagenet-v2-top"
-    summary = "ImageNet-v2, top images"
     paper = RECHT
     home = "https://github.com/modestyachts/ImageNetV2"
     archive = "imagenetv2-top-images-format-val"
@@ -146,7 +143,6 @@ class ImagenetSketch(ClassFolders):
     """Drawings of ImageNet's classes."""
 
     name = "imagenet-sketch"
-    summary = "drawings of ImageNet's classes"
     paper = "Wang et al., Learning Robust Global Representations by Penalizing Local Predictive Power, NeurIPS 2019"
     home = "https://github.com/HaohanWang/ImageNet-Sketch"
     archive = "sketch"
@@ -156,7 +152,6 @@ class ImagenetA(ClassFolders):
     """Photographs of 200 classes that a ResNet-50 gets wrong."""
 
     name = "imagenet-a"
-    summary = "photographs of 200 classes that a ResNet-50 gets wrong"
     paper = "Hendrycks et al., Natural Adversarial Examples, CVPR 2021"
     home = "https://github.com/hendrycks/natural-adv-examples"
     archive = "imagenet-a"
@@ -166,7 +161,6 @@ class ImagenetR(ClassFolders):
     """Art, toys and drawings of 200 classes."""
 
     name = "imagenet-r"
-    summary = "art, toys and drawings of 200 classes"
     paper = "Hendrycks et al., The Many Faces of Robustness, ICCV 2021"
     home = "https://github.com/hendrycks/imagenet-r"
     archive = "imagenet-r"
@@ -176,7 +170,6 @@ class ImagenetC(Dataset):
     """ImageNet's validation images under 15 corruptions of 5 severities."""
 
     name = "imagenet-c"
-    summary = "ImageNet's validation images under 15 corruptions of 5 severities"
     paper = HENDRYCKS
     kind = "shift"
     home = "https://zenodo.org/records/2235448 (ImageNet-C)"
@@ -203,12 +196,7 @@ class ImagenetC(Dataset):
         wnids = wnid.dictionary_encode()
         classes = [str(one) for one in wnids.dictionary.to_pylist()]
         test = source.relabeled((_numbers(wnids), classes))
-        metadata = {
-            "part": _numbers(part),
-            "parts": part.dictionary.to_pylist(),
-            "normalize": True,
-            "home": cls.home,
-        }
+        metadata = {"part": _numbers(part), "parts": part.dictionary.to_pylist(), "normalize": True, "home": cls.home}
         return EvaluationSet(cls.name, "shift", path, test=test, metadata=metadata)
 
 
@@ -216,7 +204,6 @@ class Cifar10C(Dataset):
     """CIFAR-10's test images under corruptions of 5 severities."""
 
     name = "cifar10-c"
-    summary = "CIFAR-10's test images under corruptions of 5 severities"
     paper = HENDRYCKS
     kind = "shift"
     home = "https://zenodo.org/records/2535967 (CIFAR-10-C)"
@@ -224,7 +211,7 @@ class Cifar10C(Dataset):
     @classmethod
     def open(cls, path: str) -> EvaluationSet:
         """`labels.npy` (50,000,) and CORRUPTION.npy (50,000, 32, 32, 3): 10,000 images for each severity in turn."""
-        root = below(str(within(path, "CIFAR-10-C", cls.name)), "labels.npy", had=cls.home)
+        root = below(str(within(path, "CIFAR-10-C", cls.name)), "labels.npy", home=cls.home)
         try:
             labels = np.load(root / "labels.npy", allow_pickle=False).astype(np.int64)
         except (OSError, ValueError) as error:

@@ -85,10 +85,9 @@ def open_videos(root: Path) -> Videos:
 
 
 class Davis2017(Dataset):
-    """DAVIS-2017's validation videos."""
+    """30 videos with a mask of each object in each frame."""
 
     name = "davis"
-    summary = "30 videos with a mask of each object in each frame"
     paper = "Pont-Tuset et al., The 2017 DAVIS Challenge on Video Object Segmentation, arXiv:1704.00675"
     kind = "videos"
     home = DAVIS_SOURCE

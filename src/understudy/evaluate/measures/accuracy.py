@@ -26,11 +26,7 @@ def mean_class(hits: np.ndarray, labels: Int[np.ndarray, " M"], classes: int) ->
 
 
 def accuracies(
-    probe: Probe,
-    features: Float[np.ndarray, "M F"],
-    labels: Int[np.ndarray, " M"],
-    classes: int,
-    memory_mb: int = 1024,
+    probe: Probe, features: Float[np.ndarray, "M F"], labels: Int[np.ndarray, " M"], classes: int, memory_mb: int = 1024
 ) -> Figures:
     """Accuracies in per cent on test images.
 
@@ -75,7 +71,7 @@ def average_precision_11(scores: Float[np.ndarray, "M C"], marks: Int[np.ndarray
     Source:
         Everingham et al., "The PASCAL Visual Object Classes (VOC) Challenge", IJCV 2010, section 4.2.
     """
-    found = []
+    precisions = []
     for score, mark in zip(scores.T, marks.T, strict=True):
         score, mark = score[mark != 0], mark[mark != 0]
         if not (mark > 0).any():
@@ -85,5 +81,5 @@ def average_precision_11(scores: Float[np.ndarray, "M C"], marks: Int[np.ndarray
         precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
         # 11 thresholds as whole numbers of hits would have it: 0.1 * 3 in floating point is above 0.3.
         reached = [precision[recall >= step / 10 - 1e-12].max(initial=0.0) for step in range(11)]
-        found.append(float(np.mean(reached)))
-    return np.array(found)
+        precisions.append(float(np.mean(reached)))
+    return np.array(precisions)

@@ -27,8 +27,8 @@ def outline_mask(outline: Any, height: int, width: int) -> np.ndarray:
     with warnings.catch_warnings():
         # pycocotools 2.0.11 hands its array over without numpy 2's `copy` keyword.
         warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
-        found: np.ndarray = tools.decode(runs)
-    return found
+        drawn: np.ndarray = tools.decode(runs)
+    return drawn
 
 
 def mask_tools() -> Any:

@@ -98,8 +98,8 @@ def snow(x: Pixels, c: tuple[float, ...], rng: Draws) -> Pixels:
     flakes = _trail(np.clip(flakes, 0, 1), int(c[4]), c[5], rng.uniform(-135, -45))
     gray = (x @ np.array([0.299, 0.587, 0.114]))[:, :, None]
     white = c[6] * x + (1 - c[6]) * np.maximum(x, 1.5 * gray + 0.5)
-    found: np.ndarray = white + flakes + flakes[::-1, ::-1]
-    return found
+    snowy: np.ndarray = white + flakes + flakes[::-1, ::-1]
+    return snowy
 
 
 def frost(x: Pixels, c: tuple[float, float], rng: Draws, photographs: list[np.ndarray]) -> Pixels:
@@ -107,31 +107,31 @@ def frost(x: Pixels, c: tuple[float, float], rng: Draws, photographs: list[np.nd
     photograph = photographs[int(rng.integers(len(photographs)))]
     height, width = x.shape[:2]
     top, left = (int(rng.integers(0, room + 1)) for room in (photograph.shape[0] - height, photograph.shape[1] - width))
-    found: np.ndarray = c[0] * x + c[1] * photograph[top : top + height, left : left + width]
-    return found
+    frosted: np.ndarray = c[0] * x + c[1] * photograph[top : top + height, left : left + width]
+    return frosted
 
 
 def fog(x: Pixels, c: tuple[float, float], rng: Draws) -> Pixels:
     """A plasma cloud of strength c[0], its detail falling by c[1] an octave."""
     side = 1 << (max(x.shape[:2]) - 1).bit_length()
     cloud = _plasma(side, c[1], rng)[: x.shape[0], : x.shape[1], None]
-    found: np.ndarray = (x + c[0] * cloud) * x.max() / (x.max() + c[0])
-    return found
+    foggy: np.ndarray = (x + c[0] * cloud) * x.max() / (x.max() + c[0])
+    return foggy
 
 
 def brightness(x: Pixels, c: float, rng: Draws) -> Pixels:  # noqa: ARG001
     """The value of hue, saturation and value raised by c."""
     value = x.max(axis=2, keepdims=True)
     raised = np.clip(value + c, 0, 1)
-    found: np.ndarray = np.where(value > 0, x * raised / np.maximum(value, 1e-12), raised)
-    return found
+    bright: np.ndarray = np.where(value > 0, x * raised / np.maximum(value, 1e-12), raised)
+    return bright
 
 
 def contrast(x: Pixels, c: float, rng: Draws) -> Pixels:  # noqa: ARG001
     """Distances from each channel's mean times c."""
     mean = x.mean(axis=(0, 1), keepdims=True)
-    found: np.ndarray = (x - mean) * c + mean
-    return found
+    changed: np.ndarray = (x - mean) * c + mean
+    return changed
 
 
 def elastic_transform(x: Pixels, c: tuple[float, float, float], rng: Draws) -> Pixels:
@@ -257,10 +257,10 @@ def corrupt(
     if name == "frost":
         if not photographs:
             raise DataError("Frost is laid over photographs, and there are none.")
-        found = frost(x, c, rng, photographs)
+        corrupted = frost(x, c, rng, photographs)
     else:
-        found = CORRUPTIONS[name](x, c, rng)
-    result: np.ndarray = np.asarray(_image(found))
+        corrupted = CORRUPTIONS[name](x, c, rng)
+    result: np.ndarray = np.asarray(_image(corrupted))
     return result
 
 
@@ -294,9 +294,9 @@ class CorruptedImages:
 
     def read(self, row: int) -> Image.Image:
         """See `Images`."""
-        seen = np.asarray(center(self.source.read(row), *self.geometry))
+        pixels = np.asarray(center(self.source.read(row), *self.geometry))
         number = int(self.source.ids[row])
-        return Image.fromarray(corrupt(seen, self.name, self.severity, number, self.photographs))
+        return Image.fromarray(corrupt(pixels, self.name, self.severity, number, self.photographs))
 
     def names(self, rows: np.ndarray) -> pa.Array:
         """See `Images`."""
@@ -320,7 +320,7 @@ def frost_photographs(folder: str, size: int) -> list[np.ndarray]:
             f"{root} holds no photographs of frost. They are frost1.png to frost6.jpg of the authors' repository "
             "hendrycks/robustness."
         )
-    found = []
+    photographs = []
     for path in files:
         with Image.open(path) as opened:
             image = opened.convert("RGB")
@@ -329,8 +329,8 @@ def frost_photographs(folder: str, size: int) -> list[np.ndarray]:
         if min(image.size) < size:
             factor = size / min(image.size)
             image = image.resize((round(image.width * factor) + 1, round(image.height * factor) + 1))
-        found.append(np.asarray(image) / 255.0)
-    return found
+        photographs.append(np.asarray(image) / 255.0)
+    return photographs
 
 
 def _image(x: np.ndarray) -> Image.Image:
@@ -348,26 +348,26 @@ def _trail(x: np.ndarray, radius: int, sigma: float, degrees: float) -> np.ndarr
     weights /= weights.sum()
     height, width = x.shape[:2]
     down, right = np.sin(np.deg2rad(degrees)), np.cos(np.deg2rad(degrees))
-    found = np.zeros_like(x)
+    trail = np.zeros_like(x)
     for step, weight in enumerate(weights):
         rows = np.clip(np.arange(height) + round(step * down), 0, height - 1)
         columns = np.clip(np.arange(width) + round(step * right), 0, width - 1)
-        found += weight * x[rows][:, columns]
-    return found
+        trail += weight * x[rows][:, columns]
+    return trail
 
 
 def _zoomed(x: np.ndarray, factor: float) -> np.ndarray:
     """The middle of the image, enlarged by the factor to the image's own size."""
     cuts, factors = [], []
     for side in x.shape[:2]:
-        kept = int(np.ceil(side / factor))
-        start = (side - kept) // 2
-        cuts.append(slice(start, start + kept))
+        extent = int(np.ceil(side / factor))
+        start = (side - extent) // 2
+        cuts.append(slice(start, start + extent))
         factors.append(factor)
     large = ndimage.zoom(x[cuts[0], cuts[1]], (*factors, 1), order=1)
     starts = [(have - want) // 2 for have, want in zip(large.shape[:2], x.shape[:2], strict=True)]
-    found = large[starts[0] : starts[0] + x.shape[0], starts[1] : starts[1] + x.shape[1]]
-    return np.array(found)
+    middle = large[starts[0] : starts[0] + x.shape[0], starts[1] : starts[1] + x.shape[1]]
+    return np.array(middle)
 
 
 def _plasma(side: int, decay: float, rng: Draws) -> np.ndarray:

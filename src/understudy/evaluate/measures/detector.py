@@ -35,13 +35,7 @@ WARMUP = 1000
 
 
 def detection_figures(encoded_set: EncodedSet, settings: DetectionSettings, seed: int) -> Figures:
-    """Train the detector and score it; see `Detection.evaluate`.
-
-    Args:
-        encoded_set: an encoder, a set with boxes, and the `folder` where the detector is kept while it trains.
-        settings: schedule and sizes.
-        seed: of the heads' weights, the order of images, flips, scales and proposals.
-    """
+    """See `Detection.evaluate`."""
     mask_tools()  # before hours of training, not after
     assert encoded_set.dataset is not None
     assert encoded_set.folder is not None
@@ -63,11 +57,11 @@ def detection_figures(encoded_set: EncodedSet, settings: DetectionSettings, seed
     with lock(folder):
         path = folder / "detector.pt"
         _train(detector, _Learned(train, masks), settings, seed, path, encoded_set)
-        found = _detect(detector, test, masks, encoded_set)
+        detections = _detect(detector, test, masks, encoded_set)
         path.unlink()  # its figures are what is kept
     figures: Figures = {}
     for kind in ("box", "mask") if masks else ("box",):
-        measured = average_precision(test.coco(), found, kind)
+        measured = average_precision(test.coco(), detections, kind)
         figures |= {f"{kind}_{name}": value for name, value in measured.items()}
     return {**figures, "images": len(test), "iterations": settings.iterations}
 
@@ -117,22 +111,22 @@ class _Learned(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     def __init__(self, objects: Objects, masks: bool) -> None:
         self.objects, self.masks = objects, masks
         self.labels = {one["id"]: label for label, one in enumerate(objects.categories, 1)}
-        self.kept = [
+        self.usable = [
             [place for place, one in enumerate(of_image) if not one["iscrowd"] and min(one["bbox"][2:]) >= 1]
             for of_image in objects.annotations
         ]
-        self.rows = [row for row, kept in enumerate(self.kept) if kept]
+        self.rows = [row for row, places in enumerate(self.usable) if places]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, position: int) -> tuple[Tensor, dict[str, Tensor]]:
         row = self.rows[position]
-        kept = self.kept[row]
-        chosen = [self.objects.annotations[row][place] for place in kept]
+        places = self.usable[row]
+        chosen = [self.objects.annotations[row][place] for place in places]
         image = _pixels(self.objects, row)
         target = {
-            "boxes": torch.from_numpy(self.objects.boxes(row)[kept]).float(),
+            "boxes": torch.from_numpy(self.objects.boxes(row)[places]).float(),
             "labels": torch.tensor([self.labels[one["category_id"]] for one in chosen]),
         }
         if self.masks:
@@ -235,13 +229,13 @@ def _rate(step: int, steps: int) -> float:
 
 def _flipped(image: Tensor, target: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     """Mirrored left to right, boxes and masks with it."""
-    found = dict(target)
+    flipped = dict(target)
     width = image.shape[-1]
-    found["boxes"] = torch.stack([width - target["boxes"][:, 2], target["boxes"][:, 1],
+    flipped["boxes"] = torch.stack([width - target["boxes"][:, 2], target["boxes"][:, 1],
                                   width - target["boxes"][:, 0], target["boxes"][:, 3]], dim=1)  # fmt: skip
     if "masks" in target:
-        found["masks"] = target["masks"].flip(-1)
-    return image.flip(-1), found
+        flipped["masks"] = target["masks"].flip(-1)
+    return image.flip(-1), flipped
 
 
 def _resume(path: Path, detector: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> int:
@@ -262,7 +256,7 @@ def _detect(detector: nn.Module, objects: Objects, masks: bool, encoded_set: Enc
     """Detections of every image, in COCO's result format: boxes (x, y, width, height) and run lengths."""
     detector.eval()
     tools = mask_tools()
-    found: list[dict[str, Any]] = []
+    detections: list[dict[str, Any]] = []
     stream = _stream(_Seen(objects), range(len(objects)), 1, encoded_set.workers or 0)
     for row, (image,) in enumerate(stream):
         (output,) = detector([image.to(encoded_set.device).float() / 255])
@@ -278,7 +272,7 @@ def _detect(detector: nn.Module, objects: Objects, masks: bool, encoded_set: Enc
             if masks:
                 inside = (output["masks"][place, 0] > 0.5).to(torch.uint8).cpu().numpy()
                 one["segmentation"] = tools.encode(np.asfortranarray(inside))
-            found.append(one)
+            detections.append(one)
         if encoded_set.progress and ((row + 1) % 50 == 0 or row + 1 == len(objects)):
             encoded_set.progress(row + 1, len(objects), "testing")
-    return found
+    return detections

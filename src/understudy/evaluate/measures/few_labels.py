@@ -24,13 +24,7 @@ LISTS = {"1%": "1percent.txt", "10%": "10percent.txt"}
 
 
 def few_label_figures(encoded_set: EncodedSet, settings: EvaluationSettings, own: SemiSettings) -> Figures:
-    """Every figure of `Semi.evaluate`.
-
-    Args:
-        encoded_set: features and labels of training and test images; for fine-tuning, pixels too.
-        settings: `seed`, `memory_mb` and `finetune`.
-        own: which labels are used.
-    """
+    """See `Semi.evaluate`."""
     data = encoded_set.labeled()
     figures: Figures = {}
     notes: list[str] = []
@@ -74,8 +68,8 @@ def _probe(data: Labeled, chosen: np.ndarray, settings: EvaluationSettings, enco
     else:
         held_out = validation_split(labels, settings.seed)
         probe = fit_probe(rows, labels, held_out, device=encoded_set.device, memory_mb=settings.memory_mb)
-    found = accuracies(probe, data.test, data.test_labels, data.classes, settings.memory_mb)
-    return {name: found[name] for name in ("top1", "top5") if name in found}
+    figures = accuracies(probe, data.test, data.test_labels, data.classes, settings.memory_mb)
+    return {name: figures[name] for name in ("top1", "top5") if name in figures}
 
 
 def _draws(
@@ -123,17 +117,17 @@ def _listed(path: Path, encoded_set: EncodedSet) -> np.ndarray:
     if source is None:
         raise DataError(f"The list {path} names files, and of {encoded_set.name} there are only features.")
     try:
-        wanted = {Path(line.strip()).name for line in path.read_text(encoding="utf-8").splitlines() if line.strip()}
+        listed = {Path(line.strip()).name for line in path.read_text(encoding="utf-8").splitlines() if line.strip()}
     except OSError:
         raise DataError(
             f"{path} does not exist. The published lists are in the SimCLR repository, imagenet_subsets/; without "
             "--semi.lists images are drawn with the seed."
         ) from None
     names = [Path(name).name for name in source.names.to_pylist()]
-    found = np.array([place for place, name in enumerate(names) if name in wanted], dtype=np.int64)
-    if len(found) < len(wanted):
+    positions = np.array([place for place, name in enumerate(names) if name in listed], dtype=np.int64)
+    if len(positions) < len(listed):
         raise DataError(
-            f"{path} lists {len(wanted):,} images, and {len(found):,} of them are among the {len(names):,} training "
-            f"images of {source.spec}. Is it the list of this set?"
+            f"{path} lists {len(listed):,} images, and {len(positions):,} of them are among the {len(names):,} "
+            f"training images of {source.spec}. Is it the list of this set?"
         )
-    return found
+    return positions

@@ -26,16 +26,16 @@ def unit(rows: Float[np.ndarray, "N F"]) -> Float[np.ndarray, "N F"]:
     """The rows in float64 at length 1; rows of zero stay zero."""
     rows = np.asarray(rows, dtype=np.float64)
     length = np.linalg.norm(rows, axis=1, keepdims=True)
-    found: np.ndarray = np.where(length > 1e-12, rows / np.maximum(length, 1e-300), 0.0)
-    return found
+    scaled: np.ndarray = np.where(length > 1e-12, rows / np.maximum(length, 1e-300), 0.0)
+    return scaled
 
 
 def gram(rows: Float[np.ndarray, "N F"]) -> Float[np.ndarray, "N N"]:
     """Inner products of rows about their mean, in float64."""
     centered = np.asarray(rows, dtype=np.float64)
     centered = centered - centered.mean(axis=0)
-    found: np.ndarray = centered @ centered.T
-    return found
+    products: np.ndarray = centered @ centered.T
+    return products
 
 
 def distances(rows: Float[np.ndarray, "N F"]) -> Float[np.ndarray, "N N"]:
@@ -43,9 +43,9 @@ def distances(rows: Float[np.ndarray, "N F"]) -> Float[np.ndarray, "N N"]:
     rows = np.asarray(rows, dtype=np.float64)
     rows = rows - rows.mean(axis=0)  # smaller numbers cancel less
     squares = (rows**2).sum(axis=1)
-    found: np.ndarray = np.sqrt(np.maximum(squares[:, None] + squares[None] - 2 * rows @ rows.T, 0.0))
-    np.fill_diagonal(found, 0.0)
-    return found
+    lengths: np.ndarray = np.sqrt(np.maximum(squares[:, None] + squares[None] - 2 * rows @ rows.T, 0.0))
+    np.fill_diagonal(lengths, 0.0)
+    return lengths
 
 
 def linear_cka(first: Float[np.ndarray, "N F1"], second: Float[np.ndarray, "N F2"]) -> float:
@@ -120,8 +120,8 @@ def distance_correlation(first: Float[np.ndarray, "N N"], second: Float[np.ndarr
 
 
 def _centered(matrix: np.ndarray) -> np.ndarray:
-    found: np.ndarray = matrix - matrix.mean(axis=0) - matrix.mean(axis=1, keepdims=True) + matrix.mean()
-    return found
+    centered: np.ndarray = matrix - matrix.mean(axis=0) - matrix.mean(axis=1, keepdims=True) + matrix.mean()
+    return centered
 
 
 def two_nn(matrix: Float[np.ndarray, "N N"]) -> float:
@@ -224,8 +224,8 @@ def interval_by_halves(
         Shao & Wu, "A general theory for jackknife variance estimation", Annals of Statistics 1989 (delete-half).
     """
     rng = np.random.default_rng(seed)
-    found = np.array([measure(np.sort(rng.permutation(count)[: count // 2])) for _ in range(draws)])
-    low, high = _ends((found - found.mean()) * np.sqrt(count / (images or count)))
+    values = np.array([measure(np.sort(rng.permutation(count)[: count // 2])) for _ in range(draws)])
+    low, high = _ends((values - values.mean()) * np.sqrt(count / (images or count)))
     return value + low, value + high
 
 

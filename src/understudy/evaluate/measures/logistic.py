@@ -250,12 +250,12 @@ class LogisticPath:
     def score(self, solution: Float[Tensor, "C R1"], index: Int[np.ndarray, " m"], metric: str) -> float:
         """A solution's score in per cent on other images of the same features, as `fit_chosen` says."""
         weights = solution[:, :-1] @ self.axes.T.to(self.dtype)
-        found = []
+        parts = []
         for start in range(0, len(index), self.block):
             x = (self._raw(index[start : start + self.block]) - self.mean).to(self.dtype)
             scores = torch.addmm(solution[:, -1:], weights, x.T)
-            found.append((scores.T if metric == "map11" else scores.argmax(0)).cpu().numpy())
-        guesses, truth = np.concatenate(found), self.targets[index]
+            parts.append((scores.T if metric == "map11" else scores.argmax(0)).cpu().numpy())
+        guesses, truth = np.concatenate(parts), self.targets[index]
         if metric == "map11":
             return 100.0 * float(np.mean(average_precision_11(guesses.astype(np.float64), truth)))
         hits = guesses == truth

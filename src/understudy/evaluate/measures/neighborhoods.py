@@ -57,8 +57,8 @@ def neighbor_order(unit: Float[np.ndarray, "N F"]) -> Int[np.ndarray, "N M"]:
     """(N, N - 1) the other images by falling cosine, equal ones by row."""
     cosines = unit @ unit.T
     np.fill_diagonal(cosines, -np.inf)
-    found: np.ndarray = np.argsort(-cosines, axis=1, kind="stable")[:, :-1].astype(np.int32)
-    return found
+    order: np.ndarray = np.argsort(-cosines, axis=1, kind="stable")[:, :-1].astype(np.int32)
+    return order
 
 
 def trust_and_continuity(
@@ -76,12 +76,13 @@ def trust_and_continuity(
     place = np.full(len(original), -1, dtype=np.int32)
     place[part] = np.arange(count)
     orders = [
-        kept[kept >= 0].reshape(count, count - 1) for kept in (place[order[part]] for order in (original, mapped))
+        order_of_part[order_of_part >= 0].reshape(count, count - 1)
+        for order_of_part in (place[order[part]] for order in (original, mapped))
     ]
-    found = []
+    scores = []
     for here, there in (orders, orders[::-1]):
         ranks = np.empty((count, count), dtype=np.int32)
         np.put_along_axis(ranks, here, np.arange(1, count, dtype=np.int32)[None], axis=1)
         penalty = np.maximum(np.take_along_axis(ranks, there[:, :k], axis=1) - k, 0).sum(dtype=np.int64)
-        found.append(float(1.0 - penalty * 2.0 / (count * k * (2 * count - 3 * k - 1))))
-    return found[0], found[1]
+        scores.append(float(1.0 - penalty * 2.0 / (count * k * (2 * count - 3 * k - 1))))
+    return scores[0], scores[1]

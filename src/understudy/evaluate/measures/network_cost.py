@@ -25,12 +25,7 @@ SECONDS = 2.0
 
 
 def network_cost(encoded_set: EncodedSet, batch_size: int) -> Figures:
-    """Everything that `Cost.evaluate` gives.
-
-    Args:
-        encoded_set: its encoder; no images.
-        batch_size: of the large batch.
-    """
+    """See `Cost.evaluate`."""
     encoder = encoded_set.encoder
     if encoder is None:
         raise DataError(f"The cost is that of a network, and of {encoded_set.name} there are only features.")

@@ -12,22 +12,22 @@ TOLERANCE = 0.008
 
 
 def jaccard(
-    found: Bool[np.ndarray, "H W"], truth: Bool[np.ndarray, "H W"], void: Bool[np.ndarray, "H W"] | None = None
+    predicted: Bool[np.ndarray, "H W"], truth: Bool[np.ndarray, "H W"], void: Bool[np.ndarray, "H W"] | None = None
 ) -> float:
     """J: intersection over union of two masks; 1 where both are empty.
 
     Args:
-        found: the predicted mask.
+        predicted: the predicted mask.
         truth: the true one.
         void: pixels that do not count.
     """
     scored = np.ones_like(truth) if void is None else ~void
-    union = ((found | truth) & scored).sum()
-    return 1.0 if union == 0 else float((found & truth & scored).sum() / union)
+    union = ((predicted | truth) & scored).sum()
+    return 1.0 if union == 0 else float((predicted & truth & scored).sum() / union)
 
 
 def boundary_measure(
-    found: Bool[np.ndarray, "H W"], truth: Bool[np.ndarray, "H W"], void: Bool[np.ndarray, "H W"] | None = None
+    predicted: Bool[np.ndarray, "H W"], truth: Bool[np.ndarray, "H W"], void: Bool[np.ndarray, "H W"] | None = None
 ) -> float:
     """F: harmonic mean of precision and recall of outlines.
 
@@ -35,7 +35,7 @@ def boundary_measure(
     pixels. An empty mask against one that is not scores 0, two empty ones 1.
 
     Args:
-        found: the predicted mask.
+        predicted: the predicted mask.
         truth: the true one.
         void: pixels that do not count.
 
@@ -44,7 +44,7 @@ def boundary_measure(
     """
     scored = np.ones_like(truth) if void is None else ~void
     reach = int(np.ceil(TOLERANCE * np.hypot(*truth.shape)))
-    own, real = outline(found & scored), outline(truth & scored)
+    own, real = outline(predicted & scored), outline(truth & scored)
     if not own.any() or not real.any():
         return float(own.any() == real.any())
     precision = (own & _widened(real, reach)).sum() / own.sum()

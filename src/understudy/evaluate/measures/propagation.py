@@ -25,12 +25,7 @@ STRIDE = 16
 
 
 def video_figures(encoded_set: EncodedSet, memory_mb: int) -> Figures:
-    """Every figure of `Davis.evaluate`.
-
-    Args:
-        encoded_set: an encoder, and the sequences.
-        memory_mb: bounds similarities.
-    """
+    """See `Davis.evaluate`."""
     assert encoded_set.dataset is not None
     (module, contract), videos = encoded_set.network(), encoded_set.dataset.metadata["videos"]
     body: DenseFeatures | None = None
@@ -43,12 +38,12 @@ def video_figures(encoded_set: EncodedSet, memory_mb: int) -> Figures:
         size = frame_size(frames[0].height, frames[0].width, SHORT, patch_size(module))
         if body is None or body.size != size:
             body = dense_features(module, size, spec=f"The {encoded_set.name}").to(encoded_set.device).eval()
-        found = propagate(body, contract, frames, truth[0], objects, memory_mb=memory_mb, device=encoded_set.device)
+        masks = propagate(body, contract, frames, truth[0], objects, memory_mb=memory_mb, device=encoded_set.device)
         for number in range(1, objects + 1):
             pairs = [
                 (jaccard(predicted == number, real == number, real == IGNORED),
                  boundary_measure(predicted == number, real == number, real == IGNORED))
-                for predicted, real in zip(found[1:-1], truth[1:-1], strict=True)
+                for predicted, real in zip(masks[1:-1], truth[1:-1], strict=True)
             ]  # fmt: skip
             j, f = np.array(pairs).T
             scores.append((float(j.mean()), float(f.mean()), float((j > 0.5).mean()), float((f > 0.5).mean())))
@@ -114,7 +109,7 @@ def propagate(
     # One channel each for background and objects.
     anchor_mask = F.one_hot(torch.from_numpy(small.copy()).long(), objects + 1).permute(2, 0, 1).float().to(device)
     recent: deque[tuple[Tensor, Tensor]] = deque(maxlen=CONTEXT)
-    found = [known]
+    masks = [known]
     for frame in frames[1:]:
         present = features(frame)
         context = [(anchor, anchor_mask), *recent]
@@ -123,8 +118,8 @@ def propagate(
             memory_mb=memory_mb,
         )  # fmt: skip
         recent.append((present, mask))
-        found.append(_decided(mask, body.size, frame))
-    return found
+        masks.append(_decided(mask, body.size, frame))
+    return masks
 
 
 def propagate_frame(

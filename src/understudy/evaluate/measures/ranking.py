@@ -35,12 +35,12 @@ def landmark_figures(
     # Ground truth names images by their place in the list; those that cannot be read have no row.
     place = np.full(int(encoded_set.test_source.ids.max(initial=0)) + 1, -1)
     place[encoded_set.test_source.ids] = np.arange(len(database))
-    asked = encoded_set.dataset.queries
-    assert asked is not None
-    if len(asked) != len(queries):
-        raise DataError(f"{len(asked) - len(queries)} queries of {encoded_set.dataset.name} cannot be read.")
+    images = encoded_set.dataset.queries
+    assert images is not None
+    if len(images) != len(queries):
+        raise DataError(f"{len(images) - len(queries)} queries of {encoded_set.dataset.name} cannot be read.")
     modes = MODES if any("easy" in entry for entry in truth) else {"": (("ok",), ("junk",))}
-    kept: dict[str, list[tuple[float, list[float]]]] = {mode: [] for mode in modes}
+    scores_by_mode: dict[str, list[tuple[float, list[float]]]] = {mode: [] for mode in modes}
     for query, ranking in ranked(queries, database, settings.memory_mb, encoded_set.device):
         for mode, (answers, junk) in modes.items():
             good, bad = (
@@ -49,9 +49,9 @@ def landmark_figures(
             )
             if len(good):
                 position = positions(ranking, good, bad)
-                kept[mode].append((trapezia(position), [precision_at(position, k) for k in PRECISIONS]))
+                scores_by_mode[mode].append((trapezia(position), [precision_at(position, k) for k in PRECISIONS]))
     figures: Figures = {}
-    for mode, scores in kept.items():
+    for mode, scores in scores_by_mode.items():
         if not scores:
             continue
         end = f"_{mode}" if mode else ""
@@ -67,8 +67,8 @@ def _rows(parts: list[np.ndarray], place: np.ndarray) -> np.ndarray:
     ids = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
     ids = ids[ids < len(place)]
     rows = place[ids]
-    found: np.ndarray = rows[rows >= 0]
-    return found
+    present: np.ndarray = rows[rows >= 0]
+    return present
 
 
 def class_figures(
@@ -123,20 +123,20 @@ def ranked(
     many = max(1, budget // 4 // (8 * database.shape[1]))
     block = max(1, min(1024, budget // 4 // (24 * len(database))))
     for start in range(0, len(queries), block):
-        asked = _unit(queries[start : start + block], computing)
-        cosines = np.empty((len(asked), len(database)), dtype=np.float32)
+        block_queries = _unit(queries[start : start + block], computing)
+        cosines = np.empty((len(block_queries), len(database)), dtype=np.float32)
         for low in range(0, len(database), many):
             cosines[:, low : low + many] = (
-                (asked @ _unit(database[low : low + many], computing).T).float().cpu().numpy()
+                (block_queries @ _unit(database[low : low + many], computing).T).float().cpu().numpy()
             )
         for number, row in enumerate(cosines):
             yield start + number, np.argsort(-row, kind="stable")
 
 
 def _unit(rows: np.ndarray, device: torch.device) -> torch.Tensor:
-    found = torch.from_numpy(np.array(rows, dtype=np.float64)).to(device)
-    length = found.norm(dim=1, keepdim=True)
-    return torch.where(length > 1e-12, found / length.clamp_min(1e-300), torch.zeros_like(found))
+    values = torch.from_numpy(np.array(rows, dtype=np.float64)).to(device)
+    length = values.norm(dim=1, keepdim=True)
+    return torch.where(length > 1e-12, values / length.clamp_min(1e-300), torch.zeros_like(values))
 
 
 def positions(
@@ -149,9 +149,9 @@ def positions(
         good: rows that answer the query.
         junk: rows that count as if they were not there.
     """
-    kept = ranking[~np.isin(ranking, junk)]
-    found: np.ndarray = np.flatnonzero(np.isin(kept, good))
-    return found
+    cleaned = ranking[~np.isin(ranking, junk)]
+    places: np.ndarray = np.flatnonzero(np.isin(cleaned, good))
+    return places
 
 
 def trapezia(places: Int[np.ndarray, " n"]) -> float:

@@ -32,13 +32,7 @@ DRAWS = 10
 
 
 def segmentation_figures(encoded_set: EncodedSet, settings: SegmentationSettings, seed: int) -> Figures:
-    """Train the layer and score it; see `Segmentation.evaluate`.
-
-    Args:
-        encoded_set: an encoder, and a set with masks.
-        settings: length, crops and learning rate.
-        seed: of the layer's weights and of the crops.
-    """
+    """See `Segmentation.evaluate`."""
     assert encoded_set.dataset is not None
     module, contract = encoded_set.network()
     train, test = encoded_set.dataset.metadata["train"], encoded_set.dataset.metadata["test"]
@@ -207,8 +201,8 @@ def _predict(
         total = total + F.pad(torch.cat([scores, torch.ones_like(scores[:, :1])], dim=1), room)
     mean = total[:, :-1] / total[:, -1:]
     enlarged = F.interpolate(mean, (image.height, image.width), mode="bilinear", align_corners=False)
-    found: np.ndarray = enlarged.argmax(1)[0].cpu().numpy()
-    return found
+    classes: np.ndarray = enlarged.argmax(1)[0].cpu().numpy()
+    return classes
 
 
 def windows(height: int, width: int, side: int) -> Iterator[tuple[int, int]]:
@@ -237,8 +231,8 @@ def mean_iou(confusion: Int[np.ndarray, "C C"]) -> Figures:
     Returns:
         "miou", "mean_accuracy", "accuracy", and "classes": how many occur in truth or prediction.
     """
-    right, true, found = np.diag(confusion), confusion.sum(1), confusion.sum(0)
-    union = true + found - right
+    right, true, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    union = true + predicted - right
     return {
         "miou": 100.0 * float((right[union > 0] / union[union > 0]).mean()),
         "mean_accuracy": 100.0 * float((right[true > 0] / true[true > 0]).mean()),

@@ -18,13 +18,7 @@ if TYPE_CHECKING:
 
 
 def train_classifier(encoded_set: EncodedSet, settings: LinearSgdSettings, seed: int) -> Figures:
-    """Train and test the classifier; see `LinearSgd.evaluate`.
-
-    Args:
-        encoded_set: labeled training images as pixels with their encoder, and features of the test images.
-        settings: length and learning rate.
-        seed: of first weights, order and views.
-    """
+    """See `LinearSgd.evaluate`."""
     data, source, encoder = encoded_set.labeled(), encoded_set.train_source, encoded_set.encoder
     if encoder is None or source is None:
         raise DataError(

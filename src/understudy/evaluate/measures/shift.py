@@ -69,8 +69,8 @@ def _classes(dataset: EvaluationSet, present: Bool[np.ndarray, " C"], probe: Pro
     """How many classes were judged, where it is not all that the main images teach or all of the set's."""
     count, own = int(present.sum()), dataset.test
     figures: Figures = {"classes": count} if count < len(probe.classes) else {}
-    if own is not None and own.labels is not None and (had := len(np.unique(own.labels))) > count:
-        figures["note"] = f"Judged on {count} of its {had} classes: the main evaluation images lack the others."
+    if own is not None and own.labels is not None and (all_classes := len(np.unique(own.labels))) > count:
+        figures["note"] = f"Judged on {count} of its {all_classes} classes: the main evaluation images lack the others."
     return figures
 
 
@@ -141,8 +141,8 @@ def corruption_figures(encoded_set: EncodedSet, settings: EvaluationSettings, ow
         return torch.from_numpy(probe.classes[probe.classifier.scores(rows).argmax(axis=1)])[:, None]
 
     inference = Inference(encoded_set.device, settings.batch_size, encoded_set.workers, encoded_set.progress)
-    found, kept, _ = extract(guesses, whole, Source(f"{source.spec} corrupted", every), inference)
-    hits, kind = found[:, 0] == truth[kept % len(source)], kept // len(source)
+    predicted, index, _ = extract(guesses, whole, Source(f"{source.spec} corrupted", every), inference)
+    hits, kind = predicted[:, 0] == truth[index % len(source)], index // len(source)
     accuracy = {one: 100.0 * float(hits[kind == place].mean()) for place, one in enumerate(kinds)}
     clean = _hits(probe, encoded_set.test[chosen], truth)
     figures: Figures = {"clean": 100.0 * float(clean.mean()), **summary(accuracy, normalize=False)}
@@ -154,10 +154,7 @@ def corruption_figures(encoded_set: EncodedSet, settings: EvaluationSettings, ow
 
 
 def _hits(
-    probe: Probe,
-    features: np.ndarray,
-    labels: Int[np.ndarray, " M"],
-    present: Bool[np.ndarray, " C"] | None = None,
+    probe: Probe, features: np.ndarray, labels: Int[np.ndarray, " M"], present: Bool[np.ndarray, " C"] | None = None
 ) -> Bool[np.ndarray, " M"]:
     """Whether each image's best class, among those present, is its own."""
     barred = None if present is None else ~present[probe.classes]

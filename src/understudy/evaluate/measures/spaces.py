@@ -25,13 +25,7 @@ TRUST_IMAGES = 2000
 
 
 def compare_spaces(encoded_set: EncodedSet, settings: EvaluationSettings, draws: int) -> Figures:
-    """Every figure of `Fidelity.evaluate`.
-
-    Args:
-        encoded_set: its `test` rows and those of its `reference`.
-        settings: `memory_mb` and `seed`.
-        draws: resamples behind each interval; 0 gives none.
-    """
+    """See `Fidelity.evaluate`."""
     own, reference = _rows(encoded_set)
     figures: Figures = {}
     mean = _Mean(figures, settings.seed, draws)
@@ -114,10 +108,7 @@ def _neighborhoods(units: tuple[np.ndarray, np.ndarray], halves: _Halves) -> Non
 
 
 def _geometry(
-    figures: Figures,
-    halves: _Halves,
-    rows: tuple[np.ndarray, np.ndarray],
-    units: tuple[np.ndarray, np.ndarray],
+    figures: Figures, halves: _Halves, rows: tuple[np.ndarray, np.ndarray], units: tuple[np.ndarray, np.ndarray]
 ) -> None:
     """What `geometry` says of the two spaces."""
     spaces = tuple(geometry.distances(one) for one in units)
@@ -212,12 +203,12 @@ def _of_rows(measure: Callable[[np.ndarray], float], rows: np.ndarray) -> Callab
 
 def _once(measure: Callable[[np.ndarray], tuple[float, float]]) -> Callable[[np.ndarray], tuple[float, float]]:
     """Two measures that come of one computation: the interval of the second asks for the halves of the first."""
-    found: dict[bytes, tuple[float, float]] = {}
+    cache: dict[bytes, tuple[float, float]] = {}
 
     def both(part: np.ndarray) -> tuple[float, float]:
         key = part.tobytes()
-        if key not in found:
-            found[key] = measure(part)
-        return found[key]
+        if key not in cache:
+            cache[key] = measure(part)
+        return cache[key]
 
     return both

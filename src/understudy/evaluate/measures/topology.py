@@ -56,8 +56,8 @@ def diagrams(matrix: Float[np.ndarray, "N N"]) -> tuple[Diagram, Diagram]:
         ) from None
     # Of the lower triangle alone: where both differ by a rounding, reducing the complex may not end.
     rips = RipsPersistence(homology_dimensions=[0, 1], input_type="lower distance matrix")
-    found = [np.asarray(pairs, dtype=np.float64).reshape(-1, 2) for pairs in rips.fit_transform([matrix])[0]]
-    components, loops = (pairs[np.isfinite(pairs[:, 1])] for pairs in found)
+    both = [np.asarray(pairs, dtype=np.float64).reshape(-1, 2) for pairs in rips.fit_transform([matrix])[0]]
+    components, loops = (pairs[np.isfinite(pairs[:, 1])] for pairs in both)
     return components, loops
 
 

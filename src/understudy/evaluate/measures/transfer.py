@@ -13,7 +13,7 @@ from understudy.evaluate.settings import EvaluationSettings
 
 
 def transfer_figures(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
-    """Every figure of `Transfer.evaluate`."""
+    """See `Transfer.evaluate`."""
     metadata = {} if encoded_set.dataset is None else encoded_set.dataset.metadata
     metric = metadata.get("metric", "top1")
     if metric == "map11":
@@ -23,9 +23,9 @@ def transfer_figures(encoded_set: EncodedSet, settings: EvaluationSettings) -> F
         data.train, data.train_labels, _held_out(encoded_set, data.train_labels, settings.seed), metric=metric,
         device=encoded_set.device, memory_mb=settings.memory_mb, progress=encoded_set.progress,
     )  # fmt: skip
-    found = accuracies(probe, data.test, data.test_labels, data.classes, settings.memory_mb)
+    scores = accuracies(probe, data.test, data.test_labels, data.classes, settings.memory_mb)
     # The set's own figure first: tables show the first one.
-    figures: Figures = {metric: found.pop(metric), **found, "validation": probe.validation, "l2": probe.l2}
+    figures: Figures = {metric: scores.pop(metric), **scores, "validation": probe.validation, "l2": probe.l2}
     if settings.finetune.epochs:
         figures |= finetuned(encoded_set, settings)
     return figures
@@ -36,8 +36,8 @@ def _held_out(encoded_set: EncodedSet, labels: np.ndarray, seed: int) -> np.ndar
     own = None if encoded_set.dataset is None else encoded_set.dataset.metadata.get("validation")
     if own is None or encoded_set.train_source is None:
         return validation_split(labels, seed)
-    found: np.ndarray = np.isin(encoded_set.train_source.ids, own)
-    return found
+    held_out: np.ndarray = np.isin(encoded_set.train_source.ids, own)
+    return held_out
 
 
 def _several_labels(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:

@@ -28,6 +28,6 @@ def display_tables(evaluation: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """
     names: dict[str, dict[str, None]] = {}
     for model, figures in evaluation.items():
-        for key, found in figures.items() if model != "about" else ():
-            names.setdefault(key.partition("@")[0], {}).update(dict.fromkeys(found))
+        for key, measured in figures.items() if model != "about" else ():
+            names.setdefault(key.partition("@")[0], {}).update(dict.fromkeys(measured))
     return {name: PROTOCOLS[name].display_table(names[name]) for name in PROTOCOLS if name in names}

@@ -38,7 +38,6 @@ class Cost(Protocol):
     requirements = Requirements(images=False, labels=False)
     display = Display(
         title="Cost",
-        short="Cost",
         sentence="Size, work for one image, and speed and memory of the network alone on the machine named under What "
         "was done.",
         source="multiply-accumulates as papers' tables count them",

@@ -106,7 +106,6 @@ class Fidelity(Protocol):
     requirements = Requirements(labels=False, reference=True)
     display = Display(
         title="Fidelity",
-        short="Fidelity",
         sentence="How far the student's neighborhoods and the shape of its space are the teacher's, on the same images "
         "and without labels. Intervals hold 95 % of resamples of the images.",
         source="Kornblith et al., ICML 2019 (arXiv 1905.00414), for CKA; Venna and Kaski, ICANN 2001, for "

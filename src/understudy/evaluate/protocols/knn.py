@@ -4,8 +4,10 @@ The protocol of instance discrimination (Wu et al., CVPR 2018, arXiv 1805.01978)
 run it: rows normalized, each of the k nearest training images votes for its class with weight exp(cosine / T), where
 T = 0.07. The paper's tables show k = 10, for which T = 1 is given too.
 
-Differences from the released code: the search works in blocks, so that memory is bounded whatever the number of images,
-and a class that got no vote never counts as a top-5 hit (there, ties among zeros are broken by the sort).
+Differences from the released code: images go through the encoder's own resize and center crop, where the CoSS authors
+resize the shorter side to 235 pixels, bicubic, and crop 224; the search works in blocks, so that memory is bounded
+whatever the number of images; and a class that got no vote never counts as a top-5 hit (there, ties among zeros are
+broken by the sort).
 """
 
 from __future__ import annotations
@@ -80,10 +82,7 @@ class Knn(Protocol):
             progress=encoded_set.progress,
         )
         figures: Figures = {}
-        for temperature, voters, suffix in (
-            (TEMPERATURE, ks, ""),
-            (1.0, [k for k in ks if k == 10], ",T=1"),
-        ):
+        for temperature, voters, suffix in ((TEMPERATURE, ks, ""), (1.0, [k for k in ks if k == 10], ",T=1")):
             ranked = weighted_vote(
                 neighbors,
                 data.train_labels,

@@ -43,7 +43,6 @@ class Linear(Protocol):
     paper = (KORNBLITH,)
     display = Display(
         title="Linear probe",
-        short="Linear probe",
         sentence="Logistic regression on frozen features to its optimum, l2 chosen on a fifth of the training images.",
         source="Kornblith et al., CVPR 2019 (arXiv 1805.08974), section A.2",
         compared=(r"top1",),

@@ -54,7 +54,6 @@ class Retrieval(Protocol):
     requirements = Requirements(kinds=frozenset({"labeled", "landmarks"}))
     display = Display(
         title="Retrieval",
-        short="Retrieval",
         sentence="The database ranked by cosine with each query: landmarks, or the other test images of the query's "
         "class. Asymmetric: the student's queries against the teacher's database.",
         source="Radenovic et al., CVPR 2018 (arXiv 1803.11285), for landmarks; Oh Song et al., CVPR 2016 (arXiv "
@@ -102,7 +101,7 @@ class Retrieval(Protocol):
                     "one cannot be searched with the other."
                 )
             check_finite(database, f"{encoded_set.reference.name} features of the test images")
-            found = score(encoded_set, own, database, settings)
-            found.pop("queries")
-            figures |= {name if name == "note" else f"asymmetric_{name}": value for name, value in found.items()}
+            asymmetric = score(encoded_set, own, database, settings)
+            asymmetric.pop("queries")
+            figures |= {name if name == "note" else f"asymmetric_{name}": value for name, value in asymmetric.items()}
         return figures

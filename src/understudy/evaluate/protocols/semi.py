@@ -35,10 +35,7 @@ SHARE_TITLES = {
     r"mean_class ([\d.]+)%": "Mean of the classes, \\1\u00a0% of the labels",
     r"mean_class (\d+)": r"Mean of the classes, \1 labels a class",
 }
-SHARE_LABELS = {
-    r"top\d ([\d.]+)%": "Few labels, \\1\u00a0%",
-    r"top\d (\d+)": r"Few labels, \1 labels a class",
-}
+SHARE_LABELS = {r"top\d ([\d.]+)%": "Few labels, \\1\u00a0%", r"top\d (\d+)": r"Few labels, \1 labels a class"}
 
 
 @dataclass(frozen=True)

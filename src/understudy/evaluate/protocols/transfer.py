@@ -5,8 +5,15 @@ BYOL and Ericsson et al. (arXiv 2011.13377) ran it: no augmentation, the encoder
 weight the best of 45 values log-spaced in 1e-6..1e5 on the validation images (the set's own where it has them, else a
 fifth of every class), then refitted on training + validation images and scored once on the test images. What is scored
 is the set's convention: top-1; the mean over classes for Caltech-101, Pets, Flowers-102 and Aircraft; and for VOC 2007
-the 11-point mAP of twenty two-class regressions, "difficult" images left out, one l2 weight for all (Ericsson's harness
-chooses one too). How the fit differs from the released harness is said in `linear`.
+the 11-point mAP of twenty two-class regressions, one l2 weight for all (Ericsson's harness chooses one too).
+
+Differs from the released harness, beside what `linear` says of the fit:
+
+- It resizes the shorter side to 224 pixels, bicubic, and crops 224. The CoSS authors' copy of it squashes every image
+  to 224 x 224 pixels, and holds out 0.3 of the training images where a set has no validation images.
+- An image marked "difficult" for a class of VOC is neither learned nor scored for it, as in the challenge; there, it
+  has one of two labels.
+- Its precision at recall 0 is always 1, as scikit-learn ends the curve there; here it is the largest precision reached.
 
 With `finetune.epochs` the whole network is trained too; see `finetune`.
 """
@@ -40,7 +47,6 @@ class Transfer(Protocol):
     requirements = Requirements(main=False, kinds=frozenset({"labeled"}), head=False)
     display = Display(
         title="Transfer",
-        short="Transfer",
         sentence="Logistic regression on frozen features of another set in its official split, scored by that set's "
         "convention; if asked, the whole network fine-tuned too.",
         source="Kornblith et al., CVPR 2019 (arXiv 1805.08974), section A.2; Ericsson et al., CVPR 2021 (arXiv "
