@@ -17,6 +17,7 @@ import pytest
 from understudy.artifacts import Run, write_json
 from understudy.errors import ConfigError, StoreError
 from understudy.evaluate.protocols import display_tables
+from understudy.report import rendering
 from understudy.report.page import write_report
 from understudy.report.tables import in_words
 from understudy.settings import write_toml
@@ -385,6 +386,15 @@ def test_hostile_strings_are_no_markup(tmp_path: Path) -> None:
         json.loads(block)
         assert not set("<>&'") & set(block)
     assert "{{ 7 * 7 }}{% raw %}" in hostile
+
+
+def test_markup_is_in_templates_and_only_our_own_assets_are_not_escaped() -> None:
+    room = Path(rendering.__file__).parent
+    templates = "".join(path.read_text() for path in sorted((room / "templates").iterdir()))
+    assert re.findall(r"\w+ \| *safe|autoescape|Markup", templates) == ["style | safe", "script | safe"]
+    assert rendering.environment().autoescape is True
+    for path in room.glob("*.py"):  # plotly's own <br> and <extra></extra> are the only ones
+        assert not re.search(r"</?(?!br>|extra>)[a-z][a-z0-9]*[ >]|Markup", path.read_text()), path.name
 
 
 def test_the_result_stands_before_what_was_done(three: tuple[list[Run], Path]) -> None:

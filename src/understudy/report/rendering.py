@@ -35,10 +35,8 @@ def render(template: str, **values: Any) -> str:
         template: name of a file in `templates/`.
         **values: what the template reads.
     """
-    from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
     files = importlib.resources.files("understudy.report")
     style, script = ((files / name).read_text(encoding="utf-8") for name in ("style.css", "page.js"))
-    assets = {"style": Markup(style), "scripts": [Markup(get_plotlyjs()), Markup(script)]}
-    return environment().get_template(template).render(**assets, **values)
+    return environment().get_template(template).render(style=style, scripts=[get_plotlyjs(), script], **values)
