@@ -34,7 +34,7 @@ LIGHT_ROOMS = {
     "cli", "compare", "settings", "registry", "errors", "artifacts", "doctor", "citation", "pipeline", "recipes",
     "demo", "plan", "report", "sources",
 }  # fmt: skip
-LIGHT_FILES = {"neighbors.search", "neighbors.graph", "models.heads", "losses.__init__", "losses.base.requirements"}
+LIGHT_FILES = {"neighbors.search", "neighbors.graph", "models.heads", "losses.__init__"}
 LIGHT_PACKAGES = (
     "models.families.",
     "evaluate.protocols.",

@@ -19,14 +19,12 @@ from understudy.recipes import TINY_TEACHER
 METHOD = '''
 """Toy: the absolute difference of embeddings."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
 
-from understudy.losses.base.loss import Loss, Terms
-from understudy.losses.base.requirements import Requirements
+from understudy.losses.base import Loss, Requirements, Terms
 from understudy.settings import setting
 
 
@@ -37,12 +35,10 @@ class Toy(Loss):
     summary = "the absolute difference of embeddings"
     paper = "@misc{toy,\\n  title = {A Toy},\\n  author = {Nobody},\\n  year = {2026}\\n}"
     needs = Requirements(passes=True)
-    authors: ClassVar[Mapping[str, object]] = {"optimizer.name": "sgd", "optimizer.lr": 0.5, "method.weight": 3.0}
+    authors = {"optimizer.name": "sgd", "optimizer.lr": 0.5, "method.weight": 3.0}
 
     @dataclass(frozen=True)
     class Settings:
-        """The method's own settings."""
-
         weight: float | Literal["rising"] = setting(1.0, "Factor on the total; rising follows the passes.", above=0)
 
     settings: Settings

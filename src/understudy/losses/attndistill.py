@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -13,10 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from understudy.errors import ShapeError
-from understudy.losses.base.checks import check_pair
-from understudy.losses.base.loss import Loss, Terms
-from understudy.losses.base.requirements import Requirements
-from understudy.losses.base.similarity import exact, exact_pair
+from understudy.losses.base import Loss, Requirements, Terms, check_pair, exact, exact_pair
 from understudy.settings import setting
 
 LEAST, MOST = 1e-5, 0.996
@@ -41,9 +36,7 @@ class AttnDistill(Loss):
     Scope: a mean over images, so the same on any number of processes.
 
     Source:
-        Wang, Yang, van de Weijer, "Attention Distillation: self-supervised vision transformer students need more
-        guidance", BMVC 2022, arXiv 2210.00944; details as in the authors' code,
-        github.com/wangkai930418/attndistill.
+        BMVC 2022, arXiv 2210.00944; details as in the authors' code, github.com/wangkai930418/attndistill.
     """
 
     name = "attndistill"
@@ -59,7 +52,7 @@ class AttnDistill(Loss):
 }"""
     # dino_teacher.sh and dino_transfer.py of the released code: a rate of 1.5e-4 for 256 images is 2.4e-3 for 4,096,
     # which are gathered over several passes. Its beta2 is 0.95, ours 0.999; its resize is bicubic.
-    authors: ClassVar[Mapping[str, object]] = {
+    authors = {
         "optimizer.name": "adamw", "optimizer.lr": 2.4e-3, "optimizer.momentum": 0.9, "optimizer.weight_decay": 0.05,
         "optimizer.schedule": "cosine", "optimizer.warmup": 40.0, "head": "gelu", "views.recipe": "weak",
         "batch_size": 4096, "passes": 800.0, "neighbors.k": 0, "method.weight": 0.1, "method.temperature": 10.0,
@@ -67,8 +60,6 @@ class AttnDistill(Loss):
 
     @dataclass(frozen=True)
     class Settings:
-        """The method's own settings."""
-
         weight: float = setting(0.1, "Of the attention; 0.1 in the authors' commands.", minimum=0)
         temperature: float = setting(
             10.0, "T, used only where the numbers of heads differ; 10 in the authors' commands.", above=0

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from understudy.errors import ShapeError
-from understudy.losses.base.bags import next_in_bag
-from understudy.losses.base.checks import check_pair
-from understudy.losses.base.loss import Loss, Terms
-from understudy.losses.base.queue import Queue
-from understudy.losses.base.requirements import Requirements
-from understudy.losses.base.similarity import exact_pair, infonce, unit_rows
+from understudy.losses.base import (
+    Loss,
+    Queue,
+    Requirements,
+    Terms,
+    check_pair,
+    exact_pair,
+    infonce,
+    next_in_bag,
+    unit_rows,
+)
 from understudy.settings import setting
 
 
@@ -40,8 +43,7 @@ class BINGO(Loss):
     Scope: a mean over images, the queue is the same on every process.
 
     Source:
-        Xu, Fang, Zhang, Xie, Wang, Dai, Xiong, Tian, "Bag of Instances Aggregation Boosts Self-supervised
-        Distillation", ICLR 2022, arXiv 2107.01691; details as in the authors' code, github.com/haohang96/bingo.
+        ICLR 2022, arXiv 2107.01691; details as in the authors' code, github.com/haohang96/bingo.
     """
 
     name = "bingo"
@@ -59,7 +61,7 @@ class BINGO(Loss):
     # The released scripts/unsupervised/SR18-TR50.sh: 256 anchors a step, each with one of its 5 neighbors, so 512
     # images, and an epoch of anchors is two image passes. Their MoCo-v2 teacher keeps its projection head (D = 128), as
     # in SEED; their queue takes the anchors only.
-    authors: ClassVar[Mapping[str, object]] = {
+    authors = {
         "optimizer.name": "sgd", "optimizer.lr": 0.03, "optimizer.momentum": 0.9, "optimizer.weight_decay": 1e-4,
         "optimizer.schedule": "cosine", "optimizer.every": "epoch", "head": "mlp", "head_hidden": 2048,
         "views.recipe": "moco-v2", "batch_size": 512, "passes": 400.0, "neighbors.k": 1, "neighbors.n": 5,
@@ -68,8 +70,6 @@ class BINGO(Loss):
 
     @dataclass(frozen=True)
     class Settings:
-        """The method's own settings."""
-
         temperature: float = setting(0.2, "Temperature of the softmaxes, tau.", above=0)
         queue: int = setting(65536, "Q, how many past teacher embeddings are kept.", minimum=1)
         # 11 in the code, which waits for epoch > 10 counted from 0.

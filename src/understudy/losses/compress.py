@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
 from understudy.errors import ShapeError
-from understudy.losses.base.checks import check_pair
-from understudy.losses.base.loss import Loss, Terms
-from understudy.losses.base.queue import Queue
-from understudy.losses.base.requirements import Requirements
-from understudy.losses.base.similarity import exact_pair, relative_entropy, unit_rows
+from understudy.losses.base import (
+    Loss,
+    Queue,
+    Requirements,
+    Terms,
+    check_pair,
+    exact_pair,
+    relative_entropy,
+    unit_pair,
+    unit_rows,
+)
 from understudy.settings import setting
 
 
@@ -32,7 +36,6 @@ class CompRess(Loss):
     Scope: a mean over images, the queues are the same on every process.
 
     Source:
-        Koohpayegani, Tejankar, Pirsiavash, "CompRess: Self-Supervised Learning by Compressing Representations",
         NeurIPS 2020, arXiv 2010.14713, equations 1 to 3; defaults as in the authors' code,
         github.com/UMBCvision/CompRess.
     """
@@ -51,7 +54,7 @@ class CompRess(Loss):
 }"""
     # train_student.py of the released code. Its student has no head with two queues and a linear one with one queue;
     # here both models must end in the same width, so it is linear with either.
-    authors: ClassVar[Mapping[str, object]] = {
+    authors = {
         "optimizer.name": "sgd", "optimizer.lr": 0.01, "optimizer.momentum": 0.9, "optimizer.weight_decay": 1e-4,
         "optimizer.schedule": "step", "optimizer.every": "epoch", "optimizer.milestones": (90 / 130, 120 / 130),
         "optimizer.decay": 0.2, "head": "linear", "views.recipe": "crop", "batch_size": 256, "passes": 130.0,
@@ -61,8 +64,6 @@ class CompRess(Loss):
 
     @dataclass(frozen=True)
     class Settings:
-        """The method's own settings."""
-
         queues: int = setting(
             2, "2: the student compares with its own past (needs a key network); 1: with the teacher's.", choices=(1, 2)
         )
@@ -108,6 +109,5 @@ class CompRess(Loss):
         divergence = relative_entropy(scores_t / self.settings.temperature, scores_s / self.settings.temperature).mean()
         self.teacher_queue.push(t)
         if key is not None and self.student_queue is not None:
-            check_pair(student, key, ("student", "key"))
-            self.student_queue.push(unit_rows(exact_pair(student, key)[1]))
+            self.student_queue.push(unit_pair(student, key, ("student", "key"))[1])
         return Terms(divergence, {"divergence": divergence})

@@ -7,7 +7,6 @@ is connected, they pin the student to the teacher up to ONE positive number.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -15,15 +14,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from understudy.losses.base.checks import check_pair
-from understudy.losses.base.loss import Loss, Terms
-from understudy.losses.base.processes import sum_over_processes
-from understudy.losses.base.similarity import (
+from understudy.losses.base import (
     FLOOR,
+    Loss,
+    Terms,
+    check_pair,
     column_correlation,
     cosine_from_sums,
     cosine_of_rows,
     smaller_pair,
+    sum_over_processes,
 )
 from understudy.settings import setting
 
@@ -155,7 +155,7 @@ class CoSS(Loss):
     # The released script, scripts/cf_train.sh: 25 epochs of anchors of 16 image passes, 64 anchors x 16 images a step
     # on 4 GPUs; the loss is each GPU's own, so it takes 4 processes to repeat it. The rate stays at its peak for 5
     # epochs.
-    authors: ClassVar[Mapping[str, object]] = {
+    authors = {
         "optimizer.name": "sgd", "optimizer.lr": 0.03, "optimizer.momentum": 0.9, "optimizer.weight_decay": 1e-4,
         "optimizer.schedule": "cosine", "optimizer.every": "epoch", "optimizer.hold": 5 / 25, "head": "auto",
         "head_hidden": 2048, "views.recipe": "moco-v2", "batch_size": 1024, "passes": 400.0, "neighbors.k": 15,
@@ -166,8 +166,6 @@ class CoSS(Loss):
 
     @dataclass(frozen=True)
     class Settings:
-        """The method's own settings."""
-
         weight: float | Literal["balanced"] = setting(
             1.0,
             "lambda, the weight of the space term; 0 is cosine regression, balanced follows the gradients.",

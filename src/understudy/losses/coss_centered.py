@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
-
 from understudy.losses.coss import CoSS
 
 
@@ -22,5 +19,5 @@ class CoSSCentered(CoSS):
 
     name = "coss_centered"
     summary = "the default, ours: CoSS with the batch mean taken off each column"
-    authors: ClassVar[Mapping[str, object]] = {}
+    authors = {}
     center = True

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
-from understudy.losses.base.checks import check_pair, check_views
-from understudy.losses.base.loss import Loss, Terms
-from understudy.losses.base.queue import Queue
-from understudy.losses.base.requirements import Requirements
-from understudy.losses.base.similarity import exact_pair, infonce, unit_rows
+from understudy.losses.base import (
+    Loss,
+    Queue,
+    Requirements,
+    Terms,
+    check_pair,
+    check_views,
+    exact_pair,
+    infonce,
+    unit_rows,
+)
 from understudy.settings import setting
 
 
@@ -31,9 +35,7 @@ class DisCo(Loss):
     Scope: a mean over images, the queue is the same on every process.
 
     Source:
-        Gao, Zhuang, Lin, Cheng, Sun, Li, Shen, "DisCo: Remedy Self-supervised Learning on Lightweight Models with
-        Distilled Contrastive Learning", ECCV 2022, arXiv 2104.09124; details as in the authors' code,
-        github.com/Yuting-Gao/DisCo-pytorch.
+        ECCV 2022, arXiv 2104.09124; details as in the authors' code, github.com/Yuting-Gao/DisCo-pytorch.
     """
 
     name = "disco"
@@ -49,7 +51,7 @@ class DisCo(Loss):
   archivePrefix = {arXiv}
 }"""
     # The released commands and their defaults. Their MoCo-v2 teacher keeps its projection head (D = 128), as in SEED.
-    authors: ClassVar[Mapping[str, object]] = {
+    authors = {
         "optimizer.name": "sgd", "optimizer.lr": 0.03, "optimizer.momentum": 0.9, "optimizer.weight_decay": 1e-4,
         "optimizer.schedule": "cosine", "optimizer.every": "epoch", "head": "mlp", "head_hidden": 2048,
         "views.recipe": "moco-v2", "batch_size": 256, "passes": 200.0, "neighbors.k": 0, "method.temperature": 0.2,
@@ -58,8 +60,6 @@ class DisCo(Loss):
 
     @dataclass(frozen=True)
     class Settings:
-        """The method's own settings."""
-
         # 0.2 in the authors' commands.
         temperature: float = setting(0.2, "Temperature of the InfoNCE softmax, tau.", above=0)
         queue: int = setting(65536, "Q, how many past keys are kept.", minimum=1)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
-from understudy.losses.base.checks import check_pair
-from understudy.losses.base.loss import Loss, Terms
-from understudy.losses.base.similarity import column_correlation, row_correlation, smaller_pair
+from understudy.losses.base import Loss, Terms, check_pair, column_correlation, row_correlation, smaller_pair
 from understudy.settings import setting
 
 
@@ -26,8 +22,7 @@ class DIST(Loss):
     Scope: columns are taken over the batch of all processes, exactly; rows are a mean over images.
 
     Source:
-        Huang, You, Wang, Qian, Xu, "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, arXiv 2205.10536,
-        equations 7 to 9; defaults as in the authors' code, github.com/hunto/DIST_KD.
+        NeurIPS 2022, arXiv 2205.10536, equations 7 to 9; defaults as in the authors' code, github.com/hunto/DIST_KD.
     """
 
     name = "dist"
@@ -41,7 +36,7 @@ class DIST(Loss):
   archivePrefix = {arXiv}
 }"""
     # The paper's baseline strategy on ImageNet (unchecked against a log), where labels are learned beside it.
-    authors: ClassVar[Mapping[str, object]] = {
+    authors = {
         "optimizer.name": "sgd", "optimizer.lr": 0.1, "optimizer.momentum": 0.9, "optimizer.weight_decay": 1e-4,
         "optimizer.schedule": "step", "optimizer.every": "epoch", "optimizer.milestones": (0.3, 0.6, 0.9),
         "optimizer.decay": 0.1, "head": "linear", "views.recipe": "crop", "batch_size": 256, "passes": 100.0,
@@ -50,8 +45,6 @@ class DIST(Loss):
 
     @dataclass(frozen=True)
     class Settings:
-        """The method's own settings."""
-
         beta: float = setting(1.0, "Weight of the rows; 1 in the authors' loss.", minimum=0)
         gamma: float = setting(1.0, "Weight of the columns; 1 in the authors' loss.", minimum=0)
 

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
-from understudy.losses.base.checks import check_pair
-from understudy.losses.base.loss import Loss, Terms
-from understudy.losses.base.queue import Queue
-from understudy.losses.base.requirements import Requirements
-from understudy.losses.base.similarity import exact_pair, relative_entropy, unit_rows
+from understudy.losses.base import Loss, Queue, Requirements, Terms, relative_entropy, unit_pair
 from understudy.settings import setting
 
 
@@ -30,8 +24,7 @@ class ISD(Loss):
     Scope: a mean over images, the queue is the same on every process.
 
     Source:
-        Tejankar, Koohpayegani, Pillai, Favaro, Pirsiavash, "ISD: Self-Supervised Learning by Iterative Similarity
-        Distillation", ICCV 2021, arXiv 2012.09259; defaults as in the authors' code, github.com/UMBCvision/ISD.
+        ICCV 2021, arXiv 2012.09259; defaults as in the authors' code, github.com/UMBCvision/ISD.
     """
 
     name = "isd"
@@ -50,7 +43,7 @@ class ISD(Loss):
   archivePrefix = {arXiv}
 }"""
     # The released run_isd.sh for ResNet-18.
-    authors: ClassVar[Mapping[str, object]] = {
+    authors = {
         "optimizer.name": "sgd", "optimizer.lr": 0.01, "optimizer.momentum": 0.9, "optimizer.weight_decay": 1e-4,
         "optimizer.schedule": "step", "optimizer.every": "epoch", "optimizer.milestones": (140 / 200, 180 / 200),
         "optimizer.decay": 0.2, "head": "auto", "views.recipe": "moco-v2", "batch_size": 256, "passes": 200.0,
@@ -59,8 +52,6 @@ class ISD(Loss):
 
     @dataclass(frozen=True)
     class Settings:
-        """The method's own settings."""
-
         temperature: float = setting(0.02, "Temperature of both softmaxes, tau.", above=0)
         queue: int = setting(128000, "Q, how many past keys are kept.", minimum=1)
         # 0.999 in the released script; 0.99 in some of the paper's runs (unchecked).
@@ -86,8 +77,7 @@ class ISD(Loss):
         Raises:
             ShapeError: shapes that do not fit; both are in the sentence.
         """
-        check_pair(student, key, ("student", "key"))
-        s, k = (unit_rows(x) for x in exact_pair(student, key))
+        s, k = unit_pair(student, key, ("student", "key"))
         scores_k, scores_s = self.queue.scores(k), self.queue.scores(s)
         divergence = relative_entropy(scores_k / self.settings.temperature, scores_s / self.settings.temperature).mean()
         self.queue.push(k)

@@ -6,17 +6,11 @@ teacher": the same loop, the same checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
-from understudy.losses.base.checks import check_pair
-from understudy.losses.base.loss import Loss, Terms
-from understudy.losses.base.queue import Queue
-from understudy.losses.base.requirements import Requirements
-from understudy.losses.base.similarity import exact_pair, infonce, unit_rows
+from understudy.losses.base import Loss, Queue, Requirements, Terms, infonce, unit_pair
 from understudy.settings import setting
 
 
@@ -29,8 +23,7 @@ class MoCo(Loss):
     negative at all, the loss is exactly 0.
 
     Source:
-        Chen, Fan, Girshick, He, "Improved Baselines with Momentum Contrastive Learning", 2020, arXiv 2003.04297;
-        equation 1 of MoCo, arXiv 1911.05722. Defaults as in the authors' code.
+        arXiv 2003.04297; equation 1 of MoCo, arXiv 1911.05722. Defaults as in the authors' code.
     """
 
     name = "moco"
@@ -46,7 +39,7 @@ class MoCo(Loss):
 }"""
     # main_moco.py of the released code with --mlp --moco-t 0.2 --aug-plus --cos; the hidden layer of the head is as
     # wide as the backbone.
-    authors: ClassVar[Mapping[str, object]] = {
+    authors = {
         "optimizer.name": "sgd", "optimizer.lr": 0.03, "optimizer.momentum": 0.9, "optimizer.weight_decay": 1e-4,
         "optimizer.schedule": "cosine", "optimizer.every": "epoch", "head": "mlp", "head_hidden": 0,
         "views.recipe": "moco-v2", "batch_size": 256, "passes": 200.0, "method.temperature": 0.2, "method.queue": 65536,
@@ -55,8 +48,6 @@ class MoCo(Loss):
 
     @dataclass(frozen=True)
     class Settings:
-        """The method's own settings."""
-
         temperature: float = setting(0.2, "Temperature of the softmax, tau.", above=0)
         queue: int = setting(65536, "Q, how many past keys are kept.", minimum=1)
         momentum: float = setting(0.999, "Of the key encoder's average.", minimum=0, maximum=1)
@@ -81,8 +72,7 @@ class MoCo(Loss):
         Raises:
             ShapeError: shapes that do not fit; both are in the sentence.
         """
-        check_pair(student, key, ("student", "key"))
-        s, k = (unit_rows(x) for x in exact_pair(student, key))
+        s, k = unit_pair(student, key, ("student", "key"))
         negatives = (self.queue.scores(s) / self.settings.temperature).logsumexp(1)
         contrast = infonce((s * k).sum(1) / self.settings.temperature, negatives).mean()
         self.queue.push(k)

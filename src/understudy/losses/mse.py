@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
-
 from torch import Tensor
 
-from understudy.losses.base.checks import check_pair
-from understudy.losses.base.loss import Loss, Terms
-from understudy.losses.base.similarity import exact_pair
+from understudy.losses.base import Loss, Terms, check_pair, exact_pair
 
 
 class MSE(Loss):
@@ -23,8 +18,7 @@ class MSE(Loss):
     Scope: a mean over images, so the same on any number of processes.
 
     Source:
-        Romero, Ballas, Kahou, Chassang, Gatta, Bengio, "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv
-        1412.6550, equation 3.
+        ICLR 2015, arXiv 1412.6550, equation 3.
     """
 
     name = "mse"
@@ -39,7 +33,7 @@ class MSE(Loss):
   archivePrefix = {arXiv}
 }"""
     # Not FitNets' own run, which is of two stages, but the benchmark of Tian et al. (2020), as in SP.
-    authors: ClassVar[Mapping[str, object]] = {
+    authors = {
         "optimizer.name": "sgd", "optimizer.lr": 0.05, "optimizer.momentum": 0.9, "optimizer.weight_decay": 5e-4,
         "optimizer.schedule": "step", "optimizer.every": "epoch",
         "optimizer.milestones": (150 / 240, 180 / 240, 210 / 240), "optimizer.decay": 0.1, "head": "linear",

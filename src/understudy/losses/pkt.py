@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
-from understudy.losses.base.checks import check_pair
-from understudy.losses.base.loss import Loss, Terms
-from understudy.losses.base.processes import all_rows, gather_rows
-from understudy.losses.base.similarity import exact_pair, unit_rows
+from understudy.losses.base import Loss, Terms, all_rows, check_pair, exact_pair, gather_rows, unit_rows
 from understudy.settings import setting
 
 EPS = 1e-7
@@ -30,8 +25,8 @@ class PKT(Loss):
     Scope: the batch of all processes, exactly, if they hold equally many images: each compares its own rows with all.
 
     Source:
-        Passalis and Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer", ECCV 2018, arXiv
-        1803.10837, equations 3 to 6; details as in the authors' code, github.com/passalis/probabilistic_kt.
+        ECCV 2018, arXiv 1803.10837, equations 3 to 6; details as in the authors' code,
+        github.com/passalis/probabilistic_kt.
     """
 
     name = "pkt"
@@ -47,7 +42,7 @@ class PKT(Loss):
 }"""
     # exp_cifar of the released code, CIFAR-10, from a student trained on labels: Adam without decay. Its student has no
     # head; its views are crops of the image padded by 4 pixels, which are not among ours.
-    authors: ClassVar[Mapping[str, object]] = {
+    authors = {
         "optimizer.name": "adamw", "optimizer.lr": 1e-4, "optimizer.momentum": 0.9, "optimizer.weight_decay": 0.0,
         "optimizer.schedule": "constant", "head": "linear", "views.recipe": "weak", "batch_size": 128, "passes": 20.0,
         "neighbors.k": 0, "method.weight": 1.0,
@@ -55,8 +50,6 @@ class PKT(Loss):
 
     @dataclass(frozen=True)
     class Settings:
-        """The method's own settings."""
-
         # What the benchmark of Tian et al. (2020) runs beside a cross entropy, and it keeps the gradient away from the
         # epsilon of Adam; the authors run 1.
         weight: float = setting(30000.0, "Factor on the total.", above=0)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from understudy.errors import ShapeError
-from understudy.losses.base.checks import check_pair
-from understudy.losses.base.loss import Loss, Terms
-from understudy.losses.base.requirements import Requirements
-from understudy.losses.base.similarity import exact_pair
+from understudy.losses.base import Loss, Requirements, Terms, check_pair, exact_pair
 from understudy.settings import setting
 
 
@@ -37,8 +32,7 @@ class Proteus(Loss):
     Scope: a mean over images, so the same on any number of processes.
 
     Source:
-        Zhang, Ma, Bai, Wang, Fu, "Accessing Vision Foundation Models via ImageNet-1K", ICLR 2025, arXiv 2407.10366;
-        details as in the authors' code, github.com/BeSpontaneous/Proteus-pytorch.
+        ICLR 2025, arXiv 2407.10366; details as in the authors' code, github.com/BeSpontaneous/Proteus-pytorch.
     """
 
     name = "proteus"
@@ -54,7 +48,7 @@ class Proteus(Loss):
 }"""
     # run_pretrain.sh and main.py of the released code. Not said here: its rate starts at 1e-6 and ends at 1e-5, its
     # views also have RandAugment and random erasing, and each image stands in a batch three times.
-    authors: ClassVar[Mapping[str, object]] = {
+    authors = {
         "optimizer.name": "adamw", "optimizer.lr": 5e-4, "optimizer.momentum": 0.9, "optimizer.weight_decay": 0.05,
         "optimizer.schedule": "cosine", "optimizer.warmup": 5.0, "optimizer.every": "epoch", "head": "norm",
         "views.recipe": "crop", "batch_size": 512, "passes": 300.0, "neighbors.k": 0, "method.token": 1.0,
@@ -63,8 +57,6 @@ class Proteus(Loss):
 
     @dataclass(frozen=True)
     class Settings:
-        """The method's own settings."""
-
         token: float = setting(1.0, "Weight of the embeddings; 1 in the authors' commands, as the others.", minimum=0)
         # The authors set this and the next to 0 for CLIP's teachers, which makes it MSE.
         feature: float = setting(1.0, "Weight of the embeddings and all patch tokens.", minimum=0)

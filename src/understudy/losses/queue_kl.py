@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
-from understudy.losses.base.checks import check_pair
-from understudy.losses.base.loss import Loss, Terms
-from understudy.losses.base.queue import Queue
-from understudy.losses.base.similarity import exact_pair, relative_entropy, unit_rows
+from understudy.losses.base import Loss, Queue, Terms, relative_entropy, unit_pair
 from understudy.settings import setting
 
 
@@ -46,7 +41,7 @@ class QueueKL(Loss):
     # by the square root of the batch) and a weight decay of 1e-6: LARS is not among our optimizers. These are the
     # library's defaults of AdamW for a batch of 128 (unchecked). Their views are crops of at least 14 % of the area, a
     # jitter of (0.4, 0.4, 0.2, 0.1), gray in 20 %, a blur too small to see, a flip, and mixup; ours are the nearest.
-    authors: ClassVar[Mapping[str, object]] = {
+    authors = {
         "optimizer.name": "adamw", "optimizer.lr": 5e-4, "optimizer.momentum": 0.9, "optimizer.weight_decay": 0.01,
         "optimizer.schedule": "cosine", "optimizer.clip": 1.0, "head": "linear", "views.recipe": "moco-v2",
         "batch_size": 128, "passes": 100.0, "neighbors.k": 0, "method.temperature": 0.07, "method.queue": 8192,
@@ -54,8 +49,6 @@ class QueueKL(Loss):
 
     @dataclass(frozen=True)
     class Settings:
-        """The method's own settings."""
-
         temperature: float = setting(0.07, "Temperature of both softmaxes, tau.", above=0)
         # 8192 in the original from 20,000 images on; about a third of the images below.
         queue: int = setting(8192, "Q, how many teacher embeddings are kept.", minimum=1)
@@ -79,8 +72,7 @@ class QueueKL(Loss):
         Raises:
             ShapeError: shapes that do not fit; both are in the sentence.
         """
-        check_pair(student, teacher)
-        s, t = (unit_rows(x) for x in exact_pair(student, teacher))
+        s, t = unit_pair(student, teacher)
         self.queue.push(t)
         scores_t, scores_s = self.queue.scores(t), self.queue.scores(s)
         divergence = relative_entropy(scores_t / self.settings.temperature, scores_s / self.settings.temperature).mean()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +10,17 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from understudy.losses.base.checks import check_pair
-from understudy.losses.base.loss import Loss, Terms
-from understudy.losses.base.processes import all_rows, gather_rows, max_over_processes, sum_over_processes
-from understudy.losses.base.similarity import exact_pair, power_below
+from understudy.losses.base import (
+    Loss,
+    Terms,
+    all_rows,
+    check_pair,
+    exact_pair,
+    gather_rows,
+    max_over_processes,
+    power_below,
+    sum_over_processes,
+)
 from understudy.settings import setting
 
 CHUNK = 2**24
@@ -38,8 +43,7 @@ class RKD(Loss):
     Scope: the batch of all processes, exactly, if they hold equally many images: each compares its own rows with all.
 
     Source:
-        Park, Kim, Lu, Cho, "Relational Knowledge Distillation", CVPR 2019, arXiv 1904.05068, equations 5 to 9; details
-        as in the authors' code, github.com/lenscloth/RKD.
+        CVPR 2019, arXiv 1904.05068, equations 5 to 9; details as in the authors' code, github.com/lenscloth/RKD.
     """
 
     name = "rkd"
@@ -55,7 +59,7 @@ class RKD(Loss):
 }"""
     # run_distill_classification.py of the released code, CIFAR-100, where labels and soft labels are learned beside it;
     # its views are crops of the image padded by 4 pixels, which are not among ours.
-    authors: ClassVar[Mapping[str, object]] = {
+    authors = {
         "optimizer.name": "sgd", "optimizer.lr": 0.1, "optimizer.momentum": 0.9, "optimizer.weight_decay": 5e-4,
         "optimizer.schedule": "step", "optimizer.every": "epoch",
         "optimizer.milestones": (60 / 200, 120 / 200, 160 / 200), "optimizer.decay": 0.2, "head": "linear",
@@ -65,8 +69,6 @@ class RKD(Loss):
 
     @dataclass(frozen=True)
     class Settings:
-        """The method's own settings."""
-
         # 25 and 50 are the paper's weights for classifiers (unchecked here) and those of the benchmark of Tian et al.
         # (2020); for metric learning the authors' scripts run 1 and 2.
         distance: float = setting(25.0, "Weight of the distances.", minimum=0)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from understudy.losses.base.checks import check_pair
-from understudy.losses.base.loss import Loss, Terms
-from understudy.losses.base.queue import Queue
-from understudy.losses.base.similarity import exact_pair, unit_rows
+from understudy.losses.base import Loss, Queue, Terms, unit_pair
 from understudy.settings import setting
 
 
@@ -30,8 +25,7 @@ class SEED(Loss):
     Scope: a mean over images, the queue is the same on every process.
 
     Source:
-        Fang, Wang, Wang, Zhang, Yang, Liu, "SEED: Self-supervised Distillation for Visual Representation", ICLR 2021,
-        arXiv 2101.04731, equations 3 to 5; defaults as in the authors' code, github.com/jacobswan1/SEED.
+        ICLR 2021, arXiv 2101.04731, equations 3 to 5; defaults as in the authors' code, github.com/jacobswan1/SEED.
     """
 
     name = "seed"
@@ -48,7 +42,7 @@ class SEED(Loss):
     # epochs; the hidden layer of the head is as wide as the backbone. Their MoCo-v2 teacher keeps its projection head
     # (D = 128). A spec with @FILE ends at the pooled feature (D = 2048 for ResNet-50); a teacher with its head is a
     # `python:` one.
-    authors: ClassVar[Mapping[str, object]] = {
+    authors = {
         "optimizer.name": "sgd", "optimizer.lr": 0.03, "optimizer.momentum": 0.9, "optimizer.weight_decay": 1e-4,
         "optimizer.schedule": "cosine", "optimizer.every": "epoch", "optimizer.hold": 5 / 200, "head": "mlp",
         "head_hidden": 0, "views.recipe": "moco-v2", "batch_size": 256, "passes": 200.0, "neighbors.k": 0,
@@ -57,8 +51,6 @@ class SEED(Loss):
 
     @dataclass(frozen=True)
     class Settings:
-        """The method's own settings."""
-
         # 1e-4 in the authors' code, 0.01 in the paper (unchecked).
         tau_teacher: float = setting(1e-4, "Temperature of the teacher's softmax.", above=0)
         tau_student: float = setting(0.2, "Temperature of the student's softmax.", above=0)
@@ -83,8 +75,7 @@ class SEED(Loss):
         Raises:
             ShapeError: shapes that do not fit; both are in the sentence.
         """
-        check_pair(student, teacher)
-        s, t = (unit_rows(x) for x in exact_pair(student, teacher))
+        s, t = unit_pair(student, teacher)
         student_logits, teacher_logits = (
             torch.cat([(x * t).sum(1, keepdim=True), self.queue.scores(x)], dim=1) for x in (s, t)
         )

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
-
 from torch import Tensor
 
-from understudy.losses.base.checks import check_pair
-from understudy.losses.base.loss import Loss, Terms
-from understudy.losses.base.similarity import row_cosine
+from understudy.losses.base import Loss, Terms, check_pair, row_cosine
 
 
 class SimReg(Loss):
@@ -23,9 +18,7 @@ class SimReg(Loss):
     Scope: a mean over images, so the same on any number of processes.
 
     Source:
-        Navaneet, Koohpayegani, Tejankar, Pirsiavash, "SimReg: Regression as a Simple Yet Effective Tool for
-        Self-supervised Knowledge Distillation", BMVC 2021, arXiv 2201.05131; the loss as in the authors' code,
-        github.com/UCDvision/simreg.
+        BMVC 2021, arXiv 2201.05131; the loss as in the authors' code, github.com/UCDvision/simreg.
     """
 
     name = "simreg"
@@ -39,7 +32,7 @@ class SimReg(Loss):
   archivePrefix = {arXiv}
 }"""
     # The released run.sh: the deep head, weak views, the same one to both models.
-    authors: ClassVar[Mapping[str, object]] = {
+    authors = {
         "optimizer.name": "sgd", "optimizer.lr": 0.05, "optimizer.momentum": 0.9, "optimizer.weight_decay": 1e-4,
         "optimizer.schedule": "cosine", "optimizer.every": "epoch", "head": "deep", "views.recipe": "weak",
         "batch_size": 256, "passes": 130.0, "neighbors.k": 0,

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from understudy.losses.base.checks import check_pair, check_views
-from understudy.losses.base.loss import Loss, Terms
-from understudy.losses.base.processes import all_rows, gather_rows
-from understudy.losses.base.requirements import Requirements
-from understudy.losses.base.similarity import exact_pair, unit_rows
+from understudy.losses.base import Loss, Requirements, Terms, all_rows, check_views, gather_rows, unit_pair
 from understudy.settings import setting
 
 
@@ -31,8 +25,7 @@ class SMD(Loss):
     Scope: the batch of all processes, exactly, if they hold equally many images; the authors' is per process.
 
     Source:
-        Liu and Ye, "Improving Self-supervised Lightweight Model Learning via Hard-Aware Metric Distillation", ECCV
-        2022; details as in the authors' code, github.com/liuhao-lh/SMD.
+        ECCV 2022; details as in the authors' code, github.com/liuhao-lh/SMD.
     """
 
     name = "smd"
@@ -47,7 +40,7 @@ class SMD(Loss):
 }"""
     # main_distill.py of the released code: a rate of 0.05 for 256 images is 0.1 for its batch of 512. Its BatchNorm is
     # synchronized over GPUs; ours is local to each process, so it takes one process to repeat it.
-    authors: ClassVar[Mapping[str, object]] = {
+    authors = {
         "optimizer.name": "sgd", "optimizer.lr": 0.1, "optimizer.momentum": 0.9, "optimizer.weight_decay": 1e-4,
         "optimizer.schedule": "cosine", "optimizer.every": "epoch", "head": "linear", "views.recipe": "moco-v2",
         "batch_size": 512, "passes": 100.0, "neighbors.k": 0, "method.tau": 0.04, "method.warmup": 2.0,
@@ -56,8 +49,6 @@ class SMD(Loss):
 
     @dataclass(frozen=True)
     class Settings:
-        """The method's own settings."""
-
         # 0.04 in paper and code; their code takes 0.004 for MobileNet-v3 and EfficientNet.
         tau: float = setting(0.04, "Divides the margin.", above=0)
         warmup: float = setting(2.0, "Image passes during which the mean of -cos is added.", minimum=0)
@@ -92,8 +83,7 @@ class SMD(Loss):
         check_views(teacher, self.settings.views, "teacher")
         metrics, cosines = [], []
         for one_student, one_teacher in zip(student, teacher, strict=True):
-            check_pair(one_student, one_teacher)
-            s, t = (unit_rows(x) for x in exact_pair(one_student, one_teacher))
+            s, t = unit_pair(one_student, one_teacher)
             metrics.append(self._metric(s, t))
             cosines.append(-(s * t).sum(1).mean())
         metric, cosine = torch.stack(metrics).mean(), torch.stack(cosines).mean()

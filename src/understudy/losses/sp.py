@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
-from understudy.losses.base.checks import check_pair
-from understudy.losses.base.loss import Loss, Terms
-from understudy.losses.base.processes import all_rows, gather_rows, max_over_processes
-from understudy.losses.base.similarity import exact_pair, power_below, unit_rows
+from understudy.losses.base import (
+    Loss,
+    Terms,
+    all_rows,
+    check_pair,
+    exact_pair,
+    gather_rows,
+    max_over_processes,
+    power_below,
+    unit_rows,
+)
 from understudy.settings import setting
 
 
@@ -25,8 +30,8 @@ class SP(Loss):
     Scope: the batch of all processes, exactly, if they hold equally many images: each compares its own rows with all.
 
     Source:
-        Tung and Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, arXiv 1907.09682, equations 2 to 4;
-        the normalization as in the implementation its author checked, github.com/HobbitLong/RepDistiller.
+        ICCV 2019, arXiv 1907.09682, equations 2 to 4; the normalization as in the implementation its author checked,
+        github.com/HobbitLong/RepDistiller.
     """
 
     name = "sp"
@@ -42,7 +47,7 @@ class SP(Loss):
 }"""
     # Not the paper's own run but the benchmark of Tian et al. (2020), github.com/HobbitLong/RepDistiller, CIFAR-100,
     # where labels are learned beside it; its views are crops of the image padded by 4 pixels, which are not among ours.
-    authors: ClassVar[Mapping[str, object]] = {
+    authors = {
         "optimizer.name": "sgd", "optimizer.lr": 0.05, "optimizer.momentum": 0.9, "optimizer.weight_decay": 5e-4,
         "optimizer.schedule": "step", "optimizer.every": "epoch",
         "optimizer.milestones": (150 / 240, 180 / 240, 210 / 240), "optimizer.decay": 0.1, "head": "linear",
@@ -51,8 +56,6 @@ class SP(Loss):
 
     @dataclass(frozen=True)
     class Settings:
-        """The method's own settings."""
-
         # What the benchmark of Tian et al. (2020) runs beside a cross entropy; alone it only acts on the learning rate.
         weight: float = setting(3000.0, "Factor on the total, gamma in the paper.", above=0)
 

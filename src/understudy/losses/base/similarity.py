@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from understudy.losses.base.checks import check_pair
 from understudy.losses.base.processes import sum_over_processes
 
 EPS = 1e-12
@@ -54,6 +55,19 @@ def unit_rows(x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
     alive = ~(square <= (EPS / size).square())
     norm = torch.where(alive, square, torch.ones_like(square)).sqrt() * size
     return torch.where(alive, x / norm, torch.zeros_like(x))
+
+
+def unit_pair(
+    student: Tensor, teacher: Tensor, names: tuple[str, str] = ("student", "teacher")
+) -> tuple[Tensor, Tensor]:
+    """`unit_rows` of two (B, D) embeddings, the second without gradient.
+
+    Raises:
+        ShapeError: as `check_pair`.
+    """
+    check_pair(student, teacher, names)
+    s, t = exact_pair(student, teacher)
+    return unit_rows(s), unit_rows(t)
 
 
 def cosine_from_sums(
