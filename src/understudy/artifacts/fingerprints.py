@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from typing import Any
-
-import numpy as np
 
 
 def fingerprint(*parts: Any) -> str:
@@ -18,9 +17,10 @@ def fingerprint(*parts: Any) -> str:
     """
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
-        if isinstance(part, np.ndarray):
+        numpy = sys.modules.get("numpy")  # where it is not imported, nothing is an array, and `--help` need not wait
+        if numpy is not None and isinstance(part, numpy.ndarray):
             kind = f"{part.dtype.str}{part.shape}"
-            body = np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
+            body = numpy.ascontiguousarray(part).reshape(-1).view(numpy.uint8).data
         elif isinstance(part, bytes | bytearray | memoryview):
             kind, body = "bytes", memoryview(part)
         else:

@@ -7,13 +7,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from understudy.artifacts.files import read_json, write_json
 from understudy.artifacts.fingerprints import fingerprint
 from understudy.errors import StoreError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 FORMAT = 1
 """Of stores and of saved students; a change makes older ones unreadable."""
@@ -167,6 +168,8 @@ class Store:
         return self.folder / "listing.parquet"
 
     def _array(self, name: str, rows: int) -> np.ndarray:
+        import numpy as np
+
         path = self.folder / name
         try:
             array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
