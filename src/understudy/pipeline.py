@@ -278,8 +278,8 @@ def evaluate_stage(folder: Run, settings: RunSettings, *, quiet: bool = False) -
     if by_files_alone(settings) and (origin or settings.teacher is None):
         from understudy.evaluate.results import RunResults
 
-        known, listings = origin and origin["fingerprint"], Path(settings.store) / "listings"
-        finished = RunResults.of(folder, evaluation, held_out, known, listings).finished
+        teacher, listings = origin and origin["fingerprint"], Path(settings.store) / "listings"
+        finished = RunResults.of(folder, evaluation, held_out, teacher, listings).finished
         if finished is not None:
             return finished
     from understudy.evaluate.features import Resources

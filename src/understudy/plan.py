@@ -246,9 +246,9 @@ def reading_rate(source: Source, batches: NeighborBatches, views: Views, seconds
     loader = Loader(source, batches, views, reading=Reading(workers=0))
     stream = iter(loader)
     batch = next(stream)
-    found = rate(lambda: len(next(stream).index), seconds)
+    images_per_s = rate(lambda: len(next(stream).index), seconds)
     loader.close()
-    return found, batch
+    return images_per_s, batch
 
 
 def teacher_rate(teacher: Teacher, batch: ImageBatch, images: list[Tensor], recipe: Recipe, seconds: float) -> float:
@@ -320,20 +320,20 @@ def rate(work: Callable[[], int], seconds: float) -> float:
     return done / elapsed
 
 
-def table(found: Plan) -> dict[str, object]:
+def table(plan: Plan) -> dict[str, object]:
     """The plan as plain JSON."""
-    return dataclasses.asdict(found)
+    return dataclasses.asdict(plan)
 
 
-def show(found: Plan) -> None:
+def show(plan: Plan) -> None:
     """Print the plan: what was measured, every way, and the flags of the one to take."""
     from rich.console import Console
     from rich.table import Table
 
-    measured = found.measured
+    measured = plan.measured
     console = Console()
     console.print(
-        f"{found.images:,} images, {found.steps:,} steps. Measured here: reading {measured.read:,.0f} images/s a "
+        f"{plan.images:,} images, {plan.steps:,} steps. Measured here: reading {measured.read:,.0f} images/s a "
         f"process ({measured.workers} beside the training), teacher {measured.teacher:,.0f} views/s, student "
         f"{measured.student:,.0f} images/s; {measured.free / 1e9:,.0f} GB free.",
         highlight=False,
@@ -341,16 +341,16 @@ def show(found: Plan) -> None:
     rows = Table()
     for title in ("teacher", "pool", "hours", "teacher views", "GB", "MB/s read", ""):
         rows.add_column(title, justify="left" if title in ("teacher", "") else "right")
-    for one in found.ways:
-        remark = "<- take this" if one is found.chosen else ("does not fit" if not one.fits else "")
+    for one in plan.ways:
+        remark = "<- take this" if one is plan.chosen else ("does not fit" if not one.fits else "")
         rows.add_row(
             one.teacher, str(one.pool or "no end"), f"{one.hours:.2f}", f"{one.teacher_views:,.0f}",
             f"{one.gigabytes:.2f}", f"{one.bandwidth:.1f}", remark,
         )  # fmt: skip
     console.print(rows)
     flags = "--views.teacher live"
-    if found.chosen.pool:
-        flags = f"--views.teacher recorded --views.pool {found.chosen.pool}"
+    if plan.chosen.pool:
+        flags = f"--views.teacher recorded --views.pool {plan.chosen.pool}"
     console.print(
         f"{flags}\nEstimates: the parts were timed one after another, and the evaluation is not in them. A smaller "
         "pool is faster and shows the student fewer views.",

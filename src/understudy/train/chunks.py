@@ -15,13 +15,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from understudy.losses import Terms
 
-Look = Callable[[nn.Module, slice], dict[str, Tensor]]
-"""look(network, places): what the network shows of the images at some places of the batch, by the loss' keywords."""
+Forward = Callable[[nn.Module, slice], dict[str, Tensor]]
+"""forward(network, part): the network's outputs for a part of the batch, by the loss' keywords."""
 
 
 def in_chunks(
-    look: Look,
-    judge: Callable[[dict[str, Tensor]], Terms],
+    forward: Forward,
+    backward: Callable[[dict[str, Tensor]], Terms],
     student: nn.Module,
     wrapped: nn.Module,
     parts: tuple[slice, ...],
@@ -34,8 +34,8 @@ def in_chunks(
     as it does on several processes, and moves its running statistics once for each.
 
     Args:
-        look: the forward pass.
-        judge: the loss of everything that was looked at, with its backward pass.
+        forward: the forward pass.
+        backward: the loss of the outputs for the whole batch, with its backward pass.
         student: the network itself, for the pass without gradient.
         wrapped: the same, as DDP where there are several processes: gradients are exchanged after the last part.
         parts: of the batch, in order.
@@ -51,22 +51,22 @@ def in_chunks(
     before = [buffer.clone() for buffer in student.buffers()]
     pieces = []
     with torch.no_grad():
-        for number, places in enumerate(parts):
+        for number, part in enumerate(parts):
             torch.manual_seed(seed + number)
-            pieces.append(look(student, places))
+            pieces.append(forward(student, part))
         for buffer, value in zip(student.buffers(), before, strict=True):
             buffer.copy_(value)  # the first pass must leave no trace
     whole = {name: torch.cat([piece[name] for piece in pieces], axes(name)).requires_grad_() for name in pieces[0]}
     sizes = {name: [piece[name].shape[axes(name)] for piece in pieces] for name in whole}
     del pieces
-    terms = judge(whole)
+    terms = backward(whole)
     shares = {
         name: tensor.grad.split(sizes[name], axes(name)) for name, tensor in whole.items() if tensor.grad is not None
     }
-    for number, places in enumerate(parts):
+    for number, part in enumerate(parts):
         waits = isinstance(wrapped, DistributedDataParallel) and number < len(parts) - 1
         with wrapped.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
             torch.manual_seed(seed + number)
-            shown = look(wrapped, places)
-            torch.autograd.backward([shown[name] for name in shares], [share[number] for share in shares.values()])
+            outputs = forward(wrapped, part)
+            torch.autograd.backward([outputs[name] for name in shares], [share[number] for share in shares.values()])
     return terms

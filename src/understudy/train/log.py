@@ -71,7 +71,11 @@ def notify(line: str) -> None:
 
 
 class Log:
-    """Metrics of one run.
+    """Metrics of one run, a row each: `kind`, `step` and `time` in all of them.
+
+    A row "start" or "resume" says once what the run is computed with: the machine, `teacher_precision`, and `compiled`,
+    a table {"student": bool, "teacher": bool, "device": kind} of what torch.compile has taken. Rows "step" and "signal"
+    are numbers over time; "end" is the cost of the whole.
 
     Args:
         run: where `metrics.jsonl` goes.
@@ -87,10 +91,10 @@ class Log:
     ) -> None:
         self.run, self.title, self.total, self.quiet = run, title, total, quiet
         run.path.mkdir(parents=True, exist_ok=True)
-        kept = [row for row in run.metrics() if resume_step and row["step"] <= resume_step and row["kind"] != "end"]
+        earlier = [row for row in run.metrics() if resume_step and row["step"] <= resume_step and row["kind"] != "end"]
         with room_on_disk(run.metrics_path):
             self.file: IO[str] = open(run.metrics_path, "w", encoding="utf-8")  # noqa: SIM115 - closed by close()
-            for row in kept:
+            for row in earlier:
                 self.file.write(json.dumps(row) + "\n")
             self.file.flush()
         self.step_row: dict[str, Any] = {}

@@ -74,7 +74,6 @@ def train(
                 monitor.show()
                 if pauses.due(state.step) and state.step < state.steps:
                     save(state, run, monitor)
-                    pauses.saved()
                     if pauses.stopping:
                         monitor.stopped()
                         return False

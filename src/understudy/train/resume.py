@@ -68,7 +68,7 @@ def refuse_other_settings(run: Run, settings: TrainSettings) -> None:
 
 
 def same_settings(run: Run, settings: TrainSettings) -> bool:
-    """Whether a run was begun with these settings, told without its method and so without torch.
+    """Whether a run was begun with these settings, found out without its method and so without torch.
 
     Differs from `refuse_other_settings`, which knows the method's own types, in saying no where it is not certain.
 

@@ -76,11 +76,7 @@ class OptimizerSettings:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """One training run.
-
-    Raises:
-        ConfigError: a length of nothing.
-    """
+    """One training run."""
 
     data: str = setting(
         help="Training images: a folder, *.parquet, *.tar, *.arrow, *.npy, list:FILE, torchvision:NAME, hf:ORG/NAME, "
@@ -126,8 +122,8 @@ class TrainSettings:
     )
     passes: float = setting(
         100.0,
-        "Length of training in image passes (times every image is seen on average).",
-        minimum=0,
+        "Length of training in image passes (how often an image is in a batch, on average).",
+        above=0,
         synonyms="epochs epoch num_epochs max_epochs steps",
     )
     batch_size: int = setting(256, "Images per step, over all processes.", minimum=1, synonyms="batch bs")
@@ -213,13 +209,6 @@ class TrainSettings:
         "eval_data",
         "evaluation",
     )
-
-    def __post_init__(self) -> None:
-        if self.passes <= 0:
-            raise ConfigError(
-                f"'passes' must be above 0; got {self.passes:g}, with which nothing would be trained. Give the length "
-                "of training in image passes, e.g. --passes 100."
-            )
 
     @property
     def student_settings(self) -> StudentSettings:

@@ -119,8 +119,8 @@ class TrainState:
         needed = teacher if loss.needs.teacher else None
         recorded = setup.build_recorded(settings.views, views, data, needed, teacher_batch)
         if recorded is not None and views.teacher is not None:
-            known = dataclasses.replace(views.teacher, recorded=Recorded(recorded.folder))
-            views = dataclasses.replace(views, teacher=known)
+            teacher_input = dataclasses.replace(views.teacher, recorded=Recorded(recorded.folder))
+            views = dataclasses.replace(views, teacher=teacher_input)
 
         optimizer = build_optimizer([student, loss], settings.optimizer, device)
         precision, autocast, scaler = setup.choose_arithmetic(settings.precision, device)
@@ -211,10 +211,7 @@ class TrainState:
         if self.recorded is not None:
             self.recorded.computed = state["teacher_views"] if self.processes.main else 0  # it counts those of all
         self.step, self.seconds_before, self.skipped = state["step"], state["seconds"], dict(state["skipped"])
-        # One that does not say was made when nothing was compiled.
-        self.compiled = Compiled(
-            **state.get("compiled", {"student": False, "teacher": False, "device": self.device.type})
-        )
+        self.compiled = Compiled(**state["compiled"])
 
     def compile(self, notify: Callable[[str], object] | None = None) -> None:
         """Choose which networks are compiled; a resumed run repeats what it began with.

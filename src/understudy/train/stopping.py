@@ -58,8 +58,7 @@ class Pauses:
             asking = step % AGREE_STEPS == 0
             self.stopping = asking and self.processes.agree(self.stopping)
             due = asking and self.processes.agree(due and self.processes.main)
-        return self.stopping or due
-
-    def saved(self) -> None:
-        """Count the minutes to the next checkpoint from here."""
-        self._saved = time.monotonic()
+        if self.stopping or due:
+            self._saved = time.monotonic()
+            return True
+        return False
