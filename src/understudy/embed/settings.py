@@ -30,22 +30,22 @@ class EmbedSettings:
     teacher_std: tuple[float, ...] | None = setting(None, "Standard deviation the encoder expects, three numbers.")
     teacher_sharding: str = setting(
         "none",
-        "fsdp: under torchrun each process holds a share of the teacher's weights, for one that does not fit on each "
-        "device; none: each holds all.",
+        "fsdp: under torchrun each process holds a share of the weights, for a teacher too large for one device; none: "
+        "each holds all.",
         choices=("none", "fsdp"),
     )
     teacher_precision: str = setting(
         "auto",
-        "Arithmetic of the encoder; auto is tf32 on a CUDA device that has it, fp32 elsewhere.",
+        "Precision of the encoder; auto: tf32 on a CUDA device that has it, fp32 elsewhere.",
         choices=PRECISIONS,
     )
-    image_size: int | None = setting(None, "Input side in pixels; the encoder's own unless given.", minimum=8)
+    image_size: int | None = setting(None, "Input side in pixels. Default: the encoder's own.", minimum=8)
     store: str = setting("store", "Root folder of the stores.", synonyms="out output_dir")
     dtype: str = setting("float16", "Stored precision.", choices=("float16", "float32"))
     batch_size: int = setting(128, "Images per forward pass.", minimum=1)
     workers: int | None = setting(
         None,
-        "Processes that read images; chosen by source and cores unless given.",
+        "Processes that read images. Default: chosen by source and cores.",
         minimum=0,
         synonyms="num_workers j",
     )

@@ -10,13 +10,13 @@ from understudy.settings import setting
 
 @dataclass(frozen=True)
 class NeighborSettings:
-    """How many neighbors, from how wide a circle, found by which index.
+    """How many neighbors an anchor gets in a batch, from how many nearest images, and how those are searched.
 
     By default none: batches are plain random ones, which have measured best (docs/explanation/method.md). The authors
     of CoSS draw 15 of the nearest 31: `--method coss --recipe authors`.
 
     Raises:
-        ConfigError: more neighbors are to be drawn than the circle holds.
+        ConfigError: more neighbors are to be drawn than `n`.
     """
 
     k: int = setting(0, "Neighbors drawn for each anchor; 0 for plain random batches.", minimum=0)

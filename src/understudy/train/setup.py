@@ -95,7 +95,7 @@ def build_views(settings: ViewSettings, seed: int, loss: Loss, student: Student,
         recipe_for(settings.recipe, max(size, teacher_size)),
         seed if settings.seed is None else settings.seed,
         per_image=loss.needs.views,
-        pool=settings.different,
+        pool=settings.pool_size,
         teacher=None if teacher_size == size else TeacherInput(teacher_size, loss.needs.teacher_views),
     )
 

@@ -13,28 +13,30 @@ class ViewSettings:
 
     recipe: str | None = setting(
         None,
-        "Augmentation: the one of MoCo-v2 (its form without blur at or below 64 pixels) unless given; weak is its crop "
-        "and flip, crop those of classifiers (from 8 % of the area), none the plain centered square.",
+        "Augmentation. Default: moco-v2; up to 64 pixels moco-v2-small, which has no blur. weak: the crop and flip "
+        "of moco-v2; crop: those of classifiers (from 8 % of the area); none: the plain center square.",
         choices=("moco-v2", "moco-v2-small", "weak", "crop", "none"),
     )
     seed: int | None = setting(
-        None, "Seed of the views; the run's own unless given. Runs of one view seed share recorded views.", minimum=0
+        None, "Seed of the views. Default: the run's own. Runs with the same one share recorded views.", minimum=0
     )
     teacher: str = setting(
         "live",
-        "live: the teacher runs on every view; recorded: once on each, beside its store, and is read from then on.",
+        "live: the teacher runs on every view; recorded: it runs once on each, and the result is stored and reused.",
         choices=("live", "recorded"),
     )
     pool: int | None = setting(
-        None, "Different views of an image, seen in turn; 0 for no end. 16 if recorded, no end if live.", minimum=0
+        None,
+        "Number of different views of an image, used in turn; 0: unlimited. Default: 0 live, 16 recorded.",
+        minimum=0,
     )
     dtype: str = setting(
         "float16",
-        "How recorded views are stored; float32 trains on exactly the live numbers.",
+        "Precision of recorded views; float32 gives exactly the numbers of a live teacher.",
         choices=("float32", "float16", "int8"),
     )
 
     @property
-    def different(self) -> int:
-        """How many different views an image has in fact, 0 for no end."""
+    def pool_size(self) -> int:
+        """How many different views an image has, 0 for unlimited."""
         return self.pool if self.pool is not None else {"live": 0, "recorded": 16}[self.teacher]
