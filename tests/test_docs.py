@@ -20,6 +20,7 @@ from PIL import Image
 
 from test_models_teacher import onnx_file, structured
 from understudy.cli import VERBS, main
+from understudy.losses import LOSSES
 from understudy.pipeline import RunSettings
 from understudy.settings import resolve
 
@@ -183,6 +184,7 @@ def test_the_readme_is_a_page():
     assert len(text.splitlines()) <= 130
     assert "docs/images/report.png" in text
     assert (DOCS / "images" / "report.png").stat().st_size < 300_000
+    assert f"**{len(LOSSES) - 2} other methods in one loop**" in text
 
 
 def test_the_picture_of_the_rooms_is_current():
