@@ -69,7 +69,7 @@ class Flags:
                 continue
             group, _, leaf = name.rpartition(".")
             if group and group not in groups:
-                groups[group] = self.parser.add_argument_group(f"--{group}.")
+                groups[group] = self.parser.add_argument_group(f"{group} (--{group}.KEY)")
             shown = self.everything or name in self.main
             self.hidden += not shown
             metavar = {bool: "true|false", int: "N", float: "X"}.get(hint, leaf.upper().replace("_", "-"))

@@ -103,7 +103,7 @@ class TrainSettings:
     )
     store: str = setting("store", "Folder of teacher embeddings, shared between runs; or one particular store.")
     method: dict[str, Any] = setting(
-        {"name": DEFAULT_METHOD}, "Method; its own settings are written method.KEY.", synonyms="loss"
+        {"name": DEFAULT_METHOD}, "Method of distillation. Its own settings are --method.KEY.", synonyms="loss"
     )
     image_size: int | None = setting(
         None,
@@ -122,7 +122,7 @@ class TrainSettings:
     )
     passes: float = setting(
         100.0,
-        "Length of training in image passes (how often an image is in a batch, on average).",
+        "Length of training in image passes: how many times each image is in a batch, on average.",
         above=0,
         synonyms="epochs epoch num_epochs max_epochs steps",
     )
@@ -135,11 +135,9 @@ class TrainSettings:
         synonyms="accum_iter grad_accum",
     )
     seed: int = setting(0, "Seed of everything random.", minimum=0)
-    limit: int | None = setting(
-        None, "Use only this many images, drawn by the seed-free hash of their place.", minimum=1
-    )
+    limit: int | None = setting(None, "Use only this many images, the same ones for every seed.", minimum=1)
     holdout: int = setting(
-        512, "Images kept out of training for the live signals when there is no eval data.", minimum=0
+        512, "Images held out of training for the live signals when there is no eval data.", minimum=0
     )
     device: str = setting("auto", "cpu, cuda, cuda:N, mps, or auto.", synonyms="gpu gpus cuda")
     precision: str = setting(
@@ -170,7 +168,7 @@ class TrainSettings:
     )
     transform: str = setting(
         "none",
-        "What is done to the teacher's space before the loss, and undone in `embed`.",
+        "Transform of the teacher's space before the loss; `embed` undoes it.",
         choices=TRANSFORMS,
     )
     head: str = setting(
