@@ -73,10 +73,10 @@ def headline_columns(models: Sequence[Model]) -> dict[tuple[str, str], str]:
     columns = {}
     for protocol, declared in PROTOCOLS.items():
         numbers = _numbers(protocol, models)
-        labels = declared.display.table(numbers)["labels"]
+        shown = declared.display.table(numbers)
         for pattern in declared.display.headline:
             for figure in filter(re.compile(pattern).fullmatch, numbers):
-                columns[protocol, figure] = labels.get(figure, declared.display.short)
+                columns[protocol, figure] = shown["labels"].get(figure, shown["short"])
     return columns
 
 
