@@ -71,10 +71,7 @@ class Dataset:
 
     @classmethod
     def open(cls, path: str) -> EvaluationSet:
-        """The set in a folder.
-
-        Args:
-            path: what the user gave: the folder of the set, or the one that holds it.
+        """The set in the folder that the user gave: its own, or the one that holds it.
 
         Raises:
             DataError: a file is missing; the sentence names it, and the place where the set is had.
@@ -83,15 +80,10 @@ class Dataset:
 
 
 def below(path: str, first: str, *, home: str) -> Path:
-    """The folder in which `first` lies: the given one, its parent where it was named itself, or a sentence.
-
-    Args:
-        path: what the user gave.
-        first: the file or folder that shows the layout, relative.
-        home: where the set is officially had.
+    """The folder in which the file or folder `first` lies: the one given, or one above it on the way to `first`.
 
     Raises:
-        DataError: it is not there; the sentence names the path expected and where to get the set.
+        DataError: it is not there; the sentence names the path expected and where the set is officially had (`home`).
     """
     root = Path(path).expanduser()
     parts = Path(first).parts

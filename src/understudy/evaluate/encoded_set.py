@@ -123,28 +123,16 @@ class EncodedSet:
     _neighbors: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
     def neighbors(self, k: int, memory_mb: int) -> Int[np.ndarray, "M K"]:
-        """The k nearest other test images of each test image; kept, as several students ask the same teacher.
-
-        Args:
-            k: neighbors.
-            memory_mb: budget of the search.
-
-        Returns:
-            (M, K) positions, nearest first by cosine.
+        """The (M, k) nearest other test images of each, by cosine; kept, as several students ask the same teacher.
 
         Raises:
             ConfigError: k is not below the number of test images.
         """
         if k not in self._neighbors:
             self._neighbors[k] = search(
-                self.test,
-                self.test,
-                k,
-                exclude=np.arange(len(self.test)),
-                memory_mb=memory_mb,
-                device=self.device,
+                self.test, self.test, k, exclude=np.arange(len(self.test)), memory_mb=memory_mb, device=self.device,
                 progress=self.progress,
-            )[0]
+            )[0]  # fmt: skip
         return self._neighbors[k]
 
     def network(self) -> tuple[nn.Module, Contract]:
@@ -195,11 +183,7 @@ class EncodedSet:
 
 
 def check_finite(rows: Float[np.ndarray, "N F"], what: str) -> None:
-    """Refuse rows with NaN or inf.
-
-    Args:
-        rows: (N, F).
-        what: names the rows in the message.
+    """Refuse (N, F) rows with NaN or inf; `what` names them in the message.
 
     Raises:
         DataError: with the count of bad rows.

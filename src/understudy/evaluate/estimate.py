@@ -27,11 +27,7 @@ def estimate(
 ) -> list[str]:
     """A sentence for each encoder: images, passes, and seconds an image as measured here.
 
-    Args:
-        extractor: the encoders.
-        settings: of the evaluation.
-        sources: images of each set, "" for the main one.
-        protocols: protocols to apply to each set.
+    `sources` are the images of each set, "" for the main one; `protocols` those to apply to each.
     """
     lines = []
     for name, (encoder, root, dtype) in extractor.stores.items():

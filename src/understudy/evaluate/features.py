@@ -59,11 +59,7 @@ class Resources:
 
 
 class StudentBackbone:
-    """A student's backbone as something that can be embedded with and kept in a store.
-
-    Args:
-        student: in eval mode.
-    """
+    """A student's backbone, in eval mode, as something that can be embedded with and kept in a store."""
 
     def __init__(self, student: Student) -> None:
         self.student = student
@@ -163,10 +159,6 @@ class FeatureExtractor:
     def encode(self, source: Source, title: str) -> SetFeatures:
         """One forward pass of each encoder, none where its features are kept; the head works on the backbone's.
 
-        Args:
-            source: images.
-            title: what progress calls them.
-
         Raises:
             UnderstudyError: as `embed` says.
         """
@@ -204,11 +196,7 @@ class FeatureExtractor:
         return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
 
     def progress_of(self, name: str) -> Progress | None:
-        """`progress` with the encoder and the activity before its note.
-
-        Args:
-            name: of the encoder.
-        """
+        """`progress` with the name of an encoder and the activity before its note."""
         if self.resources.progress is None:
             return None
         report = self.resources.progress
@@ -224,12 +212,9 @@ class FeatureExtractor:
         features: Mapping[str, SetFeatures],
         base: Mapping[str, EncodedSet] | None = None,
     ) -> dict[str, EncodedSet]:
-        """One image set as each encoder sees it, by name of the encoder.
+        """One image set (None for no images at all) as each encoder sees it, by name of the encoder.
 
-        Args:
-            dataset: the set; None for no images at all.
-            features: of its sources, by role.
-            base: the encoded main evaluation images.
+        `features` are those of its sources, by role; `base` are the encoded main evaluation images.
 
         Raises:
             DataError: test images alone, of classes that the main evaluation images lack, or there are none of those.
@@ -258,29 +243,19 @@ class FeatureExtractor:
                     "class_names": tuple(train.source.class_names or ()), "test_labels": numbers,
                 }  # fmt: skip
             sets[name] = EncodedSet(
-                name=name,
-                test=np.empty((0, 0), np.float32) if test is None else test.rows[name],
+                name=name, test=np.empty((0, 0), np.float32) if test is None else test.rows[name],
                 reference=None if name == "teacher" else sets.get("teacher"),
                 aligned=self.in_teacher_space and "teacher" in sets and (name == "student_embed" or headless),
-                encoder=encoder,
-                test_source=None if test is None else test.source,
+                encoder=encoder, test_source=None if test is None else test.source,
                 dataset=None if dataset is None or dataset.kind == "main" else dataset,
                 queries=None if queries is None else queries.rows[name],
-                folder=roots["teacher" if name == "teacher" else "student"],
-                device=self.resources.device,
-                workers=self.resources.workers,
-                progress=self.progress_of(name),
-                **learned,
-            )
+                folder=roots["teacher" if name == "teacher" else "student"], device=self.resources.device,
+                workers=self.resources.workers, progress=self.progress_of(name), **learned,
+            )  # fmt: skip
         return sets
 
     def count_images(self, name: str, features: Mapping[str, SetFeatures]) -> None:
-        """Keep how many images of a set there were, by role, and how many could not be read.
-
-        Args:
-            name: of the set, "" for the main images.
-            features: of its sources, by role.
-        """
+        """Keep how many images of a set ("" for the main one) there were, by role, and how many could not be read."""
         if features:
             self.images[name] = {role: len(one.source) for role, one in features.items()}
             self.images[name]["skipped"] = sum(one.skipped for one in features.values())

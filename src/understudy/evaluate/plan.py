@@ -52,13 +52,9 @@ class MainImages:
 def open_main_images(
     settings: EvaluationSettings, held_out: Source | None, run: Mapping[str, Any], listings: Path
 ) -> MainImages:
-    """The labeled images of `eval_data`, else images held out of training, else some of the training images.
+    """The labeled images of `eval_data`, else those held out of training, else some of the training images.
 
-    Args:
-        settings: of the evaluation.
-        held_out: images kept out of training.
-        run: metadata of the student, with the spec of its training images.
-        listings: where the indices of tar shards are kept.
+    `run` is the metadata of the student, with the spec of its training images; `listings` is as in `Resources`.
 
     Raises:
         DataError: they cannot be opened.
@@ -131,12 +127,6 @@ class EvaluationPlan:
     ) -> EvaluationPlan:
         """Open the sets and match them with the protocols.
 
-        Args:
-            settings: of the evaluation.
-            main: the main evaluation images.
-            encoders: what figures are known by.
-            listings: where the indices of tar shards are kept.
-
         Raises:
             ConfigError: two sets of one name.
         """
@@ -161,11 +151,7 @@ class EvaluationPlan:
         return cls(main, datasets, tuple(tasks))
 
     def sources(self, name: str) -> dict[str, Source]:
-        """The images of a set, by role.
-
-        Args:
-            name: of the set, "" for the main images.
-        """
+        """The images of a set ("" for the main one), by role."""
         if name:
             return self.datasets[name].sources
         if self.main is None:
@@ -207,13 +193,7 @@ def settings_identity(settings: EvaluationSettings, protocol: str, encoders: Enc
 
 
 def main_identity(needs: Requirements, main: MainImages | None, kind: str | None) -> list[str | None]:
-    """What a task's figures owe to the main images; nothing where it does not use them.
-
-    Args:
-        needs: of the protocol.
-        main: the main images.
-        kind: of the set of the task; None for the main images.
-    """
+    """What a task's figures owe to the main images, by the kind of its set (None for the main one)."""
     return main.fingerprints if main is not None and needs.images and kind in (None, "shift") else []
 
 

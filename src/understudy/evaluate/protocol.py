@@ -99,12 +99,9 @@ class Display:
     whole: tuple[str, ...] = ()
 
     def table(self, names: Iterable[str]) -> dict[str, Any]:
-        """Plain JSON for evaluation.json.
+        """Plain JSON for evaluation.json, for the figures of these names.
 
         "compared", "quoted" and "less" stay patterns. What is said of single figures is said by name.
-
-        Args:
-            names: of the figures that the protocol gave.
         """
         shown = [name for name in dict.fromkeys(names) if not ENDS.fullmatch(name)]
 
@@ -118,15 +115,11 @@ class Display:
         counts, plain = matching(self.counts), matching(self.plain) if self.percent else shown
         return {
             **{key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()},
-            "short": self.short or self.title,
-            "figures": expanded({**TITLES, **self.figures}),
-            "labels": expanded(self.labels),
-            "plain": list(dict.fromkeys([*plain, *counts])),
-            "shares": matching(self.shares),
-            "accuracies": matching(self.accuracies),
-            "counts": counts,
+            "short": self.short or self.title, "figures": expanded({**TITLES, **self.figures}),
+            "labels": expanded(self.labels), "plain": list(dict.fromkeys([*plain, *counts])),
+            "shares": matching(self.shares), "accuracies": matching(self.accuracies), "counts": counts,
             "whole": matching((*self.whole, *self.counts)),
-        }
+        }  # fmt: skip
 
 
 def _expanded(name: str, templates: Mapping[str, str]) -> str | None:
@@ -165,20 +158,23 @@ class Protocol:
 
     @staticmethod
     def evaluate(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
-        """The figures of one encoder on one set, by name."""
+        """The figures of one encoder on one set, by name.
+
+        Args:
+            encoded_set: its features, labels and, where the protocol needs pixels or the network, its encoder and
+                images; the files of an `--on` set are in its `dataset`.
+            settings: of the evaluation; a protocol reads its own group, `seed` and `memory_mb`.
+
+        Raises:
+            UnderstudyError: it cannot be applied for a reason of the user's, as the protocol's own docstring says.
+        """
         raise NotImplementedError
 
     @staticmethod
     def image_passes(settings: EvaluationSettings, train: int, test: int) -> float:
-        """Forward passes that it needs beside the shared features.
+        """Forward passes that it needs beside the shared features of `train` training and `test` test images.
 
-        Args:
-            settings: of the evaluation.
-            train: training images.
-            test: test images.
-
-        Returns:
-            Images sent through the network; an image that is trained on counts three times.
+        In images; one that is trained on counts three times.
         """
         return 0.0
 
@@ -189,9 +185,5 @@ class Protocol:
 
     @classmethod
     def display_table(cls, names: Iterable[str]) -> dict[str, Any]:
-        """What evaluation.json says about the protocol, as plain JSON.
-
-        Args:
-            names: of the figures that it gave.
-        """
+        """What evaluation.json says about the protocol and its figures of these names, as plain JSON."""
         return {**cls.display.table(names), "settings": list(cls.settings_keys())}

@@ -100,15 +100,9 @@ class Results:
         return {name: one for name, one in self.about.get("tasks", {}).items() if self._stays(name, one, plan)}
 
     def finish(self, plan: EvaluationPlan, encoders: Iterable[str], about: Mapping[str, Any]) -> dict[str, Any]:
-        """Write the whole file: figures that stay, new figures, and where they come from.
+        """Write the whole file: figures that stay, new figures, and where they come from; returns what it holds.
 
-        Args:
-            plan: what was asked.
-            encoders: their names, in order.
-            about: what the file says of itself, beside the tasks.
-
-        Returns:
-            What it holds.
+        `encoders` are their names, in order; `about` is what the file says of itself, beside the tasks.
         """
         tasks, missing = self.earlier(plan), self.missing(plan)
         evaluation: dict[str, Any] = {}
@@ -165,12 +159,7 @@ class RunResults:
     ) -> RunResults:
         """Open the image sets of a finished run's evaluation.
 
-        Args:
-            run: finished.
-            settings: of the evaluation.
-            held_out: images kept out of training.
-            teacher: fingerprint of the teacher that stands beside the student.
-            listings: where the indices of tar shards are kept.
+        `teacher` is the fingerprint of the teacher beside the student; `held_out` are images kept out of training.
 
         Raises:
             DataError: the evaluation images cannot be opened.

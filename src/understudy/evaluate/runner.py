@@ -195,11 +195,7 @@ class _Evaluation:
     results: Results
 
     def run(self, draw: DrawSample | None) -> dict[str, Any]:
-        """Do what is missing and write the whole file.
-
-        Args:
-            draw: writes a sample of the main test images, where one is missing.
-        """
+        """Do what is missing and write the whole file; `draw` writes a sample of the main test images, if any."""
         tasks: dict[str, list[Task]] = {}
         for task in self.results.missing(self.plan):
             tasks.setdefault(task.dataset, []).append(task)

@@ -30,16 +30,9 @@ def write_sample(
     Arrays of n images: "student" (n, D) float16, the embedding; "features" (n, F) float16, the backbone's; "labels"
     (n,) int64, -1 without labels; "class_names" (C,); "names" (n,); "thumbnails" (n, 64, 64, 3) uint8, center crops;
     "student_neighbors" (n, 10) int32, nearest first by cosine of embeddings within the sample, -1 where it is smaller.
-    With a teacher also "teacher" (n, D), "teacher_neighbors" (n, 10), and, where the student is meant to land in its
-    space, "column_cosine" (D,) over ALL test images.
-
-    Args:
-        run: the run folder.
-        student: backbone features of the test images.
-        embed: embeddings of the same images; its `reference` is the teacher, or None.
-        source: the images, in the same order.
-        seed: draws the sample.
-        memory_mb: bounds the search.
+    With a teacher, the `reference` of `embed`, also "teacher" (n, D), "teacher_neighbors" (n, 10), and, where the
+    student is meant to land in its space, "column_cosine" (D,) over ALL test images. `student` and `embed` hold
+    backbone features and embeddings of the test images, `source` the images in the same order.
 
     Raises:
         DataError: rows that are not finite.

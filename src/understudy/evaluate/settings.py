@@ -57,11 +57,7 @@ class SharedSettings:
             raise ConfigError(f"'protocols' needs at least one name, each once; got {listed}.")
 
     def group(self, cls: type[Group]) -> Group:
-        """The settings of one protocol.
-
-        Args:
-            cls: its `Settings`.
-        """
+        """The settings of one protocol, an instance of its `Settings`."""
         return next(value for value in vars(self).values() if isinstance(value, cls))
 
     def identity_settings(self, protocol: str) -> dict[str, Any]:

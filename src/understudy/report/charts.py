@@ -13,13 +13,8 @@ REFERENCE_LINE = {"color": MUTED, "dash": "dash", "width": 1.5}
 """The teacher's line, or another one that the runs are held against."""
 
 DASHES = {
-    "solid": None,
-    "dash": "9 5",
-    "dot": "3 3",
-    "dashdot": "9 4 3 4",
-    "longdash": "13 6",
-    "longdashdot": "13 4 3 4",
-}
+    "solid": None, "dash": "9 5", "dot": "3 3", "dashdot": "9 4 3 4", "longdash": "13 6", "longdashdot": "13 4 3 4",
+}  # fmt: skip
 """Plotly's dashes, and how SVG draws them in a legend."""
 
 GLYPHS = {
@@ -120,29 +115,19 @@ def plotly_figure(data: Sequence[Mapping[str, Any]], **layout: Any) -> dict[str,
         "automargin": True, "fixedrange": True, "title": {"font": {"size": 12}},
     }  # fmt: skip
     look = {
-        "template": {},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
+        "template": {}, "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"color": "var(--ink)", "size": 12, "family": "system-ui, sans-serif"},
         "hoverlabel": {"bgcolor": "var(--card)", "bordercolor": "var(--line)", "font": {"color": "var(--ink)"}},
-        "margin": {"l": 8, "r": 12, "t": 8, "b": 8},
-        "showlegend": False,
-        "dragmode": False,
-        "xaxis": axis | layout.pop("xaxis", {}),
-        "yaxis": axis | layout.pop("yaxis", {}),
-    }
+        "margin": {"l": 8, "r": 12, "t": 8, "b": 8}, "showlegend": False, "dragmode": False,
+        "xaxis": axis | layout.pop("xaxis", {}), "yaxis": axis | layout.pop("yaxis", {}),
+    }  # fmt: skip
     traces = [{**trace, "name": escaped(trace["name"])} if "name" in trace else dict(trace) for trace in data]
     figure: dict[str, Any] = go.Figure(traces, look | layout).to_dict()
     return figure
 
 
 def reference(axis: str, value: float) -> dict[str, Any]:
-    """A dashed line across a chart, the teacher's figure.
-
-    Args:
-        axis: "x" or "y", that of the value.
-        value: where it stands.
-    """
+    """A dashed line across a chart at a value of the axis "x" or "y": the teacher's figure."""
     other = "y" if axis == "x" else "x"
     ends = {f"{axis}0": value, f"{axis}1": value, f"{other}0": 0, f"{other}1": 1}
     return {"type": "line", f"{other}ref": "paper", **ends, "line": REFERENCE_LINE}
@@ -153,11 +138,7 @@ def heat_map(
 ) -> dict[str, Any]:
     """A heat map with its numbers written in: darker is more.
 
-    Args:
-        values: one list for each row; None where nothing was measured.
-        texts: what stands in each cell.
-        axes: "x" and "y" with names across and downwards; "xaxis" and "yaxis" with plotly's layout of them.
-        hover: plotly's template of what the pointer shows.
+    `axes` has "x" and "y" with names across and downwards, and may have plotly's layout of them in "xaxis" and "yaxis".
     """
     trace = {
         "type": "heatmap", "z": values, "x": axes["x"], "y": axes["y"], "text": texts, "texttemplate": "%{text}",

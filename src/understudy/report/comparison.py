@@ -46,12 +46,7 @@ FIGURES = (
 
 
 def quantile(probability: float, freedom: int) -> float:
-    """Quantile of Student's t distribution.
-
-    Args:
-        probability: in (0, 1).
-        freedom: degrees of freedom, 1 or more.
-    """
+    """Quantile of Student's t distribution with 1 or more degrees of freedom."""
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, probability))
@@ -68,9 +63,7 @@ def half_width(values: Sequence[float]) -> float | None:
 def compared_figures(variants: Sequence[Mapping[str, Any]], protocols: Mapping[str, Any]) -> list[Figure]:
     """The columns: `FIGURES`, then what else stands for a protocol by its display, of the backbone.
 
-    Args:
-        variants: rows of comparison.json with their `cells`.
-        protocols: how their protocols are shown, as evaluation.json has it.
+    `variants` are rows of comparison.json with their `cells`, `protocols` how evaluation.json shows their protocols.
     """
     displays = Displays.of([{"protocols": protocols}])
     metrics: dict[str, dict[str, None]] = {}
@@ -92,11 +85,7 @@ def compared_figures(variants: Sequence[Mapping[str, Any]], protocols: Mapping[s
 
 
 def statistics(variants: Sequence[Mapping[str, Any]], protocols: Mapping[str, Any]) -> dict[str, Any]:
-    """What a comparison's cells say together.
-
-    Args:
-        variants: rows of comparison.json with their `cells`.
-        protocols: how their protocols are shown, as evaluation.json has it.
+    """What a comparison's cells say together; arguments are those of `compared_figures`.
 
     Returns:
         "best": `{figure: label}`, the highest mean among the variants with most seeds; "summary": `{label: {figure:

@@ -22,41 +22,26 @@ Values = Mapping[str, Any]
 
 
 def write_page(path: Path, out: Path) -> Path:
-    """Tell a comparison as one self-contained HTML page.
-
-    Args:
-        path: comparison.json.
-        out: the file to write.
-    """
+    """Tell a comparison (comparison.json) as one self-contained HTML page."""
     write_text(out, page(read_json(path)))
     return out
 
 
 def page(comparison: Values) -> str:
-    """The page.
-
-    Args:
-        comparison: what comparison.json holds.
-    """
+    """The page of what comparison.json holds."""
     figures, about, axes = measured(comparison), comparison["about"], _axes(comparison)
     is_grid = comparison["kind"] == "ablate"
     title = f"{len(comparison['variants'])} ways to train {about['student']}"
     return render(
-        "comparison.html.j2",
-        kind=comparison["kind"],
+        "comparison.html.j2", kind=comparison["kind"],
         title=f"{about['student']} over {' and '.join(axes)}" if is_grid else title,
-        verdict=_verdict(comparison, figures),
-        measured=bool(figures),
-        result=_result(comparison, figures),
-        footnotes=footnotes(comparison),
-        differences=_differences(comparison, figures),
+        verdict=_verdict(comparison, figures), measured=bool(figures), result=_result(comparison, figures),
+        footnotes=footnotes(comparison), differences=_differences(comparison, figures),
         axes=len(axes) if is_grid else 0,
-        charts=[_chart(comparison, figure, axes if is_grid else {}) for figure in figures],
-        about=about,
-        rates=_rates(comparison),
-        done=known_facts({key: value for key, value in about.items() if key != "protocols"}),
+        charts=[_chart(comparison, figure, axes if is_grid else {}) for figure in figures], about=about,
+        rates=_rates(comparison), done=known_facts({key: value for key, value in about.items() if key != "protocols"}),
         costs=_costs(comparison),
-    )
+    )  # fmt: skip
 
 
 def _verdict(comparison: Values, figures: Sequence[Figure]) -> str:
@@ -171,12 +156,9 @@ def _chart(comparison: Values, figure: Figure, axes: Mapping[str, list[str]]) ->
             "thickness": 1.5}  # fmt: skip
     line = {"mode": "lines+markers", "line": {"color": charts.color(0)}, "marker": {"size": 9}}
     means = {
-        across: positions,
-        up: [entry["mean"] for _, entry in entries],
-        f"error_{up}": bars,
-        "hovertemplate": hover,
+        across: positions, up: [entry["mean"] for _, entry in entries], f"error_{up}": bars, "hovertemplate": hover,
         **(line if key else {"mode": "markers", "marker": {"color": charts.color(0), "size": 11}}),
-    }
+    }  # fmt: skip
     axis = {"type": "category", "categoryorder": "array", "categoryarray": order}
     drawn = charts.plotly_figure(
         [charts.scatter(**dots), charts.scatter(**means)],

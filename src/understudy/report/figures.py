@@ -22,16 +22,10 @@ POINTS = 300
 """Points a curve is thinned to."""
 
 TITLES = {
-    "loss": "Total loss",
-    "row_cosine": "Row cosine",
-    "column_cosine": "Column cosine",
-    "overlap@10": "10 nearest shared, %",
-    "knn": "kNN accuracy, %",
-    "spread": "Spread of the features",
-    "images_per_s": "Images per second",
-    "data_wait": "Share of time waiting for data",
-    "lr": "Learning rate",
-}
+    "loss": "Total loss", "row_cosine": "Row cosine", "column_cosine": "Column cosine",
+    "overlap@10": "10 nearest shared, %", "knn": "kNN accuracy, %", "spread": "Spread of the features",
+    "images_per_s": "Images per second", "data_wait": "Share of time waiting for data", "lr": "Learning rate",
+}  # fmt: skip
 
 FROM_ZERO = frozenset({"images_per_s", "data_wait", "spread"})
 NOT_DRAWN = frozenset({"kind", "step", "passes", "time", "knn_relative"})
@@ -39,14 +33,7 @@ NOT_DRAWN = frozenset({"kind", "step", "passes", "time", "knn_relative"})
 
 @dataclass(frozen=True)
 class Line:
-    """One curve of a chart.
-
-    Args:
-        name: whose it is.
-        series: number of its color and dash; None for the teacher's gray dashes.
-        x: (n,) image passes.
-        y: (n,) values, NaN where there is none.
-    """
+    """One curve of a chart over (n,) image passes, NaN where there is no value; series None is the teacher's."""
 
     name: str
     series: int | None
@@ -94,9 +81,7 @@ def curve(name: str, lines: Sequence[Line]) -> charts.Chart:
 def curves(records: Sequence[RunRecord], kind: str) -> list[charts.Chart]:
     """Charts of all figures of one kind, each with a line for each run that has at least one finite value.
 
-    Args:
-        records: the runs; their order gives the colors.
-        kind: "terms" for the loss and its terms, "signals" for what was measured on held-out images, "pace" for speed.
+    Kinds are "terms", the loss and its terms; "signals", what was measured on held-out images; and "pace", speed.
     """
     drawn: dict[str, list[Line]] = {}
     for series, record in enumerate(records):
@@ -164,10 +149,7 @@ def two_lines(row: Model) -> str:
 def shares_chart(entries: Sequence[TeacherShare], runs: Sequence[str], *, less: bool = False) -> charts.Chart | None:
     """Bars of each run as per cent of the teacher, with the teacher's line and, where it is known, what guessing gives.
 
-    Args:
-        entries: what was measured, in order.
-        runs: names of the runs, in the order of their colors.
-        less: whether less is better, as of costs.
+    Runs are in the order of their colors; `less` says that less is better, as of costs. None without entries.
     """
     if not entries:
         return None
@@ -232,12 +214,7 @@ def column_cosines(records: Sequence[RunRecord]) -> charts.Chart:
 
     def histogram(name: str, values: np.ndarray) -> dict[str, Any]:
         shares = 100 * np.histogram(np.clip(values, edges[0], 1.0), edges)[0] / max(len(values), 1)
-        return {
-            "x": (edges[1:] + edges[:-1]) / 2,
-            "y": shares,
-            "name": name,
-            "hovertemplate": "%{y:.1f} %",
-        }
+        return {"x": (edges[1:] + edges[:-1]) / 2, "y": shares, "name": name, "hovertemplate": "%{y:.1f} %"}
 
     name, values = known[0]
     traces: list[Any] = [charts.bar(**histogram(name, values), marker={"color": charts.color(0)})]
@@ -269,11 +246,8 @@ def column_cosine_legend(records: Sequence[RunRecord]) -> list[charts.LegendKey]
 def space_map(layouts: Mapping[str, np.ndarray], groups: Groups, texts: Sequence[str], side: str) -> charts.Chart:
     """A flat map, one trace a group in the same order on every map, so that a legend can steer several at once.
 
-    Args:
-        layouts: method -> (n, 2); the first is drawn, the others are at hand for the buttons of the page.
-        groups: colors and shapes; images of no group are small and gray.
-        texts: (n,) what the pointer shows.
-        side: "teacher" or "student".
+    Of the layouts, method -> (n, 2), the first is drawn; the others are at hand for the buttons of the page. Images of
+    no group are small and gray. `texts` are what the pointer shows.
     """
     (first, points), traces = next(iter(layouts.items())), []
     others: dict[str, list[list[list[float]]]] = {name: [] for name in layouts} if len(layouts) > 1 else {}

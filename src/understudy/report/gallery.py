@@ -41,12 +41,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Sheet:
-    """All thumbnails on one square sheet, row by row.
-
-    Args:
-        uri: its pixels.
-        side: how many thumbnails lie in a row, and how many rows there are.
-    """
+    """All thumbnails on one square sheet of `side` rows of `side` thumbnails."""
 
     uri: str
     side: int

@@ -34,16 +34,9 @@ def duration(seconds: float) -> str:
 
 
 def interval(percentage: float, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share measured on n independent images.
+    """Wilson's 95 % interval, (low, high) each 0-100, of a share (0-100) measured on n independent images.
 
     Unlike the textbook p +- 1.96 sqrt(p (1 - p) / n) it stays inside 0-100 and is not empty at 0 % and 100 %.
-
-    Args:
-        percentage: 0-100.
-        n: images counted.
-
-    Returns:
-        (low, high), each 0-100.
 
     Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927.
     """
@@ -54,15 +47,10 @@ def interval(percentage: float, n: int) -> tuple[float, float]:
 
 
 def distinguishable(a: float, b: float, n: int) -> bool:
-    """Whether n test images can tell two accuracies apart (two-sided 95 %).
+    """Whether n test images each can tell two accuracies (0-100) apart (two-sided 95 %).
 
     Both models saw the same images, which the page cannot pair up; treating them as two independent samples is
     cautious, because errors on the same images are usually positively correlated.
-
-    Args:
-        a: accuracy, 0-100.
-        b: accuracy, 0-100.
-        n: test images of each.
     """
     spread = math.sqrt((a * (100 - a) + b * (100 - b)) / n)
     return abs(a - b) > NORMAL_95 * spread

@@ -48,22 +48,12 @@ def write_report(runs: Sequence[Run], out: Path) -> Path:
     results = Results.of(read_records(runs))
     records, main = results.records, results.main
     page = render(
-        "report.html.j2",
-        title=_title(main),
-        verdict=verdict(results),
-        tiles=_tiles(results),
-        result=_result(results),
-        failures=main.failures,
-        protocols=protocol_parts(results),
-        curves=_curves(records),
-        neighbors=_neighbors(main),
-        maps=_maps(main),
-        dimensions=_dimensions(records),
-        done=what_was_done(results),
+        "report.html.j2", title=_title(main), verdict=verdict(results), tiles=_tiles(results), result=_result(results),
+        failures=main.failures, protocols=protocol_parts(results), curves=_curves(records), neighbors=_neighbors(main),
+        maps=_maps(main), dimensions=_dimensions(records), done=what_was_done(results),
         configurations={record.name: record.config_text for record in records if record.config_text},
-        configured=bool(main.config_text),
-        caveats=caveats(results),
-    )
+        configured=bool(main.config_text), caveats=caveats(results),
+    )  # fmt: skip
     write_text(out, page)
     return Path(out)
 
@@ -121,14 +111,11 @@ def _result(results: Results) -> dict[str, Any]:
         keys.append(charts.LegendKey("guessing", kind="tick"))
     lead = headline(results)
     return {
-        "measured": True,
-        "legend": keys,
-        "shares": figures.shares_chart(quality, runs),
-        "costs": figures.shares_chart(costs, runs, less=True),
-        "glance": glance_table(results),
+        "measured": True, "legend": keys, "shares": figures.shares_chart(quality, runs),
+        "costs": figures.shares_chart(costs, runs, less=True), "glance": glance_table(results),
         "accuracies": figures.accuracies(lead[0], results) if lead is not None and lead[0].accuracy else None,
         "figures": figures_table(results, results.rows, results.keys),
-    }
+    }  # fmt: skip
 
 
 def _curves(records: Sequence[RunRecord]) -> dict[str, Any]:
@@ -164,12 +151,9 @@ def _neighbors(main: RunRecord) -> dict[str, Any] | str:
         return missing
     shared = gallery.shared_neighbors(main.sample)
     return {
-        "listed": main.sample["teacher_neighbors"].shape[1],
-        "images": len(shared),
-        "shared": shared.mean(),
-        "labeled": spaces.label_names(main.sample) is not None,
-        "queries": gallery.queries(main.sample),
-    }
+        "listed": main.sample["teacher_neighbors"].shape[1], "images": len(shared), "shared": shared.mean(),
+        "labeled": spaces.label_names(main.sample) is not None, "queries": gallery.queries(main.sample),
+    }  # fmt: skip
 
 
 def _maps(main: RunRecord) -> dict[str, Any] | str:
@@ -185,15 +169,11 @@ def _maps(main: RunRecord) -> dict[str, Any] | str:
     names = [str(name) for name in sample.get("names", [""] * n)]
     texts = [" · ".join(filter(None, pair)) or f"image {i}" for i, pair in enumerate(zip(labels, names, strict=True))]
     return {
-        "methods": list(layouts["teacher"]),
-        "images": n,
-        "groups_are": groups.description,
-        "missing": missing_package,
-        "buttons": _group_buttons(groups),
-        "texts": texts,
+        "methods": list(layouts["teacher"]), "images": n, "groups_are": groups.description, "missing": missing_package,
+        "buttons": _group_buttons(groups), "texts": texts,
         "sheet": gallery.thumbnail_sheet(sample["thumbnails"]) if "thumbnails" in sample else None,
         "charts": [_map_chart(layouts[side], groups, texts, side) for side in SIDES],
-    }
+    }  # fmt: skip
 
 
 def _map_chart(
@@ -224,9 +204,6 @@ def _dimensions(records: Sequence[RunRecord]) -> dict[str, Any] | str:
         return missing
     cosines = records[0].sample["column_cosine"]
     return {
-        "number": len(cosines),
-        "mean": cosines.mean(),
-        "low": 100 * (cosines < 0.5).mean(),
-        "legend": figures.column_cosine_legend(records),
-        "chart": figures.column_cosines(records),
-    }
+        "number": len(cosines), "mean": cosines.mean(), "low": 100 * (cosines < 0.5).mean(),
+        "legend": figures.column_cosine_legend(records), "chart": figures.column_cosines(records),
+    }  # fmt: skip

@@ -18,28 +18,12 @@ SIZES = frozenset({"parameters", "flops"})
 
 @dataclass(frozen=True)
 class Display:
-    """How one protocol is shown: its entry in `about.protocols` of evaluation.json.
+    """How one protocol is shown: its entry in `about.protocols` of evaluation.json; see `evaluate.protocol.Display`.
 
-    A protocol without an entry is shown all the same: every figure, under the name that the file gives it.
-
-    Args:
-        name: as on the command line.
-        title: its name on the page.
-        short: its name in a chart.
-        sentence: what it does.
-        source: the paper, in words.
-        percent: whether its figures are in per cent, but for those in `plain`.
-        compared: patterns of the figures that stand for it in the overview, each compared with the teacher's.
-        quoted: patterns of the further figures that the results table shows.
-        less: patterns of the figures of which less is better.
-        settings: keys of the evaluation's settings that decide it.
-        figures: figure -> title.
-        labels: figure -> label in a chart, where "SHORT, TITLE" is not it.
-        plain: figures that are not in per cent.
-        shares: figures that count images or queries, each right or wrong, and so have a binomial interval.
-        accuracies: shares of test images whose class was predicted, so that guessing has a known share.
-        counts: figures that say what others were counted on; a line tells them, not a table.
-        whole: figures that are whole numbers.
+    "compared", "quoted" and "less" are patterns of figures; the rest names single figures. `figures` are their titles;
+    `labels` those in a chart, where "SHORT, TITLE" is not it; `settings` the keys of the evaluation's settings that
+    decide the protocol. One without an entry is shown all the same: every figure, under the name that the file gives
+    it.
     """
 
     name: str
@@ -123,20 +107,15 @@ class Display:
 
 @dataclass(frozen=True)
 class Displays:
-    """The protocols that the evaluations of a page describe.
-
-    Args:
-        entries: protocol -> its display, in the order of the page.
-    """
+    """The protocols that the evaluations of a page describe, in the order of the page."""
 
     entries: Mapping[str, Display]
 
     @classmethod
     def of(cls, abouts: Iterable[Mapping[str, Any]]) -> Displays:
-        """Those of several evaluations; of one that two of them describe, what the first says, and all its figures.
+        """Those of several evaluations' `about`, the main run's first.
 
-        Args:
-            abouts: `about` of each evaluation.json, that of the main run first.
+        Of a protocol that two of them describe, what the first says, and all its figures.
         """
         entries: dict[str, Any] = {}
         for about in abouts:
@@ -158,13 +137,7 @@ class Displays:
         )
 
     def label(self, key: str, metric: str, *, alone: bool) -> str:
-        """A figure's label in a chart: protocol, figure where the protocol has several there, and set.
-
-        Args:
-            key: PROTOCOL or PROTOCOL@SET.
-            metric: the figure.
-            alone: whether it is the protocol's only one.
-        """
+        """A figure's label in a chart: protocol, figure where it is not the protocol's only one there, and set."""
         display, target = self.display(key), split(key)[1]
         name = display.short if alone else f"{display.short}, {display.metric_title(metric)}"
         return "\n".join([str(display.labels.get(metric, name)), *([target] if target else [])])

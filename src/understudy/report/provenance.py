@@ -127,18 +127,14 @@ def _read(run: Run, name: str) -> RunRecord:
     rows = run.metrics()
     evaluation = _evaluation(run)
     return RunRecord(
-        name=name,
-        config=flatten(read_toml(run.config_path)) if run.config_path.is_file() else {},
+        name=name, config=flatten(read_toml(run.config_path)) if run.config_path.is_file() else {},
         config_text=run.config_path.read_text(encoding="utf-8") if run.config_path.is_file() else "",
-        student=run.student if run.student_path.is_file() else {},
-        **_measured(evaluation),
-        about=_table(evaluation.get("about")),
-        start=next((row for row in rows if row.get("kind") == "start"), {}),
+        student=run.student if run.student_path.is_file() else {}, **_measured(evaluation),
+        about=_table(evaluation.get("about")), start=next((row for row in rows if row.get("kind") == "start"), {}),
         end=next((row for row in reversed(rows) if row.get("kind") == "end"), {}),
         steps=[row for row in rows if row.get("kind") == "step"],
-        signals=[row for row in rows if row.get("kind") == "signal"],
-        sample=_read_sample(run),
-    )
+        signals=[row for row in rows if row.get("kind") == "signal"], sample=_read_sample(run),
+    )  # fmt: skip
 
 
 def _table(value: Any) -> Mapping[str, Any]:

@@ -29,12 +29,7 @@ def environment() -> Environment:
 
 
 def render(template: str, **values: Any) -> str:
-    """A whole page.
-
-    Args:
-        template: name of a file in `templates/`.
-        **values: what the template reads.
-    """
+    """A whole page: a file of `templates/` with the values that it reads."""
     from plotly.offline import get_plotlyjs
 
     files = importlib.resources.files("understudy.report")

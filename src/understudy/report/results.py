@@ -49,14 +49,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One figure of one model.
-
-    Args:
-        value: the figure.
-        low: lower end of its 95 % interval, None where there is none.
-        high: upper end.
-        std: standard deviation over draws, None where there was one draw.
-    """
+    """One figure of one model, and the ends of its 95 % interval or its standard deviation over draws, if known."""
 
     value: float
     low: float | None = None
@@ -139,10 +132,7 @@ class Results:
     def measurement(self, row: Model, key: str, metric: str) -> Measurement | None:
         """One figure of one model with its interval, None where it was not measured.
 
-        Args:
-            row: the model; the teacher's side of a comparison is found among its students' figures.
-            key: PROTOCOL or PROTOCOL@SET.
-            metric: the figure.
+        The teacher's side of a comparison is found among its students' figures.
         """
         figures, name = row.scores.get(key, {}), metric
         if row.is_teacher and not figures:

@@ -73,10 +73,7 @@ def unit(embeddings: np.ndarray) -> np.ndarray:
 
 
 def tsne_or_pca(embeddings: np.ndarray) -> np.ndarray | None:
-    """A flat map of embeddings under cosine distance: t-SNE, or PCA when there are few images.
-
-    Args:
-        embeddings: (n, D).
+    """A flat map of (n, D) embeddings under cosine distance: t-SNE, or PCA when there are few images.
 
     Returns:
         (n, 2) float64, the same on every call; None if there is nothing to lay out: fewer than three images, values
@@ -118,10 +115,7 @@ def _principal(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 def pacmap(embeddings: np.ndarray) -> np.ndarray | None:
     """A flat map that keeps more of how groups lie to each other than t-SNE: PaCMAP, as its authors set it.
 
-    Of all dimensions, where they take the first 100 principal components.
-
-    Args:
-        embeddings: (n, D).
+    Of all D dimensions, where they take the first 100 principal components.
 
     Returns:
         (n, 2) float64, the same on every call; None where `tsne_or_pca` gives no t-SNE either.
@@ -168,10 +162,6 @@ def aligned(points: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 def layouts(teacher: np.ndarray, student: np.ndarray) -> tuple[dict[str, dict[str, np.ndarray]], str]:
     """Flat maps of both spaces: t-SNE and PaCMAP, or PCA of few images; the student's turned to lie like the teacher's.
-
-    Args:
-        teacher: (n, D) embeddings.
-        student: (n, D) embeddings of the same images.
 
     Returns:
         "teacher" and "student" -> method -> (n, 2), empty for a space that cannot be laid out; and a sentence on the

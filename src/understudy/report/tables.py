@@ -19,14 +19,7 @@ NOT_OF_THE_MACHINE = frozenset({"kind", "step", "steps", "images", "time"})
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell.
-
-    Args:
-        text: what stands in it.
-        note: smaller, below.
-        best: whether it is the best of its column.
-        star: what a star beside it means, in words; "" without one.
-    """
+    """One cell: its text, a smaller note below, whether it is its column's best, and what a star beside it means."""
 
     text: str
     note: str = ""
@@ -36,14 +29,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One row.
+    """One row: its heading and cells (None over the rows below it), and a smaller note below the heading.
 
-    Args:
-        title: its heading.
-        cells: what follows; None for a heading over the rows below it.
-        note: smaller, below the heading.
-        kind: class of the style sheet.
-        less: whether less is better in it.
+    `kind` is a class of the style sheet; `less` says that less is better in it.
     """
 
     title: str
@@ -55,13 +43,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table.
-
-    Args:
-        caption: what it shows.
-        headings: one a column.
-        rows: what follows.
-    """
+    """A table: what it shows, a heading for each column, and its rows."""
 
     caption: str
     headings: Sequence[str]
@@ -107,11 +89,7 @@ def _measure_cell(measure: Measure, row: Model, models: Sequence[Model], n: int 
 def figures_table(results: Results, models: Sequence[Model], keys: Sequence[str], *, whole: bool = False) -> Table:
     """A column for each model, a row for each figure under its protocol and set, with what is known of its certainty.
 
-    Args:
-        results: all that was measured.
-        models: whose figures.
-        keys: PROTOCOL or PROTOCOL@SET of the figures.
-        whole: every figure there is, rather than those that papers quote.
+    Of the figures of these keys all (`whole`), or those that papers quote.
     """
     rows = []
     for key in keys:
@@ -202,15 +180,12 @@ def _student_facts(student: Mapping[str, Any], config: Mapping[str, Any]) -> dic
     parameters, head = student.get("parameters") or {}, student.get("head") or {}
     size = (student.get("contract") or {}).get("size")
     return {
-        "Model": student.get("spec") or config.get("student"),
-        "Feature width": student.get("width"),
+        "Model": student.get("spec") or config.get("student"), "Feature width": student.get("width"),
         "Head": f"{head.get('kind')}, {head.get('width')} to {head.get('out')}" if head else None,
-        "Parameters": _count(parameters.get("backbone")),
-        "Head's parameters": _count(parameters.get("head")),
-        "Multiply-adds per image": _count(student.get("flops")),
-        "Input": f"{size} x {size} pixels" if size else None,
+        "Parameters": _count(parameters.get("backbone")), "Head's parameters": _count(parameters.get("head")),
+        "Multiply-adds per image": _count(student.get("flops")), "Input": f"{size} x {size} pixels" if size else None,
         "Weights fingerprint": student.get("weights"),
-    }
+    }  # fmt: skip
 
 
 def _training_facts(results: Results) -> dict[str, Any]:
@@ -218,15 +193,12 @@ def _training_facts(results: Results) -> dict[str, Any]:
     student, images = main.student, main.end.get("images")
     seconds = main.end.get("seconds", student.get("seconds"))
     return {
-        "Method": main.method,
-        **{key: value for key, value in (student.get("method") or {}).items() if key != "name"},
-        "Image passes": None if main.passes is None else f"{main.passes:g}",
-        "Steps": _count(student.get("steps")),
+        "Method": main.method, **{key: value for key, value in (student.get("method") or {}).items() if key != "name"},
+        "Image passes": None if main.passes is None else f"{main.passes:g}", "Steps": _count(student.get("steps")),
         "Batch size": student.get("batch_size") or main.config.get("batch_size"),
-        "Seed": student.get("seed", main.config.get("seed")),
-        "Time": None if seconds is None else duration(seconds),
+        "Seed": student.get("seed", main.config.get("seed")), "Time": None if seconds is None else duration(seconds),
         "Images per second": _count(images / seconds) if images and seconds else None,
-    }
+    }  # fmt: skip
 
 
 def _count(value: Any) -> str | None:

@@ -218,13 +218,10 @@ class Voc2007(Dataset):
             sources[split] = [f"JPEGImages/{one}.jpg" for one in ids]
         train = listed(root, sources["train"] + sources["val"], home=cls.home)
         metadata = {
-            "metric": "map11",
-            "home": cls.home,
-            "classes": VOC_CLASSES,
-            "train_marks": np.concatenate([marks["train"], marks["val"]]),
-            "test_marks": marks["test"],
+            "metric": "map11", "home": cls.home, "classes": VOC_CLASSES,
+            "train_marks": np.concatenate([marks["train"], marks["val"]]), "test_marks": marks["test"],
             "validation": np.arange(len(sources["train"]), len(train)),
-        }
+        }  # fmt: skip
         test = listed(root, sources["test"], home=cls.home)
         return EvaluationSet(cls.name, "labeled", path, train=train, test=test, metadata=metadata)
 

@@ -113,12 +113,7 @@ def _encoded(text: str, encoding: str) -> bytes:
 
 
 class CroppedImages:
-    """The images of another storage, each cut to a box.
-
-    Args:
-        source: where they are.
-        boxes: left, top, right, bottom in pixels of each; None for the whole.
-    """
+    """The images of a source, each cut to its box: left, top, right, bottom in pixels, None for the whole."""
 
     def __init__(self, source: Source, boxes: list[tuple[float, ...] | None]) -> None:
         self.source, self.boxes = source, boxes

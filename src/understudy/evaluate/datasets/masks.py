@@ -85,11 +85,7 @@ class Masks:
 
 
 def read_index_mask(path: Path, source: str = "") -> UInt8[np.ndarray, "H W"]:
-    """The numbers in a mask file, a palette's indices included.
-
-    Args:
-        path: the file.
-        source: where its set is officially had.
+    """The numbers in a mask file, a palette's indices included; `source` is where its set is officially had.
 
     Raises:
         DataError: missing, no image, or colors instead of numbers.
@@ -107,7 +103,7 @@ def read_index_mask(path: Path, source: str = "") -> UInt8[np.ndarray, "H W"]:
 
 
 def open_masks(root: Path) -> tuple[Masks, Masks]:
-    """The training and the validation split of a set in one of four layouts.
+    """The training and the validation split of a set in one of four layouts, in this folder or the one below it.
 
     - Pascal VOC: `VOCdevkit/VOC2012` with `JPEGImages`, `SegmentationClass`, `ImageSets/Segmentation/{train,val}.txt`;
       21 classes, 255 ignored.
@@ -115,9 +111,6 @@ def open_masks(root: Path) -> tuple[Masks, Masks]:
     - Cityscapes: `leftImg8bit/{train,val}/CITY` and `gtFine/{train,val}/CITY`; 19 classes, the other labels ignored.
     - Any: `images/{train,val}`, `masks/{train,val}` with the same names ending in .png, and `classes.txt` with one name
       a line; 255 ignored.
-
-    Args:
-        root: the folder that holds them, or the folder above it.
 
     Raises:
         DataError: none of them, a missing file (with its path, and where the set is had), or an empty split.
@@ -151,13 +144,9 @@ def _voc(root: Path, split: str) -> Masks:
     names = read_expected(listing, VOC_SOURCE).decode().split()
     table = _table(lambda i: i if i <= 20 or i == IGNORED else -1)
     return _split(
-        listing,
-        [root / "JPEGImages" / f"{name}.jpg" for name in names],
-        [root / "SegmentationClass" / f"{name}.png" for name in names],
-        ("background", *VOC_CLASSES),
-        table,
-        VOC_SOURCE,
-    )
+        listing, [root / "JPEGImages" / f"{name}.jpg" for name in names],
+        [root / "SegmentationClass" / f"{name}.png" for name in names], ("background", *VOC_CLASSES), table, VOC_SOURCE,
+    )  # fmt: skip
 
 
 def _ade(root: Path, split: str) -> Masks:

@@ -102,11 +102,8 @@ def open_objects(root: Path) -> tuple[Objects, Objects]:
     """The training and the test split of a set in the layout of COCO or of Pascal VOC.
 
     COCO: `annotations/instances_{train,val}2017.json` beside `train2017/` and `val2017/` (or 2014). VOC: `VOC2007` and
-    `VOC2012`, as the archives unpack into `VOCdevkit`: trained on trainval of both years, tested on test of 2007, as is
-    the custom; with 2012 alone trained on train and tested on val.
-
-    Args:
-        root: the folder that holds them; for VOC also the folder above `VOCdevkit`.
+    `VOC2012`, as the archives unpack into `VOCdevkit` (here or in the folder below): trained on trainval of both years,
+    tested on test of 2007, as is the custom; with 2012 alone trained on train and tested on val.
 
     Raises:
         DataError: neither layout, a missing file (with its path, and where the set is had), or a broken annotation.
@@ -131,12 +128,8 @@ def open_objects(root: Path) -> tuple[Objects, Objects]:
 def read_expected(path: Path, source: str = "") -> bytes:
     """The bytes of a file that a layout says is there.
 
-    Args:
-        path: the file.
-        source: where the set is officially had.
-
     Raises:
-        DataError: it is not there; names the path and the source.
+        DataError: it is not there; names the path and where the set is officially had (`source`).
     """
     try:
         return path.read_bytes()
@@ -188,14 +181,10 @@ def _voc(parts: Sequence[tuple[Path, str]]) -> Objects:
                 objects += 1
                 of_image.append(
                     {
-                        "id": objects,
-                        "image_id": number,
-                        "category_id": category,
-                        "bbox": [x0, y0, x1 - x0, y1 - y0],
-                        "area": (x1 - x0) * (y1 - y0),
-                        "iscrowd": difficult,
+                        "id": objects, "image_id": number, "category_id": category, "bbox": [x0, y0, x1 - x0, y1 - y0],
+                        "area": (x1 - x0) * (y1 - y0), "iscrowd": difficult,
                     }
-                )
+                )  # fmt: skip
             paths.append(folder / "JPEGImages" / f"{name}.jpg")
             images.append({"id": number, "width": width, "height": height})
             annotations.append(of_image)

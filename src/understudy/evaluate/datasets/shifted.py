@@ -39,7 +39,7 @@ def imagenet_wnids() -> list[str]:
 
 
 def numbered_as(source: Source, names: Sequence[str], title: str, *, published: bool = False) -> Int[np.ndarray, " M"]:
-    """The labels of test images alone, as class numbers of the main evaluation images.
+    """The labels of M test images alone, as class numbers (by `names`) of the main evaluation images.
 
     Classes are matched by name. Where the main images call their 1,000 classes otherwise (parquet: "tench, Tinca
     tinca"), wnids count ImageNet's. Folders that are all numbers, as ImageNet-v2's, count ImageNet's classes where the
@@ -49,11 +49,8 @@ def numbered_as(source: Source, names: Sequence[str], title: str, *, published: 
         source: M test images.
         names: of the main evaluation images' classes, by number.
         title: of the set, for messages.
-        published: the classes are what they are: those that the main images lack are left out, unless fewer than two
-            are left. A user's own folders must all be named like the main images' classes.
-
-    Returns:
-        (M,) class numbers; -1 for an image that is left out.
+        published: the classes are what they are: those that the main images lack are left out (-1), unless fewer than
+            two are left. A user's own folders must all be named like the main images' classes.
 
     Raises:
         DataError: no labels, or a class is not among the main evaluation images' classes.

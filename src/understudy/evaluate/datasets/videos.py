@@ -22,12 +22,7 @@ DAVIS_SOURCE = "https://davischallenge.org/davis2017/code.html (DAVIS-2017-train
 
 @dataclass(frozen=True)
 class Videos:
-    """The validation sequences.
-
-    Args:
-        root: the folder `DAVIS`.
-        names: of the sequences.
-    """
+    """The validation sequences by name, and the folder `DAVIS`."""
 
     root: Path
     names: Sequence[str]
@@ -66,12 +61,9 @@ class Videos:
 
 
 def open_videos(root: Path) -> Videos:
-    """The validation sequences of DAVIS-2017.
+    """The validation sequences of DAVIS-2017 in the folder `DAVIS`, or in the one above it.
 
     `JPEGImages/480p/SEQUENCE/00000.jpg ...`, `Annotations/480p/SEQUENCE/00000.png ...`, `ImageSets/2017/val.txt`.
-
-    Args:
-        root: the folder `DAVIS`, or the one above it.
 
     Raises:
         DataError: the list of sequences is missing or empty.

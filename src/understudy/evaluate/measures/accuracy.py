@@ -13,13 +13,7 @@ if TYPE_CHECKING:
 
 
 def mean_class(hits: np.ndarray, labels: Int[np.ndarray, " M"], classes: int) -> float:
-    """Mean in per cent, over the classes that have images, of each class's share of hits.
-
-    Args:
-        hits: (M,) whether each image's class was predicted.
-        labels: (M,) class ids.
-        classes: C.
-    """
+    """Mean in per cent, over those of C classes that have images, of each class's share of (M,) hits."""
     images = np.bincount(labels, minlength=classes)
     correct = np.bincount(labels, weights=hits, minlength=classes)
     return 100.0 * float((correct[images > 0] / images[images > 0]).mean())
@@ -28,14 +22,7 @@ def mean_class(hits: np.ndarray, labels: Int[np.ndarray, " M"], classes: int) ->
 def accuracies(
     probe: Probe, features: Float[np.ndarray, "M F"], labels: Int[np.ndarray, " M"], classes: int, memory_mb: int = 1024
 ) -> Figures:
-    """Accuracies in per cent on test images.
-
-    Args:
-        probe: scores the classes that had training images.
-        features: (M, F) of the test images.
-        labels: (M,) class ids of all C classes.
-        classes: C.
-        memory_mb: MiB for a block of scores.
+    """Accuracies in per cent on M test images; the probe scores the classes that had training images.
 
     Returns:
         "top1", "top5" where C > 5, "mean_class" over the classes that have test images.
@@ -57,16 +44,10 @@ def accuracies(
 
 
 def average_precision_11(scores: Float[np.ndarray, "M C"], marks: Int[np.ndarray, "M C"]) -> Float[np.ndarray, " Cp"]:
-    """PASCAL VOC 2007's average precision of each class that has a positive image.
+    """PASCAL VOC 2007's average precision, in [0, 1], of each class that has a positive image, in order.
 
-    The mean, over the recalls 0, 0.1, ..., 1, of the largest precision at that recall or beyond.
-
-    Args:
-        scores: (M, C).
-        marks: (M, C) 1 yes, -1 no, 0 ("difficult") left out of the ranking.
-
-    Returns:
-        In [0, 1], for the classes with a positive image, in order.
+    The mean, over the recalls 0, 0.1, ..., 1, of the largest precision at that recall or beyond. Marks are 1 yes, -1
+    no, 0 ("difficult") left out of the ranking.
 
     Source:
         Everingham et al., "The PASCAL Visual Object Classes (VOC) Challenge", IJCV 2010, section 4.2.

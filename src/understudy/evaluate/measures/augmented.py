@@ -24,13 +24,7 @@ RECIPE = RECIPES["crop"]
 
 
 class EpochBatches(NeighborBatches):
-    """Random batches of whole epochs: the last batch of each holds what is left over, where training drops it.
-
-    Args:
-        images: N.
-        batch_size: images of all other batches.
-        seed: of the order of each epoch.
-    """
+    """Random batches of whole epochs: the last batch of each holds what is left over, where training drops it."""
 
     def __init__(self, images: int, batch_size: int, *, seed: int) -> None:
         super().__init__(images, batch_size, seed=seed)
@@ -56,14 +50,7 @@ class EpochBatches(NeighborBatches):
 
 
 def augmented(encoded_set: EncodedSet, source: Source, batches: NeighborBatches, steps: int) -> Loader:
-    """A loader of images under the protocol's views; the caller closes it.
-
-    Args:
-        encoded_set: whose input contract and reader processes are used.
-        source: the images.
-        batches: which images meet; their seed draws the views too.
-        steps: how many batches.
-    """
+    """A loader of so many batches of images under the protocol's views, drawn by their seed; the caller closes it."""
     assert encoded_set.encoder is not None
     contract = encoded_set.encoder.contract
     views = Views(contract.size, RECIPE, batches.seed, interpolation=contract.interpolation)
@@ -73,12 +60,6 @@ def augmented(encoded_set: EncodedSet, source: Source, batches: NeighborBatches,
 
 @torch.no_grad()
 def prepared(images: ImageBatch, contract: Contract, device: torch.device) -> Float[Tensor, "B 3 S S"]:
-    """The pixels of a batch as the network expects them.
-
-    Args:
-        images: of the loader.
-        contract: of the network.
-        device: where it computes.
-    """
+    """The pixels of a batch of the loader, on the device, as the network expects them."""
     pixels = photometry(images.pixels[0].to(device, non_blocking=True), images.rows[0], RECIPE)
     return contract.prepare(pixels)

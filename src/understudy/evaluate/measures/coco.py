@@ -47,15 +47,12 @@ def mask_tools() -> Any:
 def average_precision(
     truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]], kind: str = "box"
 ) -> dict[str, float]:
-    """COCO's average precision of detections.
+    """COCO's average precision of detections: those of `MEASURES` that the truth has objects for, in per cent.
 
     Args:
         truth: a COCO table: "images", "annotations", "categories".
         detections: tables {"image_id", "category_id", "score", "bbox"} and, for masks, "segmentation" as run lengths.
         kind: "box" or "mask".
-
-    Returns:
-        Those of `MEASURES` that the truth has objects for, in per cent.
 
     Source: Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014; pycocotools.
     """

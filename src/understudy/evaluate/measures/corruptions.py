@@ -227,20 +227,10 @@ SMALL_STRENGTHS: dict[str, tuple[Any, ...]] = {
 
 
 def corrupt(
-    pixels: UInt8[np.ndarray, "H W 3"],
-    name: str,
-    severity: int,
-    image_id: int,
+    pixels: UInt8[np.ndarray, "H W 3"], name: str, severity: int, image_id: int,
     photographs: list[np.ndarray] | None = None,
-) -> UInt8[np.ndarray, "H W 3"]:
-    """One corrupted image.
-
-    Args:
-        pixels: as it was.
-        name: a key of `CORRUPTIONS`.
-        severity: 1 to 5.
-        image_id: draws what is random.
-        photographs: of frost, values in [0, 1].
+) -> UInt8[np.ndarray, "H W 3"]:  # fmt: skip
+    """One corrupted image, severity 1 to 5; its id draws what is random, `photographs` of frost are in [0, 1].
 
     Raises:
         ConfigError: an unknown corruption, or a severity that there is not.
@@ -265,26 +255,12 @@ def corrupt(
 
 
 class CorruptedImages:
-    """The images of a source as an encoder would see them, corrupted.
-
-    Args:
-        source: the images.
-        size, crop, interpolation: the encoder's own geometry, taken before the corruption.
-        name: of the corruption.
-        severity: 1 to 5.
-        photographs: of frost.
-    """
+    """The images of a source as an encoder would see them, by its own size, crop and interpolation, then corrupted."""
 
     def __init__(
-        self,
-        source: Source,
-        size: int,
-        crop: float,
-        interpolation: str,
-        name: str,
-        severity: int,
+        self, source: Source, size: int, crop: float, interpolation: str, name: str, severity: int,
         photographs: list[np.ndarray] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.source, self.geometry = source, (size, crop, interpolation)
         self.name, self.severity, self.photographs = name, severity, photographs
         self.fingerprint = fingerprint("corrupted", source.fingerprint, self.geometry, name, severity)

@@ -69,16 +69,11 @@ def detection_figures(encoded_set: EncodedSet, settings: DetectionSettings, seed
 def build_detector(
     module: nn.Module, contract: Contract, classes: int, settings: DetectionSettings, *, masks: bool, spec: str
 ) -> nn.Module:
-    """Torchvision's Mask R-CNN or Faster R-CNN over a copy of a backbone.
+    """Torchvision's Mask R-CNN or Faster R-CNN over a copy of a headless network.
 
-    Args:
-        module: a headless network.
-        contract: its mean and std.
-        classes: C, without the background.
-        settings: `size`, the shorter side in testing (in training one of 0.8 to 1 times it, drawn for each image), and
-            `rois`, proposals per image that the heads learn from.
-        masks: with a mask head.
-        spec: how messages call the network.
+    Of `settings` it reads `size`, the shorter side in testing (in training one of 0.8 to 1 times it, drawn for each
+    image), and `rois`, proposals per image that the heads learn from. `classes` do not count the background; `spec` is
+    how messages call the network.
     """
     from torchvision.models.detection import FasterRCNN, MaskRCNN
     from torchvision.models.detection.rpn import AnchorGenerator
@@ -94,14 +89,10 @@ def build_detector(
         scales = tuple(round(size * share / PUBLISHED_SIZE) for share in range(640, 801, 32))
         sides = {"min_size": scales, "max_size": round(size * 1333 / PUBLISHED_SIZE)}
     detector: nn.Module = (MaskRCNN if masks else FasterRCNN)(
-        pyramid,
-        num_classes=classes + 1,
-        image_mean=list(contract.mean),
-        image_std=list(contract.std),
+        pyramid, num_classes=classes + 1, image_mean=list(contract.mean), image_std=list(contract.std),
         rpn_anchor_generator=AnchorGenerator(anchors, ((0.5, 1.0, 2.0),) * len(anchors)),
-        box_batch_size_per_image=settings.rois,
-        **sides,
-    )
+        box_batch_size_per_image=settings.rois, **sides,
+    )  # fmt: skip
     return detector
 
 

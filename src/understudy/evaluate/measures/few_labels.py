@@ -84,13 +84,9 @@ def _draws(
 
 
 def draw(share: str, labels: np.ndarray, *, seed: int, number: int) -> np.ndarray:
-    """One class-balanced draw, sorted positions.
+    """One class-balanced draw among (N,) labels, sorted positions; `number` tells the draws of a seed apart.
 
-    Args:
-        share: "1%" of every class, rounded, at least one; or "5", so many images of every class, all of a smaller one.
-        labels: (N,) class ids.
-        seed: of all draws.
-        number: of this draw.
+    A share is "1%" of every class, rounded, at least one; or "5", so many images of every class, all of a smaller one.
 
     Raises:
         ConfigError: a share that is none.

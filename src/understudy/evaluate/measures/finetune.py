@@ -35,12 +35,9 @@ HEAD_RATE = 10.0
 def finetuned(
     encoded_set: EncodedSet, settings: EvaluationSettings, *, chosen: Int[np.ndarray, " n"] | None = None
 ) -> Figures:
-    """Train a copy of an encoded set's backbone with a new classifier, and test it.
+    """Train a copy of an encoded set's backbone with a new classifier, and test it; the encoder stays as it is.
 
-    Args:
-        encoded_set: its encoder, and training and test images as pixels. The encoder itself stays as it is.
-        settings: `finetune.epochs`, `finetune.lr` and `seed`.
-        chosen: positions of the training images to use; all unless given.
+    `chosen` are positions of the training images to use; all unless given.
 
     Returns:
         "finetuned_top1", "finetuned_mean_class" in per cent, "finetuned_top5" with more than 5 classes; or a "note"

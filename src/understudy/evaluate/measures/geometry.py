@@ -49,16 +49,10 @@ def distances(rows: Float[np.ndarray, "N F"]) -> Float[np.ndarray, "N N"]:
 
 
 def linear_cka(first: Float[np.ndarray, "N F1"], second: Float[np.ndarray, "N F2"]) -> float:
-    """Linear centered kernel alignment of two sets of rows over the same images, biased estimator, in float64.
+    """Linear centered kernel alignment in [0, 1] of two sets of rows over the same images; 0 if either is constant.
 
-    |Y'X|_F^2 / (|X'X|_F |Y'Y|_F) with centered columns, taken from sums over blocks of rows: no N x N kernel is built.
-
-    Args:
-        first: (N, F1).
-        second: (N, F2).
-
-    Returns:
-        A number in [0, 1]; 0 if either is constant.
+    |Y'X|_F^2 / (|X'X|_F |Y'Y|_F) with centered columns, the biased estimator, in float64, taken from sums over blocks
+    of rows: no N x N kernel is built.
 
     Source:
         Kornblith et al. 2019 (arXiv 1905.00414), section 3.
@@ -78,12 +72,8 @@ def linear_cka(first: Float[np.ndarray, "N F1"], second: Float[np.ndarray, "N F2
 def debiased_cka(first: Float[np.ndarray, "N N"], second: Float[np.ndarray, "N N"]) -> float:
     """Linear CKA from the unbiased estimator of HSIC: about 0 for unrelated spaces, however few the images.
 
-    Args:
-        first: inner products of N >= 4 images in one space, centered or not.
-        second: of the same images in another.
-
-    Returns:
-        A number up to 1, below 0 at times; 0 if either space is constant.
+    Of the inner products, centered or not, of the same N >= 4 images in two spaces. A number up to 1, below 0 at times;
+    0 if either space is constant.
 
     Source:
         Song et al., JMLR 2012, equation 4; Nguyen et al., ICLR 2021 (arXiv 2010.15327), section 2.2.
@@ -101,14 +91,9 @@ def debiased_cka(first: Float[np.ndarray, "N N"], second: Float[np.ndarray, "N N
 
 
 def distance_correlation(first: Float[np.ndarray, "N N"], second: Float[np.ndarray, "N N"]) -> float:
-    """Székely's distance correlation of two matrices of distances; 0 only for independence, with many images.
+    """Székely's distance correlation of the Euclidean distances of the same N images in two spaces.
 
-    Args:
-        first: Euclidean distances of N images in one space.
-        second: of the same images in another.
-
-    Returns:
-        A number in [0, 1]; 0 if either space is constant.
+    A number in [0, 1]; 0 only for independence, with many images, or if either space is constant.
 
     Source:
         Székely, Rizzo & Bakirov, "Measuring and testing dependence by correlation of distances", Annals of Statistics
@@ -125,16 +110,10 @@ def _centered(matrix: np.ndarray) -> np.ndarray:
 
 
 def two_nn(matrix: Float[np.ndarray, "N N"]) -> float:
-    """Intrinsic dimension from the ratio of the distances to the second and the first neighbor.
+    """Intrinsic dimension from the ratio of the Euclidean distances to the second and the first neighbor.
 
     The maximum-likelihood estimate of the ratios' Pareto law, without bias in its inverse: (n - 1) / sum log(r2 / r1).
-    Images with an exact duplicate say nothing and are left out.
-
-    Args:
-        matrix: Euclidean distances of N images.
-
-    Returns:
-        The dimension; 0 where fewer than 3 images are left, or all ratios are 1.
+    Images with an exact duplicate say nothing and are left out; 0 where fewer than 3 are left, or all ratios are 1.
 
     Source:
         Facco, d'Errico, Rodriguez & Laio, Scientific Reports 2017, equation 2.
@@ -173,24 +152,14 @@ def effective_rank(rows: Float[np.ndarray, "N F"]) -> float:
 
 
 def dead_dimensions(rows: Float[np.ndarray, "N F"]) -> int:
-    """How many columns hardly vary over the images.
-
-    Args:
-        rows: (N, F).
-    """
+    """How many columns hardly vary over the images."""
     spread = np.asarray(rows, dtype=np.float64).std(axis=0)
     size = float(np.sqrt((spread**2).mean()))
     return int((spread <= DEAD * size).sum())
 
 
 def interval_of_mean(values: Float[np.ndarray, " N"], seed: int, draws: int) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean over images.
-
-    Args:
-        values: one for each image.
-        seed: of the draws.
-        draws: resamples, at least 1.
-    """
+    """Percentile bootstrap interval of the mean of one value an image, from `draws` resamples, at least 1."""
     rng = np.random.default_rng(seed)
     # Counts of a resample are multinomial: no N x draws matrix of positions.
     shares = np.full(len(values), 1 / len(values))
@@ -199,26 +168,15 @@ def interval_of_mean(values: Float[np.ndarray, " N"], seed: int, draws: int) -> 
 
 
 def interval_by_halves(
-    measure: Callable[[Int[np.ndarray, " n"]], float],
-    count: int,
-    value: float,
-    seed: int,
-    draws: int,
+    measure: Callable[[Int[np.ndarray, " n"]], float], count: int, value: float, seed: int, draws: int,
     images: int | None = None,
-) -> tuple[float, float]:
+) -> tuple[float, float]:  # fmt: skip
     """Interval of a measure that does not bear an image twice (neighbors, distances): from random halves.
 
     Over halves drawn without replacement a measure varies about as much as it would over fresh sets of all the images:
     the variance of the half less the share that both have in common. The interval is the value with the halves'
-    deviations from their own mean, which a bias of small sets does not move.
-
-    Args:
-        measure: of the images at these positions.
-        count: N, images there are.
-        value: the measure on all of them.
-        seed: of the draws.
-        draws: halves, at least 1.
-        images: images that the value itself was taken on, if more than N: deviations shrink with the root.
+    deviations from their own mean, which a bias of small sets does not move. Where the value was taken on more `images`
+    than the N = `count` that are halved, deviations shrink with the root.
 
     Source:
         Shao & Wu, "A general theory for jackknife variance estimation", Annals of Statistics 1989 (delete-half).

@@ -50,20 +50,10 @@ def logistic_regression(
     device: str | torch.device = "cpu",
     memory_mb: int = 1024,
 ) -> Classifier:
-    """The optimum of multinomial logistic regression, in double precision.
+    """The optimum of multinomial logistic regression, in double precision, on features as given; see `LogisticPath`.
 
-    Args:
-        features: (N, F), any float type, perhaps a memory map.
-        labels: (N,) ids in 0..C-1; or (N, C) marks, which make C independent two-class regressions (1 yes, -1 no, 0
-            not counted).
-        classes: C.
-        l2: weight of |W|^2 / 2 beside the sum of cross-entropies; scikit-learn's 1/C. With two classes both keep a row
-            of W, which is a penalty half as strong as on scikit-learn's single row.
-        device: where to compute.
-        memory_mb: see `LogisticPath`.
-
-    Returns:
-        The classifier, on the features as given (not centered, not rotated).
+    `l2` is the weight of |W|^2 / 2 beside the sum of cross-entropies, scikit-learn's 1/C. With two classes both keep a
+    row of W, which is a penalty half as strong as on scikit-learn's single row.
     """
     path = LogisticPath(features, labels, classes, device=device, dtype=torch.float64, memory_mb=memory_mb)
     # Coarse first: the curvature at a rough solution scales the axes much better than the curvature at zero.
@@ -79,8 +69,9 @@ class LogisticPath:
     step of the optimizer: memory does not grow with N, time does.
 
     Args:
-        features: (N, F), perhaps a memory map.
-        labels: (N,) ids in 0..C-1, or (N, C) marks.
+        features: (N, F), any float type, perhaps a memory map.
+        labels: (N,) ids in 0..C-1; or (N, C) marks, which make C independent two-class regressions (1 yes, -1 no, 0
+            not counted).
         classes: C.
         index: which images; all unless given.
         device: where to compute.
@@ -161,14 +152,10 @@ class LogisticPath:
     def solve(
         self, l2: float, *, start: Float[Tensor, "C R1"] | None, tolerance: float, iterations: int
     ) -> Float[Tensor, "C R1"]:
-        """One fit.
+        """One fit, by at most so many L-BFGS iterations from `start`, the solution of a neighboring fit, or from zero.
 
-        Args:
-            l2: weight of |W|^2 / 2 beside the sum of cross-entropies.
-            start: solution of a neighboring fit; None starts at zero.
-            tolerance: stop when no entry of the scaled gradient of the MEAN loss is larger. As the scaled curvature is
-                about 1, the mean loss is then within about C * R * tolerance^2 / 2 of its minimum.
-            iterations: L-BFGS iterations at most.
+        It stops when no entry of the scaled gradient of the MEAN loss is larger than the tolerance. As the scaled
+        curvature is about 1, the mean loss is then within about C * R * tolerance^2 / 2 of its minimum.
 
         Returns:
             (C, R + 1): weights on the axes, then the bias.
@@ -182,14 +169,9 @@ class LogisticPath:
 
         scaled = (start / scale).requires_grad_(True)
         optimizer = torch.optim.LBFGS(
-            [scaled],
-            max_iter=iterations,
-            max_eval=2 * iterations,
-            tolerance_grad=tolerance,
-            tolerance_change=1e-3 * tolerance**2,
-            history_size=self.history,
-            line_search_fn="strong_wolfe",
-        )
+            [scaled], max_iter=iterations, max_eval=2 * iterations, tolerance_grad=tolerance,
+            tolerance_change=1e-3 * tolerance**2, history_size=self.history, line_search_fn="strong_wolfe",
+        )  # fmt: skip
 
         @torch.no_grad()
         def loss() -> Tensor:

@@ -13,26 +13,14 @@ RANKS = 1 << 22
 
 
 def trustworthiness(
-    original: Float[np.ndarray, "N F1"],
-    mapped: Float[np.ndarray, "N F2"],
-    k: int,
-    memory_mb: int = 1024,
+    original: Float[np.ndarray, "N F1"], mapped: Float[np.ndarray, "N F2"], k: int, memory_mb: int = 1024,
     device: str | torch.device = "cpu",
-) -> float:
+) -> float:  # fmt: skip
     """1 - 2 / (N k (2N - 3k - 1)) * the sum of max(0, rank in `original` - k) over all k-neighbors in `mapped`.
 
-    scikit-learn's `trustworthiness` takes Euclidean neighbors in the mapped space; here both spaces are under cosine.
-    Continuity is the same with the roles exchanged.
-
-    Args:
-        original: (N, F1) rows whose ranks count.
-        mapped: (N, F2) rows whose neighborhoods are judged.
-        k: neighbors; must be less than N / 2.
-        memory_mb: bounds the search; 4 million ranks (48 MiB) are held beside it.
-        device: where to search.
-
-    Returns:
-        A number in [0, 1]; 1 if every neighborhood is kept.
+    In [0, 1]; 1 if every neighborhood of k < N / 2 images is kept. scikit-learn's `trustworthiness` takes Euclidean
+    neighbors in the mapped space; here both spaces are under cosine. Continuity is the same with the roles exchanged.
+    Beside the memory of the search 4 million ranks (48 MiB) are held.
 
     Source:
         Venna & Kaski, "Neighborhood preservation in nonlinear projection methods", ICANN 2001.
@@ -64,14 +52,7 @@ def neighbor_order(unit: Float[np.ndarray, "N F"]) -> Int[np.ndarray, "N M"]:
 def trust_and_continuity(
     original: Int[np.ndarray, "N M"], mapped: Int[np.ndarray, "N M"], part: Int[np.ndarray, " n"], k: int
 ) -> tuple[float, float]:
-    """Trustworthiness and continuity among some images, from the orders of all: nothing is sorted again.
-
-    Args:
-        original: `neighbor_order` of the space whose ranks count.
-        mapped: of the space that is judged.
-        part: positions of the images.
-        k: neighbors.
-    """
+    """Both among the images at `part`, from `neighbor_order` of all: nothing is sorted again."""
     count = len(part)
     place = np.full(len(original), -1, dtype=np.int32)
     place[part] = np.arange(count)

@@ -78,14 +78,7 @@ def file_bytes(module: nn.Module) -> int:
 
 @torch.no_grad()
 def timings(function: Callable[[Tensor], Tensor], size: int, batch_size: int, device: torch.device) -> Figures:
-    """Latency of one image and throughput of a batch.
-
-    Args:
-        function: prepared images to features, on the device.
-        size: side in pixels.
-        batch_size: of the batch.
-        device: "cpu" or "cuda".
-    """
+    """Latency of one image and throughput of a batch of a function of prepared images, on "cpu" or "cuda"."""
 
     def seconds(images: Tensor) -> float:
         start = time.perf_counter()
@@ -113,15 +106,7 @@ def timings(function: Callable[[Tensor], Tensor], size: int, batch_size: int, de
 def peak_bytes(
     function: Callable[[Tensor], Tensor], module: nn.Module, size: int, batch_size: int, device: torch.device
 ) -> int | None:
-    """Weights and live activations at their largest, in bytes; None for an ONNX file.
-
-    Args:
-        function: prepared images to features.
-        module: whose weights count.
-        size: side in pixels.
-        batch_size: of the batch; its images count too.
-        device: "cpu" or "cuda".
-    """
+    """Weights, images and live activations at their largest, in bytes; None for an ONNX file."""
     if onnx_encoders(module):
         return None
     images = torch.zeros(batch_size, 3, size, size, device=device)

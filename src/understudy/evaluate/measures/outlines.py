@@ -14,13 +14,7 @@ TOLERANCE = 0.008
 def jaccard(
     predicted: Bool[np.ndarray, "H W"], truth: Bool[np.ndarray, "H W"], void: Bool[np.ndarray, "H W"] | None = None
 ) -> float:
-    """J: intersection over union of two masks; 1 where both are empty.
-
-    Args:
-        predicted: the predicted mask.
-        truth: the true one.
-        void: pixels that do not count.
-    """
+    """J: intersection over union of two masks, 1 where both are empty; `void` pixels do not count."""
     scored = np.ones_like(truth) if void is None else ~void
     union = ((predicted | truth) & scored).sum()
     return 1.0 if union == 0 else float((predicted & truth & scored).sum() / union)
@@ -29,15 +23,10 @@ def jaccard(
 def boundary_measure(
     predicted: Bool[np.ndarray, "H W"], truth: Bool[np.ndarray, "H W"], void: Bool[np.ndarray, "H W"] | None = None
 ) -> float:
-    """F: harmonic mean of precision and recall of outlines.
+    """F: harmonic mean of precision and recall of outlines; `void` pixels do not count.
 
     A pixel of one outline agrees where the other one passes within 0.008 of the image's diagonal, rounded up to whole
     pixels. An empty mask against one that is not scores 0, two empty ones 1.
-
-    Args:
-        predicted: the predicted mask.
-        truth: the true one.
-        void: pixels that do not count.
 
     Source: Perazzi et al., "A Benchmark Dataset and Evaluation Methodology for Video Object Segmentation", CVPR 2016,
     section 4; the outlines are those of the Berkeley segmentation benchmark that the official evaluation uses.

@@ -39,10 +39,6 @@ class Probe:
 def main_probe(encoded_set: EncodedSet, settings: EvaluationSettings) -> Probe:
     """The probe of an encoded set's training images; fitted once, for all protocols that ask for it.
 
-    Args:
-        encoded_set: features and labels of training images.
-        settings: `seed` draws the validation split.
-
     Raises:
         DataError: no labels, one class, features that are not finite, or no class with two images.
     """
@@ -66,16 +62,10 @@ def fit_probe(
     memory_mb: int = 1024,
     progress: Progress | None = None,
 ) -> Probe:
-    """The l2 weight that is best on the validation images, then the classifier refitted on all images.
+    """The l2 weight that is best on the validation images (`held_out`), then the classifier refitted on all images.
 
-    Args:
-        features: (N, F), perhaps a memory map.
-        labels: (N,) class ids; or (N, C) marks of several labels an image: 1 yes, -1 no, 0 not counted.
-        held_out: (N,) the validation images.
-        metric: "top1", "mean_class", or with marks "map11" (`average_precision_11`).
-        device: where to compute.
-        memory_mb: budget of the fit.
-        progress: called after each l2 value.
+    Labels are (N,) class ids; or (N, C) marks of several labels an image: 1 yes, -1 no, 0 not counted. The metric is
+    "top1", "mean_class", or with marks "map11" (`average_precision_11`).
     """
     known, targets = (
         (np.arange(labels.shape[1]), labels) if labels.ndim == 2 else np.unique(labels, return_inverse=True)
@@ -100,15 +90,7 @@ def fit_probe(
 
 
 def validation_split(labels: Int[np.ndarray, " N"], seed: int, share: float = VALIDATION_SHARE) -> np.ndarray:
-    """Draw a share of every class, at least one image where a class has two or more.
-
-    Args:
-        labels: (N,) class ids.
-        seed: of the draw.
-        share: in (0, 1).
-
-    Returns:
-        (N,) bool, true for validation images.
+    """Draw a share, in (0, 1), of every class, at least one image where a class has two or more: (N,) bool.
 
     Raises:
         DataError: no class has two images, so nothing can be held out.

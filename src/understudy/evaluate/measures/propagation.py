@@ -51,14 +51,9 @@ def video_figures(encoded_set: EncodedSet, memory_mb: int) -> Figures:
             encoded_set.progress(done + 1, len(videos.names), name)
     j_mean, f_mean, j_recall, f_recall = (100.0 * np.mean(scores, axis=0)).tolist()
     return {
-        "j_and_f": (j_mean + f_mean) / 2,
-        "j": j_mean,
-        "f": f_mean,
-        "j_recall": j_recall,
-        "f_recall": f_recall,
-        "objects": len(scores),
-        "sequences": len(videos.names),
-    }
+        "j_and_f": (j_mean + f_mean) / 2, "j": j_mean, "f": f_mean, "j_recall": j_recall, "f_recall": f_recall,
+        "objects": len(scores), "sequences": len(videos.names),
+    }  # fmt: skip
 
 
 def frame_size(height: int, width: int, short: int, patch: int | None) -> tuple[int, int]:
@@ -80,7 +75,7 @@ def propagate(
     memory_mb: int = 1024,
     device: str | torch.device = "cpu",
 ) -> list[UInt8[np.ndarray, "H W"]]:
-    """The masks of a sequence from that of its first frame.
+    """The masks of a sequence from that of its first frame: of each frame, the first included, at its own size.
 
     Args:
         body: the backbone, made ready for the size that the frames are scaled to.
@@ -90,9 +85,6 @@ def propagate(
         objects: how many there are.
         memory_mb: budget for similarities.
         device: where it computes.
-
-    Returns:
-        Of each frame, the first included, the object of each pixel, at the frame's own size.
     """
     place = int(np.argmin([abs(np.log2(stride / STRIDE)) for stride in body.strides]))
     height, width = body.size
@@ -132,19 +124,10 @@ def propagate_frame(
     temperature: float = TEMPERATURE,
     memory_mb: int = 1024,
 ) -> Float[Tensor, "M h w"]:
-    """The masks of one frame from those of others: of each position, the weighted mean at its most similar ones.
+    """The M soft masks of a frame from those of T others: of each position, the weighted mean at its most similar ones.
 
-    Args:
-        target: normalized features of the frame.
-        context: normalized features of T other frames.
-        masks: their M soft masks.
-        top: positions that take part.
-        radius: how many rows and columns away they may lie.
-        temperature: of the weights exp(cosine / temperature).
-        memory_mb: budget for similarities.
-
-    Returns:
-        (M, h, w) soft masks.
+    Features are normalized. The `top` most similar positions take part, at most `radius` rows and columns away, with
+    weights exp(cosine / temperature).
     """
     frames, channels, height, width = context.shape
     keys = context.permute(1, 0, 2, 3).reshape(channels, -1)

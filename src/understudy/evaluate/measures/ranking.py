@@ -109,11 +109,7 @@ def ranked(
 ) -> Iterator[tuple[int, Int[np.ndarray, " M"]]]:
     """Each query with the whole database by falling cosine, equal ones by row: the order that `search` defines.
 
-    Args:
-        queries: (Q, F).
-        database: (M, F), perhaps a memory map.
-        memory_mb: MiB for a block of rankings.
-        device: where products are taken.
+    `memory_mb` is for a block of rankings; products are taken on the device.
 
     Yields:
         Number of the query, and (M,) database rows.
@@ -142,23 +138,16 @@ def _unit(rows: np.ndarray, device: torch.device) -> torch.Tensor:
 def positions(
     ranking: Int[np.ndarray, " M"], good: Int[np.ndarray, " n"], junk: Int[np.ndarray, " j"]
 ) -> Int[np.ndarray, " n"]:
-    """Places, counted from 0, of the good rows in a ranking without its junk.
-
-    Args:
-        ranking: (M,) rows, best first.
-        good: rows that answer the query.
-        junk: rows that count as if they were not there.
-    """
+    """Places, counted from 0, of the good rows in a ranking, best first, without its junk."""
     cleaned = ranking[~np.isin(ranking, junk)]
     places: np.ndarray = np.flatnonzero(np.isin(cleaned, good))
     return places
 
 
 def trapezia(places: Int[np.ndarray, " n"]) -> float:
-    """Average precision of the Oxford buildings: the area under precision over recall, by trapezia.
+    """Average precision of the Oxford buildings, by the places of the good images, counted from 0, rising.
 
-    Args:
-        places: of the n good images, counted from 0, rising.
+    The area under precision over recall, by trapezia.
     """
     before = np.where(places == 0, 1.0, np.arange(len(places)) / np.maximum(places, 1))
     after = np.arange(1, len(places) + 1) / (places + 1)
@@ -166,11 +155,6 @@ def trapezia(places: Int[np.ndarray, " n"]) -> float:
 
 
 def precision_at(places: Int[np.ndarray, " n"], k: int) -> float:
-    """Share of good images among the first k, or among as many as it takes to reach the last of them if fewer.
-
-    Args:
-        places: of the good images, counted from 0, rising.
-        k: how many count.
-    """
+    """Share of good images among the first k, or among as many as it takes to reach the last of them if fewer."""
     first = min(int(places[-1]) + 1, k)
     return float((places < first).sum() / first)

@@ -71,12 +71,9 @@ def _batches(
 
 
 def _train(
-    body: DenseFeatures,
-    head: LinearHead,
-    batches: DataLoader[tuple[Tensor, Tensor]],
-    settings: SegmentationSettings,
+    body: DenseFeatures, head: LinearHead, batches: DataLoader[tuple[Tensor, Tensor]], settings: SegmentationSettings,
     encoded_set: EncodedSet,
-) -> None:
+) -> None:  # fmt: skip
     device, contract, steps = torch.device(encoded_set.device), encoded_set.network()[1], settings.iterations
     optimizer = torch.optim.AdamW(head.parameters(), lr=settings.lr, weight_decay=1e-4)
     losses: list[Tensor] = []
@@ -107,12 +104,7 @@ def _train(
 
 
 class LinearHead(nn.Module):
-    """BatchNorm and a 1 x 1 convolution on the maps that the protocol uses.
-
-    Args:
-        body: the frozen backbone.
-        classes: C.
-    """
+    """BatchNorm and a 1 x 1 convolution on the frozen backbone's maps that the protocol uses."""
 
     def __init__(self, body: DenseFeatures, classes: int) -> None:
         super().__init__()
@@ -223,10 +215,7 @@ def confusion_matrix(
 
 
 def mean_iou(confusion: Int[np.ndarray, "C C"]) -> Figures:
-    """MIoU and accuracies of a confusion matrix, in per cent.
-
-    Args:
-        confusion: (C, C) pixels by true and predicted class, at least one.
+    """MIoU and accuracies, in per cent, of pixels by true and predicted class, at least one.
 
     Returns:
         "miou", "mean_accuracy", "accuracy", and "classes": how many occur in truth or prediction.

@@ -75,12 +75,10 @@ def _classes(dataset: EvaluationSet, present: Bool[np.ndarray, " C"], probe: Pro
 
 
 def summary(accuracy: dict[tuple[str, int], float], *, normalize: bool) -> Figures:
-    """Figures of accuracies in per cent by corruption and severity.
+    """Figures of accuracies, `{(corruption, severity): per cent}`; all severities of a corruption weigh the same.
 
-    Args:
-        accuracy: `{(corruption, severity): per cent}`; all severities of a corruption weigh the same.
-        normalize: give "mce" too, over the corruptions that AlexNet's errors are known of, which are means over five
-            severities: over corruptions of which all five are there.
+    With `normalize` "mce" too, over the corruptions that AlexNet's errors are known of, which are means over five
+    severities: over corruptions of which all five are there.
     """
     mean: Figures = {}
     for corruption in dict.fromkeys(name for name, _ in accuracy):

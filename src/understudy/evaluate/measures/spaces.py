@@ -132,13 +132,7 @@ def _topology(figures: Figures, units: tuple[np.ndarray, np.ndarray], seed: int,
 
 @dataclass(frozen=True)
 class _Mean:
-    """Adds the mean of one number an image, with its interval.
-
-    Args:
-        figures: what is added to.
-        seed: of the resamples.
-        draws: resamples; 0 adds no interval.
-    """
+    """Adds the mean of one number an image to the figures, with its interval unless there are no draws."""
 
     figures: Figures
     seed: int
@@ -153,14 +147,7 @@ class _Mean:
 
 @dataclass(frozen=True)
 class _Halves:
-    """Adds a measure of the sample with its interval from random halves.
-
-    Args:
-        figures: what is added to.
-        count: images of the sample.
-        seed: of the halves.
-        draws: halves; 0 adds no interval.
-    """
+    """Adds a measure of the sample to the figures, with its interval from random halves unless there are no draws."""
 
     figures: Figures
     count: int

@@ -23,14 +23,10 @@ Diagram = Float[np.ndarray, "_ 2"]
 
 
 def topology_distance(first: Float[np.ndarray, "N N"], second: Float[np.ndarray, "N N"]) -> tuple[float, float]:
-    """Distance of the persistence diagrams of two spaces over the same images, for components and for loops.
-
-    Args:
-        first: Euclidean distances of N images in one space.
-        second: of the same images in another.
+    """Distance of the persistence diagrams of two spaces, by the Euclidean distances of the same N images in each.
 
     Returns:
-        (H0, H1), each 0 or more.
+        (H0, H1), for components and for loops, each 0 or more.
 
     Raises:
         MissingDependency: gudhi is not installed.
@@ -41,9 +37,6 @@ def topology_distance(first: Float[np.ndarray, "N N"], second: Float[np.ndarray,
 
 def diagrams(matrix: Float[np.ndarray, "N N"]) -> tuple[Diagram, Diagram]:
     """Persistence diagrams of the Rips complex, (birth, death) of components and of loops; what never dies is left out.
-
-    Args:
-        matrix: distances; of rows by earlier columns.
 
     Raises:
         MissingDependency: gudhi is not installed.
@@ -62,12 +55,7 @@ def diagrams(matrix: Float[np.ndarray, "N N"]) -> tuple[Diagram, Diagram]:
 
 
 def wasserstein(first: Diagram, second: Diagram) -> float:
-    """1-Wasserstein distance of two diagrams: each point goes to one of the other or to the diagonal.
-
-    Args:
-        first: (birth, death) pairs.
-        second: likewise.
-    """
+    """1-Wasserstein distance of two diagrams: each point goes to one of the other or to the diagonal."""
     here, there = len(first), len(second)
     if here + there == 0:
         return 0.0

@@ -21,11 +21,7 @@ PROTOCOLS: Registry[Protocol] = Registry(
 
 
 def display_tables(evaluation: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """How the protocols of an evaluation are shown, by name, as plain JSON.
-
-    Args:
-        evaluation: what evaluation.json holds: figures by model and "PROTOCOL" or "PROTOCOL@SET".
-    """
+    """How the protocols of an evaluation, as evaluation.json holds it, are shown: plain JSON by name."""
     names: dict[str, dict[str, None]] = {}
     for model, figures in evaluation.items():
         for key, measured in figures.items() if model != "about" else ():

@@ -43,10 +43,6 @@ class AsymmetricKnn(Protocol):
     def evaluate(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
         """Score an encoded set's test rows by the vote of the nearest training rows of its reference.
 
-        Args:
-            encoded_set: its `test` rows, and a `reference` with `train` rows of labeled images.
-            settings: as `knn` reads them.
-
         Returns:
             The figures of `knn`; only a "note" where the student's rows are not meant to lie in the teacher's space.
 

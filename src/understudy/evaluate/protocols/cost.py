@@ -49,11 +49,7 @@ class Cost(Protocol):
 
     @staticmethod
     def evaluate(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
-        """Measure an encoded set's network.
-
-        Args:
-            encoded_set: its encoder; no images.
-            settings: `batch_size` of the large batch.
+        """Measure an encoded set's network, without images; the large batch is of `batch_size`.
 
         Returns:
             "parameters", "flops", "file_mb" (10^6 bytes); for "cpu" and, where the evaluation runs on one, "cuda":

@@ -64,10 +64,6 @@ class Davis(Protocol):
     def evaluate(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
         """Carry the masks of DAVIS-2017's validation sequences with a frozen backbone, and score them.
 
-        Args:
-            encoded_set: an encoder, and the sequences as `target`.
-            settings: `memory_mb` bounds similarities.
-
         Returns:
             "j_and_f", "j", "f" (means over objects), "j_recall", "f_recall" (share of frames above 0.5), in per cent;
             "objects" and "sequences".

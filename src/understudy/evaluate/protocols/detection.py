@@ -69,14 +69,10 @@ class Detection(Protocol):
 
     @staticmethod
     def evaluate(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
-        """Fine-tune a backbone under a detector on one set, and score it.
+        """Fine-tune a backbone under a detector on one set, and score it; `folder` keeps the detector while it trains.
 
-        The same seed and settings give the same weights on the same machine, interrupted or not.
-
-        Args:
-            encoded_set: an encoder, a set with boxes as `target`, and the `folder` where the detector is kept while it
-                trains.
-            settings: `detection`, and the seed of the heads' weights, the order of images, flips, scales and proposals.
+        The same seed and settings give the same weights on the same machine, interrupted or not: the seed decides the
+        heads' weights, the order of images, flips, scales and proposals.
 
         Returns:
             "box_ap", "box_ap50", "box_ap75", "box_ap_small", "box_ap_medium", "box_ap_large", and with masks the same

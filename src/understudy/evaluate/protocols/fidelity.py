@@ -125,12 +125,7 @@ class Fidelity(Protocol):
 
     @staticmethod
     def evaluate(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
-        """Compare an encoded set with its reference on the test images.
-
-        Args:
-            encoded_set: its `test` rows and those of its `reference`, of the same images in the same order.
-            settings: `memory_mb` bounds the search, `seed` draws the images of trustworthiness, `fidelity.draws` the
-                resamples.
+        """Compare an encoded set with its reference on the same test images, in the same order.
 
         Returns:
             The figures above: overlaps in per cent, cosines in [-1, 1], the others in [0, 1]. A k that needs more

@@ -57,10 +57,6 @@ class Knn(Protocol):
     def evaluate(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
         """Score an encoded set by the vote of nearest training images.
 
-        Args:
-            encoded_set: features and labels of training and test images.
-            settings: `memory_mb` bounds the search and the vote.
-
         Returns:
             "top1@K" for K in 1, 10, 20, 50 and "top1@10,T=1", in per cent; "top5@..." likewise where there are more
             than 5 classes. A K larger than the number of training images is left out, and "note" says so.
@@ -74,24 +70,15 @@ class Knn(Protocol):
         data = encoded_set.labeled()
         ks = [k for k in KS if k <= len(data.train)]
         neighbors = search(
-            data.test,
-            data.train,
-            max(ks),
-            memory_mb=settings.memory_mb,
-            device=encoded_set.device,
+            data.test, data.train, max(ks), memory_mb=settings.memory_mb, device=encoded_set.device,
             progress=encoded_set.progress,
-        )
+        )  # fmt: skip
         figures: Figures = {}
         for temperature, voters, suffix in ((TEMPERATURE, ks, ""), (1.0, [k for k in ks if k == 10], ",T=1")):
             ranked = weighted_vote(
-                neighbors,
-                data.train_labels,
-                data.classes,
-                voters,
-                temperature=temperature,
-                top=5,
+                neighbors, data.train_labels, data.classes, voters, temperature=temperature, top=5,
                 memory_mb=settings.memory_mb,
-            )
+            )  # fmt: skip
             for k in voters:
                 hits = ranked[k] == data.test_labels[:, None]
                 figures[f"top1@{k}{suffix}"] = 100.0 * float(hits[:, 0].mean())

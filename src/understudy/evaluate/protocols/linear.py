@@ -44,20 +44,13 @@ class Linear(Protocol):
     display = Display(
         title="Linear probe",
         sentence="Logistic regression on frozen features to its optimum, l2 chosen on a fifth of the training images.",
-        source="Kornblith et al., CVPR 2019 (arXiv 1805.08974), section A.2",
-        compared=(r"top1",),
-        quoted=(r"top5", r"mean_class"),
-        headline=(r"top1",),
-        plain=(r"l2",),
-    )
+        source="Kornblith et al., CVPR 2019 (arXiv 1805.08974), section A.2", compared=(r"top1",),
+        quoted=(r"top5", r"mean_class"), headline=(r"top1",), plain=(r"l2",),
+    )  # fmt: skip
 
     @staticmethod
     def evaluate(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
-        """Score an encoded set by logistic regression on its features.
-
-        Args:
-            encoded_set: features and labels of training and test images.
-            settings: `seed` draws the validation split.
+        """Score an encoded set by logistic regression on its features; `seed` draws the validation split.
 
         Returns:
             "top1", "top5" (with more than 5 classes) and "mean_class" (mean of per-class accuracies) on the test
@@ -65,9 +58,6 @@ class Linear(Protocol):
 
         Raises:
             DataError: no labels, one class, features that are not finite, or no class with two images.
-
-        Source:
-            Kornblith et al. 2019 (arXiv 1805.08974), section A.2; Ericsson et al. 2021 (arXiv 2011.13377).
         """
         from understudy.evaluate.measures.accuracy import accuracies
         from understudy.evaluate.measures.probe import main_probe

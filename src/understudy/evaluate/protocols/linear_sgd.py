@@ -47,25 +47,16 @@ class LinearSgd(Protocol):
     paper = (HE,)
     Settings = LinearSgdSettings
     display = Display(
-        title="Linear classifier by SGD",
-        short="Linear, SGD",
+        title="Linear classifier by SGD", short="Linear, SGD",
         sentence="A linear layer trained by SGD on augmented images before the frozen network; the best epoch counts.",
-        source="He et al., CVPR 2020 (arXiv 1911.05722), section 4.1",
-        compared=(r"top1",),
-        quoted=(r"top5", r"top1_last"),
-        figures={"best_epoch": "Best epoch", r"top(\d)_last": r"Top-\1, last epoch"},
-        headline=(r"top1",),
-        plain=(r"best_epoch",),
-        whole=(r"best_epoch",),
-    )
+        source="He et al., CVPR 2020 (arXiv 1911.05722), section 4.1", compared=(r"top1",),
+        quoted=(r"top5", r"top1_last"), figures={"best_epoch": "Best epoch", r"top(\d)_last": r"Top-\1, last epoch"},
+        headline=(r"top1",), plain=(r"best_epoch",), whole=(r"best_epoch",),
+    )  # fmt: skip
 
     @staticmethod
     def evaluate(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
         """Train the paper's linear classifier on an encoded set's encoder.
-
-        Args:
-            encoded_set: labeled training images as pixels with their encoder, and features of the test images.
-            settings: `linear_sgd.epochs`, `linear_sgd.lr` and the seed.
 
         Returns:
             "top1" and "top5" (with more than 5 classes) of the best epoch by top-1, "best_epoch" counted from 1,

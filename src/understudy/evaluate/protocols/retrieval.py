@@ -68,10 +68,8 @@ class Retrieval(Protocol):
     def evaluate(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
         """Score an encoded set's rankings, and where it lands in its teacher's space also of the teacher's database.
 
-        Args:
-            encoded_set: `test` is the database; the queries are `queries` with the ground truth of the target, or, for
-                labeled images, the test images themselves.
-            settings: `memory_mb` bounds the ranking, `seed` draws class-level queries.
+        `test` is the database; the queries are `queries` with the ground truth of the set, or, for labeled images, the
+        test images themselves, drawn by `seed`.
 
         Returns:
             Landmarks: "map_medium" and "mp@10_medium", likewise easy and hard, and other k; "map", "mp@k" for ground

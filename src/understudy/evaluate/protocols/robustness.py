@@ -67,13 +67,7 @@ class Robustness(Protocol):
 
     @staticmethod
     def evaluate(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
-        """Score what the main images teach on shifted or corrupted ones.
-
-        Args:
-            encoded_set: features of the main training images, and of the shifted test images as `test`; without a
-            target,
-                the main test images as pixels.
-            settings: `robustness` (severities, images, frost), `seed`, `memory_mb`.
+        """Score what the main images teach on shifted ones (`test`), or, without a set, on corrupted main test images.
 
         Returns:
             Accuracies in per cent. Shifted: "top1", "knn". Corrupted: one figure per corruption, the mean over its

@@ -67,10 +67,6 @@ class Segmentation(Protocol):
     def evaluate(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
         """Train a linear layer on a frozen backbone's maps on one set, and score it on the validation split.
 
-        Args:
-            encoded_set: an encoder, and a set with masks as `target`.
-            settings: `segmentation`, and the seed of the layer's weights and of the crops.
-
         Returns:
             "miou", "mean_accuracy" (over the classes) and "accuracy" (over the pixels), in per cent; "classes", how
             many the mIoU is over, "images", "iterations".

@@ -70,12 +70,7 @@ class Semi(Protocol):
 
     @staticmethod
     def evaluate(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
-        """Score an encoded set with few labels.
-
-        Args:
-            encoded_set: features and labels of training and test images; for fine-tuning, pixels too.
-            settings: `semi.shares` ("1%", "10%", or images a class as "5"), `semi.draws`, `semi.lists`, `seed`, and
-                `finetune.epochs`.
+        """Score an encoded set with few labels; with `finetune.epochs` the whole network is trained on them too.
 
         Returns:
             For each share, e.g. "1%": "top1 1%" and, with more than 5 classes, "top5 1%", means over the draws; "...

@@ -59,11 +59,7 @@ class Transfer(Protocol):
 
     @staticmethod
     def evaluate(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
-        """Score an encoded set by logistic regression on a target set.
-
-        Args:
-            encoded_set: features of the target's training and test images.
-            settings: `seed` draws the validation images where the set has none; `finetune.epochs`.
+        """Score an encoded set by logistic regression on another set; `seed` draws validation images where it has none.
 
         Returns:
             The set's own figure as "top1", "mean_class" or "map11", with "top5" and the others of `linear` where they
@@ -71,9 +67,6 @@ class Transfer(Protocol):
 
         Raises:
             DataError: no labels, one class, features that are not finite, or no class with two images.
-
-        Source:
-            Kornblith et al. 2019 (arXiv 1805.08974), section A.2; Ericsson et al. 2021 (arXiv 2011.13377).
         """
         from understudy.evaluate.measures.transfer import transfer_figures
 
