@@ -466,6 +466,13 @@ def test_a_terminal_shows_what_is_running_and_the_table_so_far(tmp_path, monkeyp
     shown = page.get()
     assert "the table so far" in shown and "compare: 1 of 2 runs done, 1 running, " in shown
     assert "  cell coss, seed 1, rate 0.002: 0%, 0:00:0" in shown and "seed 0" not in shown
+    cells[1].folder.mkdir()
+    (cells[1].folder / "metrics.jsonl").write_text('{"kind": "end", "passes": 2.0}\n')
+    progress.started(cells[1])
+    assert progress.state() == "1 of 2 runs done, 1 running, all trained, evaluating"
+    with console.capture() as page:
+        console.print(progress.page())
+    assert "seed 1, rate 0.002: evaluating, 0:00:0" in page.get()
 
 
 def test_a_comparison_tells_every_run_that_ends(workplace, compared, capsys):

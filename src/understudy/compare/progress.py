@@ -80,6 +80,8 @@ class Progress:
         rest = max(0.0, self.passes - self.skipped - self.made - begun)
         seconds = self.seconds + time.monotonic() - self.mark
         left = f"about {clock(rest * seconds / (self.made + begun))} left" if self.made + begun else "time left unknown"
+        if not rest and self.running:
+            left = "all trained, evaluating"
         return f"{self.done} of {self.count} runs done, {len(self.running)} running, {left}"
 
     def __enter__(self) -> Progress:
@@ -88,7 +90,9 @@ class Progress:
             from rich.console import Console
             from rich.live import Live
 
-            self.live = Live(console=Console(stderr=True), get_renderable=self.page, refresh_per_second=1)
+            self.live = Live(
+                console=Console(stderr=True), get_renderable=self.page, refresh_per_second=1, transient=True
+            )
             self.live.start()
         return self
 
@@ -108,7 +112,8 @@ class Progress:
         now = time.monotonic()
         lines = [Text(f"{self.title}: {self.state()}", style="bold")]
         for cell, begun in self.running.values():
-            lines.append(Text(f"  {cell.role} {cell.title}: {fraction(cell):.0%}, {clock(now - begun)}"))
+            stage = "evaluating" if fraction(cell) == 1 else f"{fraction(cell):.0%}"
+            lines.append(Text(f"  {cell.role} {cell.title}: {stage}, {clock(now - begun)}"))
         return Group(*([self.shown_table] if self.shown_table is not None else []), *lines)
 
 
