@@ -68,7 +68,7 @@ def of_stores(root: Path) -> dict[str, str]:
     return {f"array {name}": "" for name in sorted(digests)}
 
 
-def tiny(method: str, folder: Path, **more: Any) -> dict[str, Any]:
+def tiny(method: str, folder: Path, /, **more: Any) -> dict[str, Any]:
     """One method at tiny size: from its teacher to its figures."""
     import torch
     from safetensors.torch import save_file

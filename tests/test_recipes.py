@@ -345,7 +345,7 @@ def test_one_command_runs_a_recipe_from_end_to_end(
     monkeypatch.chdir(workplace)
     flags = ["--device", "cpu", "--workers", "0", "--student", "small:resnet8", "--out", "whole"]
     assert main(["run", "--recipe", "bingo-efficientnet-b0", "--preset", "tiny", *flags]) == 0
-    assert "linear SGD" in capsys.readouterr().out
+    assert "Linear, SGD" in capsys.readouterr().out
     run = Run("whole")
     assert run.report_path.is_file() and run.student["head"]["hidden"] == 2048
     assert run.evaluation["student"]["linear_sgd"]["best_epoch"] == 1
