@@ -28,14 +28,14 @@ PAIR = """
 from timm.models.vision_transformer import VisionTransformer
 
 class Student(VisionTransformer):
-    contract = {"size": 32, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+    contract = {"size": 40, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
 
     def __init__(self):
         super().__init__(
-            img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=3, mlp_ratio=2, num_classes=0
+            img_size=40, patch_size=4, embed_dim=24, depth=2, num_heads=3, mlp_ratio=2, num_classes=0
         )
 """
-"""A small transformer, for methods that compare tokens or attention."""
+"""A small transformer of as many patches as timm's test_vit, for methods that compare tokens or attention."""
 
 
 def digest(content: bytes) -> str:
@@ -133,8 +133,8 @@ def demo(folder: Path) -> dict[str, Any]:
     return found | of_stores(folder / "demo" / "store")
 
 
-def everything(only: tuple[str, ...]) -> dict[str, Any]:
-    """All of it, or what is named: name -> digests and figures."""
+def everything(only: tuple[str, ...], keep: Path | None) -> dict[str, Any]:
+    """All of it, or what is named: name -> digests and figures; what is ready is kept in a file on the way."""
     import torch
 
     from understudy.losses import LOSSES
@@ -150,6 +150,8 @@ def everything(only: tuple[str, ...]) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             found[name] = tiny(method, Path(folder), **more)
         print(name, found[name].get("student"), file=sys.stderr, flush=True)
+        if keep is not None:
+            keep.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
     if only and "demo" not in only:
         return found
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), contextlib.redirect_stdout(sys.stderr):
@@ -170,7 +172,7 @@ def differences(before: dict[str, Any], after: dict[str, Any], place: str = "") 
 
 def main(verb: str, path: str, *only: str) -> int:
     """Write the goldens, or hold today's against them."""
-    found = json.loads(json.dumps(everything(only)))
+    found = json.loads(json.dumps(everything(only, Path(path) if verb == "write" else None)))
     if verb == "write":
         Path(path).write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
         return 0
