@@ -1,4 +1,4 @@
-"""What every test file shares: run-time shape checks, one thread a worker, and the real data beside the checkout."""
+"""What every test file shares: shape checks at run time, a thread a worker, order, skips, and the real data."""
 
 from __future__ import annotations
 
@@ -29,6 +29,12 @@ def pytest_configure() -> None:
     # Every annotated shape of the package is checked at every call that a test makes, so Float[Tensor, "B D"] is a
     # promise and not a comment.
     install_import_hook("understudy", "conftest.checked")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that no worker is left with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 MAY_BE_SKIPPED = ("needs a CUDA device",)

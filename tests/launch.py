@@ -2,18 +2,22 @@
 
     launch.run([sys.executable, "-m", "understudy", "train", ...], cwd=folder, capture_output=True, text=True)
     launch.Popen([sys.executable, "-c", script])
+    launch.run(launch.torchrun("script.py"))
 
 Both are those of `subprocess`, for commands that begin with this interpreter; so is what such a process starts in its
-turn (the workers of torchrun, the runs of a comparison). What is forked is a process of its own with its own
-environment, folder, signals and exit status. Not for what must be seen from a cold start (which modules are imported,
-memory at its peak, who is whose parent): use `subprocess` there.
+turn (the workers of torchrun, the runs of a comparison), and a shell script is given `launch.program(folder)` as its
+Python. What is forked is a process of its own with its own environment, folder, signals and exit status. Not for what
+must be seen from a cold start (which modules are imported, memory at its peak, who is whose parent): use `subprocess`
+there.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import inspect
+import itertools
 import json
 import os
 import runpy
@@ -53,7 +57,7 @@ class Popen(real_popen):  # type: ignore[type-arg]
             return
         env = os.environ if given["env"] is None else given["env"]
         request = {
-            "argv": [word for word in words[1:] if word != "-u"],
+            "argv": list(itertools.dropwhile(lambda word: word.startswith(("-u", "-X")), words[1:])),
             "cwd": os.fsdecode(given["cwd"] or os.getcwd()),
             "env": {os.fsdecode(key): os.fsdecode(value) for key, value in env.items()},
             "session": bool(given["start_new_session"]),
@@ -112,6 +116,24 @@ def run(command: list[Any], *, timeout: float | None = None, check: bool = False
     return done
 
 
+def torchrun(*arguments: str) -> list[str]:
+    """The command for two processes that find each other at a free port, by `--standalone` (a second more) if given."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = ["--master-addr", "127.0.0.1", "--master-port", str(free.getsockname()[1])]
+    more = [] if "--standalone" in arguments else place
+    return [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *more, *arguments]
+
+
+def program(folder: Path) -> Path:
+    """An executable in place of the interpreter, for what is no Python and starts some."""
+    address()
+    path = folder / "python"
+    path.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{__file__}" forked "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
 def address() -> str:
     """The socket of this session's server, started at the first call."""
     if ADDRESS not in os.environ:
@@ -142,6 +164,8 @@ def serve(path: str) -> None:
     """Fork a process for each connection and tell it how that one ended, until standard input is closed."""
     import importlib
 
+    os.environ[ADDRESS] = path
+    subprocess.Popen = Popen  # type: ignore[misc]  # before a library takes it by its name, as torchrun does
     for name in PRELOADED:
         importlib.import_module(name)
     listener = socket.socket(socket.AF_UNIX)
@@ -206,13 +230,14 @@ def _become(request: dict[str, Any], standard: list[int]) -> None:
     for number in (signal.SIGCHLD, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: nothing outlives the server
     if request["session"]:
         os.setsid()
-    where = os.environ[ADDRESS] if ADDRESS in os.environ else sys.argv[1]
+    where = os.environ[ADDRESS]
     os.environ.clear()
     os.environ.update(request["env"] | {ADDRESS: where})
     os.chdir(request["cwd"])
-    subprocess.Popen = Popen  # type: ignore[misc]
     import torch
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
@@ -239,15 +264,16 @@ def _become(request: dict[str, Any], standard: list[int]) -> None:
 
 
 def _execute(argv: list[str]) -> None:
-    """`-c CODE`, `-m MODULE` or a file, with its arguments, as the interpreter does it."""
+    """`-c CODE`, `-` for standard input, `-m MODULE` or a file, with its arguments, as the interpreter does it."""
     path = os.environ.get("PYTHONPATH", "")
     sys.path[:0] = [entry for entry in path.split(os.pathsep) if entry and entry not in sys.path]
-    if argv[0] == "-c":
-        sys.argv = ["-c", *argv[2:]]
+    if argv[0] in ("-c", "-"):
+        code = argv.pop(1) if argv[0] == "-c" else sys.stdin.read()
+        sys.argv = argv
         sys.path[0:1] = ["", sys.path[0]]
         main = type(sys)("__main__")
         sys.modules["__main__"] = main
-        exec(compile(argv[1], "<string>", "exec"), vars(main))
+        exec(compile(code, "<string>", "exec"), vars(main))
     elif argv[0] == "-m":
         sys.argv = argv[1:]
         sys.path.insert(0, os.getcwd())
@@ -259,4 +285,6 @@ def _execute(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "forked":
+        sys.exit(run([sys.executable, *sys.argv[2:]]).returncode)
     serve(sys.argv[1])

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import launch
 from understudy.artifacts import (
     Run,
     Store,
@@ -47,7 +48,7 @@ def finished_store(folder: Path, rows: int = 4, key: StoreKey = KEY) -> Store:
 
 
 def run_python(script: str, *arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    return launch.Popen(
         [sys.executable, "-c", script, *map(str, arguments)], stdout=subprocess.PIPE, text=True, env=dict(os.environ)
     )
 

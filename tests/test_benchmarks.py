@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
+import launch
+
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu.sh"
 
 
-def gpu_script(*arguments: object) -> subprocess.CompletedProcess[str]:
+def gpu_script(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(SCRIPT), *map(str, arguments)], capture_output=True, text=True, check=False, timeout=280,
-        env={**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        env={**os.environ, "PYTHON": str(launch.program(folder)), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
 
 
@@ -29,7 +30,7 @@ def test_the_gpu_script_runs_tiny_on_a_cpu(tmp_path: Path):
         path = tmp_path / "photographs" / f"class-{number % 2}" / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (240, 240, 3), dtype=np.uint8)).save(path)
-    done = gpu_script("--tiny", tmp_path / "photographs")
+    done = gpu_script(tmp_path, "--tiny", tmp_path / "photographs")
     assert done.returncode == 0, done.stderr
     assert "nothing of any GPU" in done.stdout
     for side in ("plain", "live", "recorded"):
@@ -43,5 +44,5 @@ def test_the_gpu_script_runs_tiny_on_a_cpu(tmp_path: Path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU, even if the script may not see it")
 def test_the_gpu_script_does_not_pretend_that_there_is_one(tmp_path: Path):
-    done = gpu_script(tmp_path)
+    done = gpu_script(tmp_path, tmp_path)
     assert done.returncode == 1 and "no CUDA GPU here" in done.stderr and "==" not in done.stdout

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+import launch
 from test_train_runs import TEACHER
 from understudy.artifacts import Run
 from understudy.cli import main
@@ -308,7 +309,7 @@ def test_stopped_with_two_jobs_and_continued_it_repeats_nothing_that_was_finishe
     given = ["--methods", "coss", "--seeds", "1", "--trials", "2", "--out", "stopped", "--jobs", "2"]
     command = [sys.executable, "-m", "understudy", "compare", *SHARED, *given]
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": f"{workplace}:{os.environ.get('PYTHONPATH')}"}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+    with launch.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         while process.poll() is None and not list((workplace / "stopped").glob("trials/*/*/cell.json")):
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
@@ -319,7 +320,7 @@ def test_stopped_with_two_jobs_and_continued_it_repeats_nothing_that_was_finishe
     assert not list((workplace / "stopped").rglob("failure.json"))
     finished = {str(path.parent / "metrics.jsonl") for path in (workplace / "stopped").glob("*/*/*/cell.json")}
     before = {name: os.stat(name).st_mtime_ns for name in finished}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    done = launch.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads((workplace / "stopped" / "comparison.json").read_text())
     assert before and {name: os.stat(name).st_mtime_ns for name in finished} == before

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+import launch
 from understudy.artifacts import ALONE, Store, Writers, read_json
 from understudy.embed import blocks
 from understudy.embed import embedding as module
@@ -264,7 +265,7 @@ def test_goes_on_after_sigkill_with_the_same_bytes(tmp_path: Path, folder: Path,
     source = open_source(folder)
     whole = embed(teacher_of(), source, tmp_path / "whole", HERE)
     tests = Path(__file__).parent
-    done = subprocess.run(
+    done = launch.run(
         [sys.executable, "-c", KILLED, tests, tmp_path / "cut", folder, moment], check=False, capture_output=True
     )
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()

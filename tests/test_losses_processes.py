@@ -2,13 +2,13 @@
 
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+import launch
 from understudy.losses import LOSSES
 
 CASES = {
@@ -117,7 +117,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, dict]:
             port = free.getsockname()[1]
         common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
         command = [sys.executable, str(folder / "script.py"), str(folder), repr(CASES)]
-        workers = [subprocess.Popen(command, env={**common, "RANK": str(rank)}) for rank in range(world)]
+        workers = [launch.Popen(command, env={**common, "RANK": str(rank)}) for rank in range(world)]
         assert [worker.wait(timeout=200) for worker in workers] == [0] * world
         worlds[world] = torch.load(folder / "out.pt", weights_only=True)
     alone: dict = {}

@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from test_models_teacher import onnx_file, structured
-from test_processes import TRAIN, files, launch, weights
+from test_processes import TRAIN, files, under_torchrun, weights
 from test_train_runs import TEACHER
 from understudy.artifacts import ALONE, Writers
 from understudy.cli import main
@@ -121,7 +121,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(100, 110):  # so that the processes have unequal batches, too
         (folder / "images" / f"{number}.png").write_text("no image")
     (folder / "work.py").write_text(f"SHARED = {SHARED!r}\n" + WORKER)
-    launch(folder, "work.py", seconds=250)
+    under_torchrun(folder, "work.py", seconds=250)
     return folder
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import launch
 from understudy.artifacts import Store, StoreKey, lock
 from understudy.errors import ConfigError, DataError, StoreError
 from understudy.neighbors import approximate as approximate_module
@@ -121,7 +121,7 @@ def test_a_killed_build_leaves_no_half_graph_and_goes_on(
     store = store_of(tmp_path, rows)
     if had_one:
         build_graph(store, NeighborSettings(k=3, n=9))
-    done = subprocess.run([sys.executable, "-c", KILLED, tmp_path, moment], check=False)
+    done = launch.run([sys.executable, "-c", KILLED, tmp_path, moment], check=False)
     assert done.returncode == -signal.SIGKILL
     if moment in ("while searching", "after two blocks"):
         np.testing.assert_array_equal(store.graph(), brute_force(rows, 9))  # the old one, untouched

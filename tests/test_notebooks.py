@@ -9,6 +9,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+import launch
+
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {
     "first_student": 'MODEL, PASSES, LIMIT = "small:resnet8x0.25", 6, 96',
@@ -36,6 +38,7 @@ def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(ROOT / "src"), str(tmp_path))))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setattr("jupyter_client.launcher.Popen", launch.Popen)
     book = nbformat.read(path, as_version=4)
     place = next(i for i, cell in enumerate(book.cells) if "parameters" in cell.metadata.get("tags", ()))
     book.cells.insert(place + 1, nbformat.v4.new_code_cell(SIZES[path.stem]))

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
+import launch
 from test_train_runs import TEACHER
 from understudy.artifacts import Run
 from understudy.errors import TrainingError
@@ -127,15 +128,15 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def torchrun(workplace: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Two processes, which write their numbers into the file `processes`."""
-    given = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+def torchrun(workplace: Path, *arguments: str, cold: bool = False) -> subprocess.Popen[str]:
+    """Two processes, which write their numbers into the file `processes`; of a `cold` start they are its children."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(workplace), *sys.path])}
     (workplace / "processes").write_text("")
-    return subprocess.Popen(given, cwd=workplace, env=env, stderr=subprocess.PIPE, text=True)
+    start = subprocess.Popen if cold else launch.Popen
+    return start(launch.torchrun(*arguments), cwd=workplace, env=env, stderr=subprocess.PIPE, text=True)
 
 
-def launch(workplace: Path, *arguments: str, seconds: float) -> None:
+def under_torchrun(workplace: Path, *arguments: str, seconds: float) -> None:
     """Two processes under torchrun, to their end, or to the end of the time they have: then they are killed."""
     process = torchrun(workplace, *arguments)
     try:
@@ -172,7 +173,7 @@ def undisturbed(workplace: Path) -> Path:
 
         patch.setattr(loop, "save_checkpoint", stopping)
         assert alone("one-then-two") is None
-    launch(workplace, "undisturbed.py", seconds=200)
+    under_torchrun(workplace, "undisturbed.py", seconds=200)
     return workplace
 
 
@@ -231,7 +232,7 @@ def test_another_number_of_processes_resumes_and_ends_with_the_weights_of_one(
 
 def test_workers_killed_while_embedding_graphing_and_training_are_restarted_with_the_same_bytes(undisturbed: Path):
     """One launch, three kills: rank 1 after its first batch, rank 0 after its first block, rank 1 at step 14."""
-    launch(undisturbed, "--max-restarts", "3", "killed.py", seconds=200)
+    under_torchrun(undisturbed, "--standalone", "--max-restarts", "3", "killed.py", seconds=200)
     assert [(undisturbed / f"died-{where}").read_text() for where in ("embedding", "searching", "training")] == [*"012"]
     whole, killed = files(undisturbed / "store"), files(undisturbed / "store-killed")
     assert killed.keys() == whole.keys()
@@ -248,13 +249,13 @@ def test_workers_killed_while_embedding_graphing_and_training_are_restarted_with
 
 
 def test_a_killed_torchrun_takes_its_workers_along_and_the_same_command_goes_on_at_once(undisturbed: Path):
-    process = torchrun(undisturbed, "orphaned.py")
+    process = torchrun(undisturbed, "orphaned.py", cold=True)
     while not all((undisturbed / f"asleep-{rank}").exists() for rank in range(2)):
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
     process.kill()
     workers = (undisturbed / "processes").read_text().split()
-    launch(undisturbed, "orphaned.py", seconds=60)
+    under_torchrun(undisturbed, "orphaned.py", seconds=60)
     assert len(workers) == 2 and not any(Path(f"/proc/{worker}").exists() for worker in workers)
     process.communicate()
     expected, found = weights(undisturbed / "two-live"), weights(undisturbed / "orphaned")

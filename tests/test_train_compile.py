@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+import launch
 from test_train_runs import TEACHER
 from understudy.artifacts import Run
 from understudy.errors import TrainingError
@@ -247,18 +247,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("compiled")
     (folder / "job.py").write_text(SCRIPT)
     (folder / "thumbnail.py").write_text(TEACHER)
-    launch(folder, "job.py", "alone", "eager", "stopped", "key", "one")
+    run(folder, sys.executable, "job.py", "alone", "eager", "stopped", "key", "one")
     return folder
 
 
-def launch(folder: Path, *arguments: str) -> None:
+def run(folder: Path, *command: str) -> None:
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
     }
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, timeout=280, check=False,
+    done = launch.run(
+        [*command], cwd=folder, capture_output=True, text=True, timeout=280, check=False,
         env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -294,7 +294,7 @@ def test_chunks_and_the_average_that_makes_keys_are_compiled_too(trained: Path):
 
 
 def test_two_compiled_processes_train_the_weights_of_one(trained: Path):
-    launch(trained, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "job.py", "two")
+    run(trained, *launch.torchrun("job.py", "two"))
     one, two = weights(trained / "one"), weights(trained / "two")
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=0, atol=1e-4)

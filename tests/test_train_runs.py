@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import launch
 import understudy
 from understudy import pipeline
 from understudy.artifacts import Run
@@ -99,7 +100,7 @@ def command(workplace: Path, out: str, *more: str) -> list[str]:
         "--store",
         "store",
         "--passes",
-        "12",
+        "6",
         "--out",
         out,
         *more,
@@ -107,8 +108,8 @@ def command(workplace: Path, out: str, *more: str) -> list[str]:
     return [sys.executable, "-m", "understudy", "train", *given]
 
 
-def train(workplace: Path, out: str, *more: str, expect: int = 0) -> subprocess.CompletedProcess:
-    done = subprocess.run(command(workplace, out, *more), cwd=workplace, capture_output=True, text=True, timeout=240)
+def train(workplace: Path, out: str, *more: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    done = launch.run(command(workplace, out, *more), cwd=workplace, capture_output=True, text=True, timeout=240)
     assert done.returncode == expect, done.stderr
     return done
 
@@ -129,7 +130,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(workplace, undistu
     generator = np.random.default_rng(0)
     kills = 0
     for _ in range(40):
-        process = subprocess.Popen(
+        process = launch.Popen(
             command(workplace, "killed", "--checkpoint-minutes", "0"), cwd=workplace, stderr=subprocess.DEVNULL
         )
         checkpoint = workplace / "killed" / "checkpoint" / "latest.pt"
@@ -154,7 +155,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(workplace, undistu
 
 
 def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on(workplace, undisturbed):
-    process = subprocess.Popen(command(workplace, "stopped"), cwd=workplace, stderr=subprocess.PIPE, text=True)
+    process = launch.Popen(command(workplace, "stopped"), cwd=workplace, stderr=subprocess.PIPE, text=True)
     while not any(row["kind"] == "step" for row in Run(workplace / "stopped").metrics()):
         assert process.poll() is None
         time.sleep(0.01)
@@ -187,9 +188,7 @@ sys.exit(main(sys.argv[1:]))
 
 def test_a_full_disk_is_said_and_loses_nothing(workplace, undisturbed):
     given = command(workplace, "full", "--checkpoint-minutes", "0")[3:]
-    done = subprocess.run(
-        [sys.executable, "-c", FULL, *given], cwd=workplace, capture_output=True, text=True, timeout=240
-    )
+    done = launch.run([sys.executable, "-c", FULL, *given], cwd=workplace, capture_output=True, text=True, timeout=240)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "understudy train: The disk that holds full/checkpoint is full (0.0 MiB left of" in done.stderr
     assert [path.name for path in (workplace / "full" / "checkpoint").iterdir()] == ["latest.pt"]
@@ -341,7 +340,7 @@ def test_the_files_of_a_run_say_what_was_done(workplace, undisturbed):
     assert 0 < run.metrics()[-1]["data_wait"] < 1 and run.metrics()[-1]["workers"] == 0
     last = [row for row in run.metrics() if row["kind"] == "signal"][-1]
     assert {"row_cosine", "column_cosine", "overlap@10", "knn", "knn_relative", "spread"} <= set(last)
-    assert run.student["method"]["name"] == "coss" and run.student["teacher"]["width"] == 24
+    assert run.student["method"]["name"] == "coss_centered" and run.student["teacher"]["width"] == 24
     student = understudy.load_student(run.path)
     assert not student.training
     image = np.zeros((40, 30, 3), np.uint8)
@@ -367,10 +366,10 @@ def test_two_processes_train_the_weights_of_one(workplace):
         "1",
     )
     train(workplace, "one", *more)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    arguments = command(workplace, "two", *more)[2:]
+    arguments = command(workplace, "two", *more)[1:]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launch, *arguments], cwd=workplace, env=env, capture_output=True, text=True, timeout=240)
+    two = launch.torchrun("--standalone", *arguments)
+    done = launch.run(two, cwd=workplace, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     one, two = (load_file(workplace / out / "student.safetensors") for out in ("one", "two"))
     for name in one:  # five steps of fp32; weights move by 0.1 and more, a gradient of 1/W would show at once

@@ -4,13 +4,13 @@ resumed from the middle, on two processes, and in half precision."""
 import os
 import shutil
 import socket
-import subprocess
 import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import launch
 from understudy.train import loop
 
 METHODS = ["attndistill", "proteus"]
@@ -150,7 +150,7 @@ def test_two_processes_train_the_weights_of_one(workplace, undisturbed):
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
     workers = [
-        subprocess.Popen(
+        launch.Popen(
             [sys.executable, "worker.py", ",".join(METHODS)], cwd=workplace,
             env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
         )
