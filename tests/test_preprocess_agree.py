@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from understudy.models.contract import Contract
-from understudy.views.augmentation import center
+from understudy.sources.square import center
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])

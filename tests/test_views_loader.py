@@ -13,7 +13,8 @@ from PIL import Image
 from understudy.errors import ConfigError
 from understudy.sources.pixels import PixelMap, decoded
 from understudy.sources.source import Source, open_source
-from understudy.views.augmentation import RECIPES, SIGMA, center, draw, geometry, photometry
+from understudy.sources.square import center
+from understudy.views.augmentation import RECIPES, SIGMA, draw, geometry, photometry
 from understudy.views.batches import NeighborBatches
 from understudy.views.image_loader import ImageLoader
 from understudy.views.loader import Loader, Reading, Share

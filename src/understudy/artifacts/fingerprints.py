@@ -33,8 +33,5 @@ def fingerprint(*parts: Any) -> str:
 
 def file_fingerprint(path: str | os.PathLike[str]) -> str:
     """Fingerprint of a file's content, read in blocks."""
-    digest = hashlib.blake2b(digest_size=8)
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()

@@ -20,52 +20,28 @@ class Run:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.path = Path(folder)
+        self.config_path = self.path / "config.toml"
+        """The resolved configuration, written when training starts."""
+        self.metrics_path = self.path / "metrics.jsonl"
+        """One JSON object a line, as training went."""
+        self.checkpoint_path = self.path / "checkpoint" / "latest.pt"
+        """The newest checkpoint."""
+        self.weights_path = self.path / "student.safetensors"
+        """The finished student's weights."""
+        self.student_path = self.path / "student.json"
+        """What the student is (spec, head, contract, origin); written last, so it means training is done."""
+        self.evaluation_path = self.path / "evaluation.json"
+        """The measured figures."""
+        self.sample_path = self.path / "sample.npz"
+        """Embeddings, neighbors and thumbnails of a sample of the evaluation images, for the report."""
+        self.report_path = self.path / "report.html"
+        """The page."""
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
 
     def __fspath__(self) -> str:
         return os.fspath(self.path)
-
-    @property
-    def config_path(self) -> Path:
-        """The resolved configuration, written when training starts."""
-        return self.path / "config.toml"
-
-    @property
-    def metrics_path(self) -> Path:
-        """One JSON object a line, as training went."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def checkpoint_path(self) -> Path:
-        """The newest checkpoint."""
-        return self.path / "checkpoint" / "latest.pt"
-
-    @property
-    def weights_path(self) -> Path:
-        """The finished student's weights."""
-        return self.path / "student.safetensors"
-
-    @property
-    def student_path(self) -> Path:
-        """What the student is (spec, head, contract, origin); written last, so it means training is done."""
-        return self.path / "student.json"
-
-    @property
-    def evaluation_path(self) -> Path:
-        """The measured figures."""
-        return self.path / "evaluation.json"
-
-    @property
-    def sample_path(self) -> Path:
-        """Embeddings, neighbors and thumbnails of a sample of the evaluation images, for the report."""
-        return self.path / "sample.npz"
-
-    @property
-    def report_path(self) -> Path:
-        """The page."""
-        return self.path / "report.html"
 
     @property
     def trained(self) -> bool:

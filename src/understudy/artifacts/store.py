@@ -47,13 +47,7 @@ class StoreKey:
 
     def table(self) -> dict[str, Any]:
         """The key as plain JSON."""
-        return {
-            "teacher": dict(self.teacher),
-            "preprocessing": dict(self.preprocessing),
-            "data": dict(self.data),
-            "dtype": self.dtype,
-            "precision": self.precision,
-        }
+        return {name: dict(part) if isinstance(part, Mapping) else part for name, part in vars(self).items()}
 
 
 class Store:
@@ -65,6 +59,10 @@ class Store:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
+        self.manifest_path = self.folder / "manifest.json"
+        """Where the manifest is, or will be."""
+        self.listing_path = self.folder / "listing.parquet"
+        """The listing of the images behind the rows, in row order."""
 
     @classmethod
     def at(cls, root: str | os.PathLike[str], key: StoreKey) -> Store:
@@ -78,11 +76,6 @@ class Store:
             store.check(key)
             return store
         return cls(Path(root) / key.fingerprint)
-
-    @property
-    def manifest_path(self) -> Path:
-        """Where the manifest is, or will be."""
-        return self.folder / "manifest.json"
 
     @property
     def complete(self) -> bool:
@@ -102,12 +95,12 @@ class Store:
                 "where it was."
             )
         manifest = read_json(self.manifest_path)
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            other = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+        other = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+        if other != FORMAT:
             raise StoreError(
                 f"{self.folder} has store format {other!r}, this version reads {FORMAT}. Embed the images again."
             )
-        return manifest
+        return dict(manifest)
 
     def check(self, key: StoreKey) -> None:
         """Refuse the store unless it was made from exactly this key.
@@ -116,23 +109,13 @@ class Store:
             StoreError: names every part that differs, with both values.
         """
         own: dict[str, Any] = {"precision": "fp32", **self.manifest["key"]}
-        now = key.table()
-        names = {
-            "teacher": "teacher weights",
-            "preprocessing": "preprocessing",
-            "data": "data listing",
-            "dtype": "stored precision",
-            "precision": "the teacher's precision",
-        }
-        differences = []
-        for part, title in names.items():
-            old, new = own[part], now[part]
-            if part in ("teacher", "data"):
-                if old["fingerprint"] == new["fingerprint"]:
-                    continue
-            elif old == json.loads(json.dumps(new)):
-                continue
-            differences.append(f"{title} (store: {_short(old)}; now: {_short(new)})")
+        now = json.loads(json.dumps(key.table()))
+        titles = ("teacher weights", "preprocessing", "data listing", "stored precision", "the teacher's precision")
+        differences = [
+            f"{title} (store: {_short(own[part])}; now: {_short(now[part])})"
+            for part, title in zip(now, titles, strict=True)
+            if _identity(own[part]) != _identity(now[part])
+        ]
         if differences:
             raise StoreError(
                 f"The store {self.folder} belongs to something else. It differs in: {'; '.join(differences)}. "
@@ -150,7 +133,7 @@ class Store:
 
     def embeddings(self) -> np.ndarray:
         """(N, D) float16 or float32, memory-mapped read-only."""
-        return self._array("embeddings.npy", rows=int(self.manifest["rows"]))
+        return self._array("embeddings.npy")
 
     def graph(self) -> np.ndarray:
         """(N, K) int32 neighbor indices, nearest first, self removed; memory-mapped read-only.
@@ -160,17 +143,12 @@ class Store:
         """
         if "graph" not in self.manifest:
             raise StoreError(f"The store {self.folder} has no neighbor graph yet. Run `understudy graph` on it.")
-        return self._array("graph.npy", rows=int(self.manifest["rows"]))
+        return self._array("graph.npy")
 
-    @property
-    def listing_path(self) -> Path:
-        """The listing of the images behind the rows, in row order."""
-        return self.folder / "listing.parquet"
-
-    def _array(self, name: str, rows: int) -> np.ndarray:
+    def _array(self, name: str) -> np.ndarray:
         import numpy as np
 
-        path = self.folder / name
+        path, rows = self.folder / name, int(self.manifest["rows"])
         try:
             array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
@@ -182,7 +160,10 @@ class Store:
         return array
 
 
+def _identity(part: Any) -> Any:
+    """What counts of a part of a key: its fingerprint where it has one."""
+    return part.get("fingerprint", part) if isinstance(part, Mapping) else part
+
+
 def _short(part: Any) -> str:
-    if isinstance(part, Mapping):
-        return ", ".join(f"{name}={value}" for name, value in part.items())
-    return str(part)
+    return ", ".join(f"{name}={value}" for name, value in part.items()) if isinstance(part, Mapping) else str(part)

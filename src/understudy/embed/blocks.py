@@ -17,24 +17,17 @@ from typing import IO, Any
 import numpy as np
 
 from understudy.artifacts import Store, read_json, write_json
-from understudy.errors import StoreError
+from understudy.errors import ConfigError, StoreError
 from understudy.views.reader import Skipped
 
 SAVE_SECONDS = 10.0  # at most so much work is lost to a kill
 
 
 class Block:
-    """The rows written so far and how far the images were read; what `save` has recorded survives a kill.
+    """The rows of `images`, positions in the source, written so far, and how far those were read.
 
-    Rows go to the end of a plain file, not through a memory map: the process then holds a batch of them, not the file.
-    Rows behind the last `save` are cut off when the file is opened again.
-
-    Args:
-        store: the store to be.
-        number: of the block.
-        images: positions of its images in the source.
-        width: D.
-        dtype: as stored.
+    What `save` has recorded survives a kill. Rows go to the end of a plain file, not through a memory map: the process
+    then holds a batch of them, not the file. Rows behind the last `save` are cut off when the file is opened again.
     """
 
     def __init__(self, store: Store, number: int, images: range, width: int, dtype: np.dtype[Any]) -> None:
@@ -107,12 +100,23 @@ class Block:
         now = time.monotonic()
         self.seconds += now - self._entered
         self._saved = self._entered = now
-        done, rows, skipped = self.counts
-        state = {
-            "images": [self.images.start, self.images.stop], "done": done, "rows": rows,
-            "skipped": self.skipped[:skipped], "seconds": self.seconds,
-        }  # fmt: skip
-        write_json(self.record_path, state)
+        images, (done, rows, skipped) = [self.images.start, self.images.stop], self.counts
+        state = {"images": images, "done": done, "rows": rows, "skipped": self.skipped[:skipped]}
+        write_json(self.record_path, state | {"seconds": self.seconds})
+
+
+def storable(rows: np.ndarray, dtype: np.dtype[Any], remedy: str) -> np.ndarray:
+    """Embeddings in the stored precision.
+
+    Raises:
+        ConfigError: values beyond it; the sentence ends in the remedy.
+    """
+    with np.errstate(over="ignore"):
+        stored = rows.astype(dtype)
+    if not np.isfinite(stored).all():
+        largest = f"{np.abs(rows).max():.4g}, beyond float16's largest number 65504"
+        raise ConfigError(f"The teacher's embeddings reach {largest}. {remedy}")
+    return stored
 
 
 def merging(store: Store) -> Path:
@@ -137,14 +141,8 @@ def merge(store: Store, blocks: list[Block]) -> None:
     """
     path = merging(store)
     with open(path, "r+b" if path.exists() else "w+b") as file:
-        np.lib.format.write_array_header_1_0(
-            file,
-            {
-                "descr": np.lib.format.dtype_to_descr(blocks[0].dtype),
-                "fortran_order": False,
-                "shape": (sum(block.rows for block in blocks), blocks[0].width),
-            },
-        )
+        shape, kind = (sum(block.rows for block in blocks), blocks[0].width), blocks[0].dtype.str
+        np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": shape})
         size = path.stat().st_size
         for block in blocks:
             assert block.complete

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from understudy import __version__
 from understudy.artifacts import ALONE, Store, StoreKey, Writers, blocks_of, lock, room_on_disk, sweep
-from understudy.embed.blocks import Block, merge, take_back
+from understudy.embed.blocks import Block, merge, storable, take_back
 from understudy.errors import ConfigError, DataError, ModelError, StoreError
 from understudy.models.malloc import keep_freed_memory
 from understudy.models.sharded import collective_calls
@@ -79,14 +79,9 @@ class Inference:
     ) -> Generator[tuple[np.ndarray, Tensor, Skipped]]:
         """Images without augmentation, as the contract wants them; see `ImageLoader`."""
         loader = ImageLoader(
-            source,
-            size=contract.size,
-            crop=contract.crop,
-            interpolation=contract.interpolation,
-            batch_size=self.batch_size,
-            workers=self.workers,
-            parts=parts,
-        )
+            source, size=contract.size, crop=contract.crop, interpolation=contract.interpolation,
+            batch_size=self.batch_size, workers=self.workers, parts=parts,
+        )  # fmt: skip
         return iter(loader)
 
     def run(self, encode: Callable[[Tensor], Tensor], pixels: Tensor) -> Float32[np.ndarray, "b D"]:
@@ -146,15 +141,9 @@ def extract(
 
 
 def embed(
-    teacher: Frozen,
-    source: Source,
-    root: str | os.PathLike[str],
-    inference: Inference | None = None,
-    *,
-    dtype: str = "float16",
-    check: bool = True,
-    writers: Writers = ALONE,
-) -> Store:
+    teacher: Frozen, source: Source, root: str | os.PathLike[str], inference: Inference | None = None, *,
+    dtype: str = "float16", check: bool = True, writers: Writers = ALONE,
+) -> Store:  # fmt: skip
     """The teacher's embeddings of a source, as a store; a complete store of the same key is used as it is.
 
     Killed at any moment, it goes on where it was when it is called again, at the boundary of a batch and with any
@@ -261,7 +250,7 @@ class _Embedding:
         rows = np.empty((0, self.teacher.width), dtype=np.float32)
         if len(positions):
             rows = self.inference.run(self.teacher, pixels)
-        return _storable(rows, dtype, self.source, positions) if self.check else rows.astype(dtype)
+        return _checked(rows, dtype, self.source, positions) if self.check else rows.astype(dtype)
 
     def finish(self) -> None:
         """Put the blocks behind each other, write the listing, and the manifest last.
@@ -279,19 +268,12 @@ class _Embedding:
         write_listing(self.store.listing_path, self.source.subset(readable))
         with room_on_disk(self.store.manifest_path):
             merge(self.store, blocks)
-        seconds = sum(block.seconds for block in blocks)
+        seconds, images = sum(block.seconds for block in blocks), len(self.source)
+        versions = {"understudy": __version__, "torch": torch.__version__, "numpy": np.__version__}
         self.store.finish(
-            self.key,
-            rows=rows,
-            images=len(self.source),
-            D=self.teacher.width,
-            dtype=self.key.dtype,
-            seconds=round(seconds, 2),
-            images_per_s=round(len(self.source) / seconds, 1),
-            skipped=skipped,
-            weights=self.teacher.weights,
-            versions={"understudy": __version__, "torch": torch.__version__, "numpy": np.__version__},
-        )
+            self.key, rows=rows, images=images, D=self.teacher.width, dtype=self.key.dtype, seconds=round(seconds, 2),
+            images_per_s=round(images / seconds, 1), skipped=skipped, weights=self.teacher.weights, versions=versions,
+        )  # fmt: skip
         shutil.rmtree(self.folder)
 
 
@@ -328,35 +310,19 @@ def open_rows(store: Store, source: Source) -> Source:
     return source if manifest["rows"] == len(source) else read_listing(store.listing_path, source)
 
 
-def _storable(rows: np.ndarray, dtype: np.dtype[Any], source: Source, positions: np.ndarray) -> np.ndarray:
-    """The rows in the stored precision.
-
-    Raises:
-        ModelError: NaN or infinity.
-        ConfigError: values that overflow the stored precision.
-    """
+def _checked(rows: np.ndarray, dtype: np.dtype[Any], source: Source, positions: np.ndarray) -> np.ndarray:
+    """The rows in the stored precision; NaN, infinity and values beyond it are refused."""
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if len(bad):
         raise ModelError(
             f"The teacher's embeddings of {len(bad)} of {len(rows)} images contain NaN or infinity, the first being "
             f"{source.name(int(positions[bad[0]]))}. Check the teacher's weights and its input normalization."
         )
-    with np.errstate(over="ignore"):
-        stored = rows.astype(dtype)
-    if not np.isfinite(stored).all():
-        raise ConfigError(
-            f"The teacher's embeddings reach {np.abs(rows).max():.4g}, beyond float16's largest number 65504. Store "
-            "them with --dtype float32."
-        )
-    return stored
+    return storable(rows, dtype, "Store them with --dtype float32.")
 
 
 def _refuse_bad_teacher(teacher: Frozen, source: Source, inference: Inference) -> None:
-    """Embed a sample spread over the whole source (a folder begins with one class) and refuse what is no teacher.
-
-    Raises:
-        ModelError: as `models.teacher.check_embeddings` says.
-    """
+    """Embed a sample spread over the whole source (a folder begins with one class) and refuse what is no teacher."""
     from understudy.models.teacher import check_embeddings
 
     spread = np.unique(np.linspace(0, len(source) - 1, min(SAMPLE, len(source))).astype(np.int64))

@@ -24,7 +24,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from understudy.artifacts import Store, fingerprint, read_json, room_on_disk, write_json
-from understudy.errors import ConfigError, ModelError, StoreError
+from understudy.embed.blocks import storable
+from understudy.errors import ModelError, StoreError
 from understudy.views.augmentation import Recipe
 
 FORMAT = 1
@@ -57,16 +58,9 @@ class RecordedViews:
     """
 
     def __init__(
-        self,
-        store: Store,
-        encode: Callable[[Tensor], Tensor],
-        *,
-        recipe: Recipe,
-        size: int,
-        seed: int,
-        batch_size: int,
-        dtype: str = "float16",
-    ) -> None:
+        self, store: Store, encode: Callable[[Tensor], Tensor], *, recipe: Recipe, size: int, seed: int,
+        batch_size: int, dtype: str = "float16",
+    ) -> None:  # fmt: skip
         self.rows, self.width, self.dtype = int(store.manifest["rows"]), int(store.manifest["D"]), dtype
         self.encode, self.batch_size = encode, batch_size
         # repr: a recipe is plain numbers, and any change of one makes other views.
@@ -94,12 +88,9 @@ class RecordedViews:
         self._flushed = time.monotonic()
 
     def __call__(
-        self,
-        images: Float[Tensor, "m 3 S S"],
-        index: Int64[Tensor, " n"],
-        view: Int64[Tensor, " n"],
+        self, images: Float[Tensor, "m 3 S S"], index: Int64[Tensor, " n"], view: Int64[Tensor, " n"],
         place: Int64[Tensor, " m"] | None = None,
-    ) -> Float[Tensor, "n D"]:
+    ) -> Float[Tensor, "n D"]:  # fmt: skip
         """The embeddings of n views: read where they are recorded, else computed and recorded.
 
         Args:
@@ -203,14 +194,7 @@ class RecordedViews:
             steps: np.ndarray = np.rint(rows / self.scale)
             self.saturated += int((np.abs(steps) > 127).sum())
             return steps.clip(-127, 127).astype(np.int8)
-        with np.errstate(over="ignore"):
-            stored = rows.astype(self.dtype)
-        if not np.isfinite(stored).all():
-            raise ConfigError(
-                f"The teacher's embeddings reach {np.abs(rows).max():.4g}, beyond float16's largest number 65504. "
-                "Record them with --views.dtype float32."
-            )
-        return stored
+        return storable(rows, np.dtype(self.dtype), "Record them with --views.dtype float32.")
 
     def _loaded(self, cells: np.ndarray) -> np.ndarray:
         rows: np.ndarray = cells.astype(np.float32)
@@ -252,10 +236,7 @@ def in_fixed_batches(
 ) -> Float[Tensor, "n D"]:
     """Images through the teacher; on a CPU in passes of one shape, the last filled up with copies.
 
-    Args:
-        encode: the teacher.
-        images: at most `batch_size` of them.
-        batch_size: the rows of a full batch, which are cut into equal passes of about `SHAPE`.
+    The rows of a full batch, `batch_size` of them, are cut into equal passes of about `SHAPE`.
     """
     if images.device.type != "cpu":
         return encode(images)

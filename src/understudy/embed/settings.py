@@ -35,19 +35,14 @@ class EmbedSettings:
         choices=("none", "fsdp"),
     )
     teacher_precision: str = setting(
-        "auto",
-        "Precision of the encoder; auto: tf32 on a CUDA device that has it, fp32 elsewhere.",
-        choices=PRECISIONS,
+        "auto", "Precision of the encoder; auto: tf32 on a CUDA device that has it, fp32 elsewhere.", choices=PRECISIONS
     )
     image_size: int | None = setting(None, "Input side in pixels. Default: the encoder's own.", minimum=8)
     store: str = setting("store", "Root folder of the stores.", synonyms="out output_dir")
     dtype: str = setting("float16", "Stored precision.", choices=("float16", "float32"))
     batch_size: int = setting(128, "Images per forward pass.", minimum=1)
     workers: int | None = setting(
-        None,
-        "Processes that read images. Default: chosen by source and cores.",
-        minimum=0,
-        synonyms="num_workers j",
+        None, "Processes that read images. Default: chosen by source and cores.", minimum=0, synonyms="num_workers j"
     )
     device: str = setting("auto", "cpu, cuda, cuda:N, mps, or auto.", synonyms="gpu cuda")
     limit: int | None = setting(None, "Use only this many images.", minimum=1)

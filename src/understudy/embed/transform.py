@@ -94,7 +94,7 @@ def hadamard(order: int) -> Float64[np.ndarray, "D D"]:
         ConfigError: another order.
     """
     core = order
-    while core > 1 and not (core % 4 == 0 and _prime(core - 1)):
+    while core > 1 and not (core % 4 == 0 and all((core - 1) % d for d in range(2, math.isqrt(core - 1) + 1))):
         if core % 2:
             raise ConfigError(
                 f"phi-s needs a Hadamard matrix, and none of order D = {order} is made here. Use another transform, "
@@ -129,7 +129,3 @@ def transform_of(store: Store, name: str) -> Transform:
             np.savez(file, mean=fitted.mean, matrix=fitted.matrix, inverse=fitted.inverse)
     with np.load(path, allow_pickle=False) as arrays:
         return Transform(name, arrays["mean"], arrays["matrix"], arrays["inverse"])
-
-
-def _prime(number: int) -> bool:
-    return number > 1 and all(number % divisor for divisor in range(2, math.isqrt(number) + 1))

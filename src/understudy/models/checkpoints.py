@@ -29,9 +29,7 @@ from understudy.errors import ModelError, first_line
 COVERAGE = 0.9
 """Share of the backbone's parameters that a file must bring."""
 
-WRAPPERS = frozenset(
-    {"state_dict", "model", "module", "model_state_dict", "model_state", "net", "network", "_orig_mod"}
-)
+WRAPPERS = {"state_dict", "model", "module", "model_state_dict", "model_state", "net", "network", "_orig_mod"}
 """Words in a prefix that only say how the file was saved."""
 
 FORMATS: dict[str, str] = {
@@ -61,13 +59,9 @@ network, DINO the teacher.
 
 
 def read_weights(file: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """All tensors of a weight file under dotted names, nested tables flattened.
+    """All tensors of a weight file under dotted names, on the CPU: `{"state_dict": {"a.b": t}}` is `state_dict.a.b`.
 
-    Args:
-        file: .safetensors, .npz (arrays by parameter name), or what `torch.save` wrote (.pth, .pt, .pth.tar, .ckpt).
-
-    Returns:
-        name -> tensor on the CPU; `{"state_dict": {"a.b": t}}` becomes `{"state_dict.a.b": t}`.
+    A file is .safetensors, .npz (arrays by parameter name), or what `torch.save` wrote (.pth, .pt, .pth.tar, .ckpt).
 
     Raises:
         ModelError: the file is missing, is no weight file, or holds Python objects that would have to be unpickled.
@@ -105,11 +99,7 @@ def read_weights(file: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def recognize(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str, str]:
-    """Find the backbone among a file's tensors.
-
-    Args:
-        state: what `read_weights` returned.
-        expected: the backbone's `state_dict()`; names and shapes decide.
+    """Find the backbone among a file's tensors: the names and shapes of its `state_dict()` decide.
 
     Returns:
         The tensors found, under the backbone's names; the name of the format; the prefix they had in the file. All
@@ -136,21 +126,14 @@ def recognize(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> tu
         )
     order = list(FORMATS)
     prefix = min(known, key=lambda prefix: order.index(_without_wrappers(prefix))) if known else ties[0]
-    tensors = {
-        name: state[prefix + name]
-        for name, parameter in expected.items()
-        if prefix + name in state and state[prefix + name].shape == parameter.shape
-    }
+    found = ((name, state.get(prefix + name), parameter.shape) for name, parameter in expected.items())
+    tensors = {name: tensor for name, tensor, shape in found if tensor is not None and tensor.shape == shape}
     swav = any("prototypes" in name for name in state)
     return tensors, "SwAV" if swav else FORMATS.get(_without_wrappers(prefix), f"'{prefix}'"), prefix
 
 
 def load_into(module: nn.Module, file: str | os.PathLike[str]) -> str:
-    """Load a weight file into a headless backbone, in place.
-
-    Args:
-        module: the backbone; what the file has beyond it (classifier, projector, predictor, queue) is dropped.
-        file: see `read_weights`.
+    """Load a weight file into a headless backbone, in place; what is beyond it (classifier, queue ...) is dropped.
 
     Returns:
         One line: format, how much was taken, what was dropped, what is missing.
@@ -166,11 +149,7 @@ def load_into(module: nn.Module, file: str | os.PathLike[str]) -> str:
     parameters = {name: parameter.numel() for name, parameter in module.named_parameters()}
     share = sum(size for name, size in parameters.items() if name in tensors) / max(1, sum(parameters.values()))
     missing = [name for name in needed if name not in tensors]
-    reshaped = {
-        name: (tuple(state[prefix + name].shape), tuple(needed[name].shape))
-        for name in missing
-        if prefix + name in state
-    }
+    reshaped = {name: (state[prefix + name].shape, needed[name].shape) for name in missing if prefix + name in state}
     used = {prefix + name for name in (*tensors, *reshaped)}
     dropped = [name for name in state if name not in used]
     if share < COVERAGE:

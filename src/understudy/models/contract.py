@@ -17,19 +17,13 @@ from torch.nn import functional as F
 
 from understudy.errors import ModelError, ShapeError
 from understudy.settings import nearest
+from understudy.sources.square import RESAMPLING, center
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 SMALL = 64
 """At this size or below an untrained network sees the whole image in evaluation; above it, the usual 0.875 of it."""
-
-RESAMPLING = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 
 
 @dataclass(frozen=True)
@@ -98,12 +92,9 @@ class Contract:
                 raise ModelError(f"An input must be square; this contract asks for {' x '.join(map(str, size))}.")
             size = size[0]
         return cls(
-            size=int(size),
-            mean=tuple(table["mean"]),
-            std=tuple(table["std"]),
-            interpolation=str(table.get("interpolation", "bilinear")),
-            crop=float(table.get("crop", 1.0)),
-        )
+            size=int(size), mean=tuple(table["mean"]), std=tuple(table["std"]),
+            interpolation=str(table.get("interpolation", "bilinear")), crop=float(table.get("crop", 1.0)),
+        )  # fmt: skip
 
     def preprocess(self, image: Image.Image) -> Float32[Tensor, "3 S S"]:
         """One decoded image as the network wants it: resized, center cropped, normalized.
@@ -123,14 +114,8 @@ class Contract:
                 f"preprocess takes 8-bit images; this one has mode {image.mode}. Convert it with "
                 "understudy.sources.decode.to_rgb first."
             )
-        image = image.convert("RGB")
-        width, height = image.size
-        short = round(self.size / self.crop)
-        if min(width, height) != short:
-            shape = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
-            image = image.resize(shape, RESAMPLING[self.interpolation])
-        left, top = (round((side - self.size) / 2) for side in image.size)
-        pixels = np.asarray(image.crop((left, top, left + self.size, top + self.size)), dtype=np.float32) / 255
+        square = center(image.convert("RGB"), self.size, self.crop, self.interpolation)
+        pixels = np.asarray(square, dtype=np.float32) / 255
         normalized = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return torch.from_numpy(np.ascontiguousarray(normalized.transpose(2, 0, 1)))
 

@@ -40,13 +40,9 @@ class Encoder:
 
 
 def build_encoder(
-    spec: str,
-    *,
-    pretrained: bool,
-    image_size: int | None = None,
-    mean: Sequence[float] | None = None,
+    spec: str, *, pretrained: bool, image_size: int | None = None, mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-) -> Encoder:
+) -> Encoder:  # fmt: skip
     """Build what a spec stands for.
 
     Args:
@@ -82,15 +78,9 @@ def build_encoder(
     digest = ""
     if network.weights:
         digest = network.fingerprint or fingerprint(architecture, fingerprint_weights(network.module))
-    width = _probe_width(network.module, contract, spec)
-    return Encoder(network.module, width, contract, spec, architecture, network.weights, digest)
-
-
-def _probe_width(module: nn.Module, contract: Contract, spec: str) -> int:
-    """F, measured: one blank image through the network says it for every architecture alike."""
-    size = contract.size
-    features = blank_pass(module, (size, size), spec, module)
+    size = contract.size  # F is measured: one blank image through the network says it for every architecture alike
+    features = blank_pass(network.module, (size, size), spec, network.module)
     if not isinstance(features, torch.Tensor) or features.ndim != 2 or len(features) != 1:
         output = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
         raise ModelError(f"{spec} must map (1, 3, {size}, {size}) to pooled features (1, F); it gives {output}.")
-    return features.shape[1]
+    return Encoder(network.module, features.shape[1], contract, spec, architecture, network.weights, digest)

@@ -37,13 +37,15 @@ def keep_freed_memory(device: str | torch.device) -> Iterator[None]:
         yield
         return
     _depth += 1
-    _set(library, KEEP_FREED)
+    for setting in KEEP_FREED.items():
+        library.mallopt(*setting)
     try:
         yield
     finally:
         _depth -= 1
         if _depth == 0:
-            _set(library, DEFAULTS)
+            for setting in DEFAULTS.items():
+                library.mallopt(*setting)
             library.malloc_trim(0)
 
 
@@ -52,8 +54,3 @@ def _glibc() -> Any:
         return None
     library = ctypes.CDLL(None)
     return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None
-
-
-def _set(library: Any, settings: dict[int, int]) -> None:
-    for name, value in settings.items():
-        library.mallopt(name, value)

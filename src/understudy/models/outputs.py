@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from understudy.errors import ModelError, ShapeError, first_line
 
@@ -77,12 +78,7 @@ def require_outputs(module: nn.Module, spec: str, *, attention: bool) -> None:
 
 
 def patch_count(module: Any, size: int) -> int:
-    """N, how many patches a vision transformer cuts a square image into.
-
-    Args:
-        module: one that `require_outputs` lets pass.
-        size: side of the image in pixels.
-    """
+    """N, how many patches a transformer that `require_outputs` lets pass cuts a square image of `size` pixels into."""
     return prod(module.patch_embed.dynamic_feat_size((size, size)))
 
 
@@ -94,13 +90,9 @@ def patch_size(module: nn.Module) -> int | None:
 
 
 def blank_pass(module: nn.Module, size: tuple[int, int], spec: str, call: Callable[[Tensor], Any]) -> Any:
-    """What `call` gives for one blank image, with the network in evaluation mode and without gradients.
+    """What `call`, which runs the network, gives for one blank image (1, 3, H, W) of a size on its device.
 
-    Args:
-        module: the network that `call` runs; its mode is put back.
-        size: (H, W) of the image.
-        spec: how the message calls the network.
-        call: (1, 3, H, W) on the network's device -> what it shows.
+    The network is in evaluation mode, which is undone afterwards, and without gradients.
 
     Raises:
         ModelError: the network cannot take an image of this size.
@@ -131,18 +123,14 @@ def record_outputs(
 
     with ExitStack() as handles:
         for name, part in parts.items():
-            handles.callback(part.register_forward_hook(hook(name)).remove)
+            handles.enter_context(part.register_forward_hook(hook(name)))
         yield calls
 
 
 def forward_outputs(
-    module: Any,
-    x: Float[Tensor, "B 3 S S"],
-    *,
-    attention: bool = False,
-    masks: Bool[Tensor, "M N"] | None = None,
+    module: Any, x: Float[Tensor, "B 3 S S"], *, attention: bool = False, masks: Bool[Tensor, "M N"] | None = None,
     mask_token: Float[Tensor, " F"] | None = None,
-) -> EncoderOutput:
+) -> EncoderOutput:  # fmt: skip
     """One forward pass through a headless vision transformer of timm, and what it shows.
 
     Differs from `module(x)` by what it returns, not by what it computes: the embedding is the same to the last bit.
@@ -162,15 +150,13 @@ def forward_outputs(
     with ExitStack() as hooks:
         if masks is not None:
             assert mask_token is not None, "hidden patches need something in their place"
-            hooks.enter_context(_hidden(module.patch_embed, masks, mask_token))
+            hooks.enter_context(_hide(module.patch_embed, masks, mask_token))
         layer: Any = module.blocks[-1].attn if attention else None
         calls = hooks.enter_context(record_outputs({"qkv": layer.qkv} if attention else {}))
         tokens = module.forward_features(x)
         embedding = module.forward_head(tokens)
     return EncoderOutput(
-        embedding,
-        tokens[:, module.num_prefix_tokens :],
-        _attention_of_first(layer, calls[0][1]) if attention else None,
+        embedding, tokens[:, module.num_prefix_tokens :], _attention_of_first(layer, calls[0][1]) if attention else None
     )
 
 
@@ -185,9 +171,8 @@ def _attention_of_first(layer: Any, qkv: Float[Tensor, "B T Z"]) -> Float[Tensor
     return shares
 
 
-@contextmanager
-def _hidden(patch_embed: nn.Module, masks: Tensor, mask_token: Tensor) -> Iterator[None]:
-    """Put the mask token in the place of hidden patches of the last images of a batch."""
+def _hide(patch_embed: nn.Module, masks: Tensor, mask_token: Tensor) -> RemovableHandle:
+    """Put the mask token in the place of hidden patches of the last images of a batch, until the handle is left."""
 
     def replace(_: nn.Module, __: Any, output: Tensor) -> Tensor:
         patches = output.flatten(1, -2)  # networks for any input size keep rows and columns apart here
@@ -197,8 +182,4 @@ def _hidden(patch_embed: nn.Module, masks: Tensor, mask_token: Tensor) -> Iterat
         masked = torch.where(masks[:, :, None], mask_token.to(masked.dtype), masked)
         return torch.cat([whole, masked]).view_as(output)
 
-    handle = patch_embed.register_forward_hook(replace)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return patch_embed.register_forward_hook(replace)

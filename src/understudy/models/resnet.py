@@ -23,13 +23,7 @@ DEPTHS = (8, 14, 20, 32, 56)
 
 
 class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions and a shortcut without parameters (option A).
-
-    Args:
-        channels_in: channels of the input.
-        channels: channels of the output.
-        stride: of the first convolution and the shortcut.
-    """
+    """Two 3 x 3 convolutions and a shortcut without parameters (option A); a stride is of the first and the last."""
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -51,11 +45,9 @@ class BasicBlock(nn.Module):
 
 
 class SmallResNet(nn.Module):
-    """A CIFAR ResNet that ends in its pooled feature.
+    """A CIFAR ResNet of 6 n + 2 layers, n blocks in each of three stages, that ends in its pooled feature.
 
-    Args:
-        depth: 6 n + 2 layers, n blocks in each of three stages.
-        width: multiplier of the channels 16, 32, 64.
+    Its channels are 16, 32, 64 times the width.
     """
 
     def __init__(self, depth: int, width: float = 1.0) -> None:

@@ -60,7 +60,9 @@ class ShardedTeacher(Teacher):
         self.convolves = False  # channels last is no layout of a shard
         self.flops = flops(teacher)  # asked for by one process at the end, when it can no longer be counted
         self.writers, self.device = writers, device
-        self.module: Any = _contiguous(teacher.module)
+        self.module: Any = teacher.module
+        for parameter in self.module.parameters():
+            parameter.data = parameter.data.contiguous()  # as shards are laid out
         self.eval()
         mesh = init_device_mesh(device.type, (writers.world,))
         for part in [*gather_groups(self.module), self.module]:
@@ -112,11 +114,7 @@ def collective_calls(teacher: object) -> contextlib.AbstractContextManager[None]
 
 
 def require_processes(writers: Writers) -> None:
-    """Refuse to shard what one process has to hold whole.
-
-    Raises:
-        ConfigError: there is one process.
-    """
+    """Refuse (ConfigError) to shard what one process has to hold whole."""
     if writers.world == 1:
         raise ConfigError(
             "teacher_sharding fsdp shares the teacher's weights out over several processes, and there is one. Start "
@@ -144,10 +142,3 @@ def gather_groups(module: nn.Module) -> list[nn.Module]:
         return chosen
 
     return parts(module)
-
-
-def _contiguous(module: nn.Module) -> nn.Module:
-    """The network with weights laid out as shards are."""
-    for parameter in module.parameters():
-        parameter.data = parameter.data.contiguous()
-    return module

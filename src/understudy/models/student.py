@@ -23,31 +23,40 @@ from understudy.models.contract import Contract
 from understudy.models.cost import parameters
 from understudy.models.encoder import Encoder, build_encoder
 from understudy.models.heads import build_head
-from understudy.models.inverse_transform import InverseTransform
 from understudy.models.outputs import EncoderOutput, forward_outputs
 from understudy.models.settings import StudentSettings
 
 
-class Student(nn.Module):
-    """A small encoder that can stand in for its teacher.
+class InverseTransform(nn.Module):
+    """The way back from the space that a student was trained in (`embed.transform`): x = scale * y @ matrix + mean.
 
     Args:
-        encoder: from `build_encoder`.
-        head: from `build_head`.
-        head_table: from `build_head`.
+        width: D; the buffers are filled by `train` or by a state dict.
     """
+
+    matrix: Tensor
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("matrix", torch.eye(width))
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, y: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """(B, D) -> (B, D)."""
+        return self.scale * (y @ self.matrix) + self.mean
+
+
+class Student(nn.Module):
+    """A small encoder that can stand in for its teacher, from `build_encoder` and `build_head` (head and table)."""
 
     def __init__(self, encoder: Encoder, head: nn.Module, head_table: Mapping[str, Any]) -> None:
         super().__init__()
-        self.backbone = encoder.module
-        self.head = head
-        self.head_table = dict(head_table)
-        self.contract = encoder.contract
-        self.spec = encoder.spec
-        self.architecture = encoder.architecture
-        self.weights = encoder.weights
-        self.width = encoder.width
-        self.embed_dim = int(head_table["out"])
+        self.backbone, self.head, self.head_table = encoder.module, head, dict(head_table)
+        self.contract, self.spec, self.architecture = encoder.contract, encoder.spec, encoder.architecture
+        self.weights, self.width, self.embed_dim = encoder.weights, encoder.width, int(head_table["out"])
         self.inverse_transform = InverseTransform(self.embed_dim) if head_table.get("transform") else nn.Identity()
 
     def features(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B F"]:

@@ -48,13 +48,9 @@ class Teacher(nn.Module):
                     f"{precision}. Leave it out, or convert the file."
                 )
             part.tf32 = precision == "tf32"
-        self.precision = precision
-        self.module = encoder.module.requires_grad_(False)
-        self.contract = encoder.contract
-        self.spec = encoder.spec
-        self.width = encoder.width
-        self.weights = encoder.weights
-        self.fingerprint = encoder.fingerprint
+        self.precision, self.module = precision, encoder.module.requires_grad_(False)
+        self.contract, self.spec, self.width = encoder.contract, encoder.spec, encoder.width
+        self.weights, self.fingerprint = encoder.weights, encoder.fingerprint
         self.parameters_count = parameters(encoder.module)
         self.convolves = sum(isinstance(part, nn.Conv2d) for part in encoder.module.modules()) > 1
         self.eval()
@@ -103,14 +99,9 @@ class Teacher(nn.Module):
 
 
 def build_teacher(
-    spec: str,
-    *,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    image_size: int | None = None,
-    precision: str = "auto",
-    device: torch.device | None = None,
-) -> Teacher:
+    spec: str, *, mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
+    image_size: int | None = None, precision: str = "auto", device: torch.device | None = None,
+) -> Teacher:  # fmt: skip
     """A teacher with weights, on the CPU.
 
     Args:

@@ -72,7 +72,11 @@ def approximate(
     import torch
 
     count, width = database.shape
-    _check_count(kind, count)
+    if count < FEWEST_ROWS:
+        raise ConfigError(
+            f"neighbors.index = {kind} needs at least {FEWEST_ROWS:,} rows, the store has {count:,}. "
+            "Set neighbors.index = exact: it is quicker at this size."
+        )
     check_k(k, count, count - 1)
     need = (_Lists if kind == "ivf" else _Links).bytes(count, width, k)
     _check_budget(kind, count, width, need, memory_mb)
@@ -117,14 +121,6 @@ def _refined_candidates(index: _Index, rows: Rows, k: int, progress: Progress | 
     return indices, similarities
 
 
-def _check_count(kind: str, count: int) -> None:
-    if count < FEWEST_ROWS:
-        raise ConfigError(
-            f"neighbors.index = {kind} needs at least {FEWEST_ROWS:,} rows, the store has {count:,}. "
-            "Set neighbors.index = exact: it is quicker at this size."
-        )
-
-
 def _check_budget(kind: str, count: int, width: int, need: int, memory_mb: int) -> None:
     mib = (need >> 20) + 1 + LEFT_TO_SEARCH_MB
     if mib > memory_mb:
@@ -159,11 +155,7 @@ class _Lists:
     """Rows grouped around centroids, each group searched by one matrix product for all rows that need it.
 
     faiss' inverted lists are searched row by row, ten times slower: here every row is a query, so that hundreds meet in
-    each list.
-
-    Args:
-        rows: the database.
-        draw: for the sample that k-means sees.
+    each list. The sample that k-means sees is drawn.
     """
 
     slab = SLAB
@@ -269,13 +261,7 @@ class _Lists:
 
 
 class _Links:
-    """faiss' HNSW over one byte per number.
-
-    Args:
-        rows: the database.
-        draw: for the sample that the range of bytes is set by.
-        progress: of building.
-    """
+    """faiss' HNSW over one byte per number; the sample that the range of bytes is set by is drawn."""
 
     slab = QUERY_BLOCK
     title = f"HNSW{LINKS}_SQ8"
@@ -326,13 +312,9 @@ class _Links:
 
 
 def recall(similarities: np.ndarray, truth: np.ndarray) -> float:
-    """Share of the true k nearest neighbors that were found, in [0, 1].
+    """Share of the true k nearest neighbors that were found, in [0, 1]; (M, k) similarities of both, nearest first.
 
     Counted by similarity: whatever is as near as the true k-th neighbor is right, so ties cannot be missed.
-
-    Args:
-        similarities: (M, k) of the neighbors found.
-        truth: (M, k) of the true ones, nearest first.
     """
     if similarities.shape != truth.shape:
         raise ShapeError(f"Recall compares equal shapes; got {similarities.shape} and {truth.shape}.")

@@ -27,13 +27,9 @@ through all embeddings once for every 8,192 of its images (65,536 on a GPU), so 
 
 
 def build_graph(
-    store: Store,
-    settings: NeighborSettings,
-    *,
-    device: str = "cpu",
-    writers: Writers = ALONE,
+    store: Store, settings: NeighborSettings, *, device: str = "cpu", writers: Writers = ALONE,
     progress: Progress | None = None,
-) -> Int32[np.ndarray, "N K"]:
+) -> Int32[np.ndarray, "N K"]:  # fmt: skip
     """Find the n nearest other images of every image of a store, and save them in it.
 
     A graph that is already there is used if the same kind of index made it with at least n neighbors. Else another is
@@ -127,12 +123,9 @@ class _Build:
         if not self.writers.main:
             return {}, iter(())
         indices, _, measured = approximate(
-            self.store.embeddings(),
-            self.settings.n,
-            kind=self.kind,
-            memory_mb=self.settings.memory_mb,
+            self.store.embeddings(), self.settings.n, kind=self.kind, memory_mb=self.settings.memory_mb,
             progress=self.progress,
-        )
+        )  # fmt: skip
         if measured["recall"] < LOWEST_RECALL:
             raise StoreError(
                 f"The {self.kind} index found only {measured['recall']:.1%} of the true neighbors of "
@@ -174,14 +167,10 @@ class _Build:
         for path, images in blocks:
             if not path.exists():
                 indices, _ = search(
-                    embeddings[images.start : images.stop],
-                    database,
-                    self.settings.n,
-                    exclude=np.arange(images.start, images.stop),
-                    memory_mb=self.settings.memory_mb,
-                    device=self.device,
+                    embeddings[images.start : images.stop], database, self.settings.n,
+                    exclude=np.arange(images.start, images.stop), memory_mb=self.settings.memory_mb, device=self.device,
                     progress=report,
-                )
+                )  # fmt: skip
                 with atomic(path) as temporary, open(temporary, "wb") as file:
                     np.save(file, indices)
             before += len(images)

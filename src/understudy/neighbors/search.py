@@ -95,15 +95,9 @@ class Rows:
 
 
 def search(
-    queries: np.ndarray,
-    database: np.ndarray | Rows,
-    k: int,
-    *,
-    exclude: np.ndarray | None = None,
-    memory_mb: int = 1024,
-    device: str | torch.device = "cpu",
-    progress: Progress | None = None,
-) -> tuple[Int32[np.ndarray, "M k"], Float32[np.ndarray, "M k"]]:
+    queries: np.ndarray, database: np.ndarray | Rows, k: int, *, exclude: np.ndarray | None = None,
+    memory_mb: int = 1024, device: str | torch.device = "cpu", progress: Progress | None = None,
+) -> tuple[Int32[np.ndarray, "M k"], Float32[np.ndarray, "M k"]]:  # fmt: skip
     """The k nearest rows of a database to each query, by cosine, exactly.
 
     Args:
@@ -192,11 +186,7 @@ def _exact(
 
 
 def check_k(k: int, rows: int, available: int) -> None:
-    """Refuse a k that the database cannot serve.
-
-    Raises:
-        ConfigError: k < 1 or k > available.
-    """
+    """Refuse a k that the database cannot serve: k < 1 or k > available."""
     if k < 1:
         raise ConfigError(f"k must be at least 1; got {k}.")
     if k > available:
@@ -209,16 +199,9 @@ def refine(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sort candidates by their float64 cosine, rounded to float32, then by index; keep the best k.
 
-    Args:
-        queries: the matrix the queries are rows of.
-        rows: (n,) which of its rows.
-        database: the matrix the candidates are rows of.
-        candidates: (n, m) int64 database indices; -1 marks an empty place.
-        k: how many to keep.
-        exclude: (n,) database index that must not be returned.
-
-    Returns:
-        Indices (n, k) int32 and similarities (n, k) float32; where fewer than k candidates are left, index -1 and -inf.
+    Of (n,) rows of the queries, candidates (n, m) int64 are database indices, -1 an empty place, and `exclude` (n,) one
+    that must not be returned. Returns indices (n, k) int32 and similarities (n, k) float32; where fewer than k
+    candidates are left, index -1 and -inf.
     """
     import torch
 
@@ -324,11 +307,7 @@ def keys_values(keys: Tensor) -> Tensor:
 
 
 def _block_rows(memory_mb: int, allocated: int, database: Rows, count: int, dtype: torch.dtype) -> int:
-    """How many rows of either side are worked on at once, so that all of it fits the budget.
-
-    Raises:
-        ConfigError: not even the smallest block fits.
-    """
+    """How many rows of either side are worked on at once, so that all of it fits the budget; at least the smallest."""
     number = int(dtype.itemsize)
     tile = QUERY_TILE * (number if number == 4 else 40)  # in float64 the keys of a whole tile are made
     per_row = 2 * number * database.width + 40 * count + tile

@@ -11,15 +11,9 @@ from understudy.errors import ConfigError, DataError, ShapeError
 
 
 def weighted_vote(
-    neighbors: tuple[np.ndarray, np.ndarray],
-    labels: np.ndarray,
-    classes: int,
-    ks: Sequence[int],
-    *,
-    temperature: float = 0.07,
-    top: int = 5,
-    memory_mb: int = 1024,
-) -> dict[int, Int64[np.ndarray, "M top"]]:
+    neighbors: tuple[np.ndarray, np.ndarray], labels: np.ndarray, classes: int, ks: Sequence[int], *,
+    temperature: float = 0.07, top: int = 5, memory_mb: int = 1024,
+) -> dict[int, Int64[np.ndarray, "M top"]]:  # fmt: skip
     """Each neighbor votes for its class with weight exp(similarity / temperature).
 
     Args:

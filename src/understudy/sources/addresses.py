@@ -33,19 +33,15 @@ PACKAGES = {
 
 @dataclass(frozen=True)
 class Shard:
-    """One parquet file somewhere else.
-
-    Args:
-        path: as its file system knows it.
-        name: below what was asked for.
-        size: bytes.
-        version: changes with its content, as far as the file system can tell.
-    """
+    """One parquet file somewhere else, of so many bytes."""
 
     path: str
+    """As its file system knows it."""
     name: str
+    """Below what was asked for."""
     size: int
     version: str
+    """Changes with its content, as far as the file system can tell."""
 
 
 class NoParquet(DataError):
@@ -74,11 +70,8 @@ def shards_below(url: str) -> list[Shard]:
     if not infos:
         raise DataError(f"There is nothing at {url}. Check the address.")
     files = [info for info in infos if info["name"].endswith(".parquet")] or (infos if len(infos) == 1 else [])
-    shards = [
-        Shard(info["name"], _below(str(info["name"]), base), int(info["size"] or 0), _version(info))
-        for info in sorted(files, key=lambda info: str(info["name"]))
-    ]
-    shards = [shard for shard in shards if not any(part.startswith(".") for part in shard.name.split("/"))]
+    shards = sorted((_shard(info, base) for info in files), key=lambda shard: shard.path)
+    shards = [shard for shard in shards if "/." not in f"/{shard.name}"]
     if not shards:
         endings = Counter(os.path.splitext(info["name"])[1] or "(none)" for info in infos)
         counts = ", ".join(f"{count:,} {ending}" for ending, count in endings.most_common(4))
@@ -86,16 +79,13 @@ def shards_below(url: str) -> list[Shard]:
     return shards
 
 
-def _below(path: str, base: str) -> str:
-    """A path below another one, its own name where it is not: some file systems know a folder by several names."""
-    base = base.rstrip("/") + "/"
-    return path.removeprefix(base) if path.startswith(base) else path.rpartition("/")[2]
-
-
-def _version(info: dict[str, Any]) -> str:
-    """What a file system says of a file that changes with its content."""
+def _shard(info: dict[str, Any], base: str) -> Shard:
+    """A file from what its file system says of it; by its own name where it does not lie below the base."""
+    path, base = str(info["name"]), base.rstrip("/") + "/"  # some file systems know a folder by several names
+    name = path.removeprefix(base) if path.startswith(base) else path.rpartition("/")[2]
     metadata = {**info, **(info.get("lfs") or {})}
-    return next((str(metadata[name]) for name in VERSIONS if metadata.get(name) is not None), "")
+    version = next((str(metadata[name]) for name in VERSIONS if metadata.get(name) is not None), "")
+    return Shard(path, name, int(info["size"] or 0), version)
 
 
 def file_system(url: str) -> tuple[Any, str]:

@@ -62,23 +62,18 @@ class Cache:
             DataError: it cannot be written.
         """
         path = self.folder / f"{name}.group"
-        try:
+        with self._writable():
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise self._unwritable(error) from None
         with suppress(FileNotFoundError):
             return self._read(path)
         with self._lock(name):
             with suppress(FileNotFoundError):
                 return self._read(path)  # another process has just made it
             table = make()
-            try:
-                with atomic(path) as temporary:
-                    with pa.ipc.new_file(temporary, table.schema) as writer:
-                        writer.write_table(table)
-                    self._make_room(temporary.stat().st_size)
-            except (OSError, StoreError) as error:
-                raise self._unwritable(error) from None
+            with self._writable(), atomic(path) as temporary:
+                with pa.ipc.new_file(temporary, table.schema) as writer:
+                    writer.write_table(table)
+                self._make_room(temporary.stat().st_size)
         with suppress(FileNotFoundError):
             return self._read(path)
         return table  # others have had to make room already
@@ -90,12 +85,17 @@ class Cache:
             os.utime(path)  # the time of the last use
         return table
 
-    def _unwritable(self, error: OSError | StoreError) -> DataError:
-        reason = error.__cause__ or error  # a full disk comes as a sentence about another remedy
-        return DataError(
-            f"What is fetched cannot be kept in {self.folder} ({getattr(reason, 'strerror', None) or reason}). Set "
-            f"UNDERSTUDY_CACHE to a folder with room for {self.most / 1e9:.3g} GB (UNDERSTUDY_CACHE_GB)."
-        )
+    @contextmanager
+    def _writable(self) -> Iterator[None]:
+        """Make a sentence of it where the folder cannot be written."""
+        try:
+            yield
+        except (OSError, StoreError) as error:
+            reason = error.__cause__ or error  # a full disk comes as a sentence about another remedy
+            raise DataError(
+                f"What is fetched cannot be kept in {self.folder} ({getattr(reason, 'strerror', None) or reason}). Set "
+                f"UNDERSTUDY_CACHE to a folder with room for {self.most / 1e9:.3g} GB (UNDERSTUDY_CACHE_GB)."
+            ) from None
 
     def _make_room(self, size: int) -> None:
         """Delete the row groups least recently used until another one fits, and parts that a killed process left."""
@@ -121,12 +121,9 @@ class Cache:
         """Be the only process that fetches this; wait for one that does."""
         import fcntl
 
-        try:
-            number = os.open(
-                self.folder / f".lock-{int(fingerprint(name), 16) % LOCKS:02d}", os.O_CREAT | os.O_RDWR, 0o666
-            )
-        except OSError as error:
-            raise self._unwritable(error) from None
+        path = self.folder / f".lock-{int(fingerprint(name), 16) % LOCKS:02d}"
+        with self._writable():
+            number = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
         try:
             fcntl.flock(number, fcntl.LOCK_EX)  # the kernel's: it ends with its process
             yield

@@ -54,17 +54,11 @@ def sorted_classes(encoded: pa.DictionaryArray) -> Labels:
     """Class numbers in the order of the sorted names."""
     names = [str(name) for name in encoded.dictionary.to_pylist()]
     order = sorted(range(len(names)), key=names.__getitem__)
-    rank = np.empty(len(names), dtype=np.int64)
-    rank[order] = np.arange(len(names))
-    return rank[encoded.indices.to_numpy(zero_copy_only=False)], [names[i] for i in order]
+    return np.argsort(order)[encoded.indices.to_numpy(zero_copy_only=False)], [names[i] for i in order]
 
 
 def class_folders(paths: pa.Array) -> Labels | None:
-    """The folders as classes, where every image lies at `CLASS/FILE` and there are at least two.
-
-    Args:
-        paths: (N,) binary, below a root.
-    """
+    """The folders as classes, where every one of (N,) binary paths is `CLASS/FILE` and there are at least two."""
     if not pc.all(pc.equal(pc.count_substring(paths, "/"), 1)).as_py():
         return None
     folders = pc.list_element(pc.split_pattern(as_text(paths), "/", max_splits=1), 0)
@@ -73,11 +67,7 @@ def class_folders(paths: pa.Array) -> Labels | None:
 
 
 def below_common(paths: pa.Array) -> pa.Array:
-    """The paths without the folder that all of them lie in.
-
-    Args:
-        paths: (N,) binary.
-    """
+    """(N,) binary paths without the folder that all of them lie in."""
     ends = pc.min_max(paths).as_py()  # what the first and the last in order share, all share
     pairs = enumerate(zip(ends["min"], ends["max"], strict=False))
     differ = next((place for place, (one, other) in pairs if one != other), 0)
@@ -92,11 +82,9 @@ def below_common_folder(files: Sequence[str]) -> list[str]:
 
 
 def class_columns(values: pa.ChunkedArray, names: list[str] | None) -> Labels | None:
-    """A column of class numbers or class names as labels; None where it has neither, or -1 (no label) anywhere.
+    """(N,) class numbers, with their names where they are known, or class names as labels; None where it is neither.
 
-    Args:
-        values: (N,) integers or text.
-        names: of the numbers, where the file says them.
+    -1 anywhere means no label.
     """
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
         return None if values.null_count else sorted_classes(values.combine_chunks().dictionary_encode())
@@ -118,13 +106,7 @@ def as_text(names: pa.Array) -> pa.Array:
 
 
 def numbered(titles: list[str], which: np.ndarray, rows: np.ndarray) -> pa.Array:
-    """Names "TITLE:ROW" of images that have none of their own.
-
-    Args:
-        titles: of the files.
-        which: (n,) the file of each image.
-        rows: (n,) its row there.
-    """
+    """Names "TITLE:ROW" of n images that have none of their own: (n,) numbers of titles, (n,) rows."""
     chosen = pa.array(titles, type=pa.large_string()).take(pa.array(which))
     numbers = pa.array(rows).cast(pa.large_string())
     return pc.binary_join_element_wise(chosen, numbers, pa.scalar(":", pa.large_string()))
@@ -157,13 +139,7 @@ class Names:
 
 
 def listing_fingerprint(names: pa.Array, sizes: np.ndarray, times: np.ndarray) -> str:
-    """Changes with the names, their order, and the size or time of any file.
-
-    Args:
-        names: (N,) large_binary.
-        sizes: (N,) int64 bytes.
-        times: (N,) int64 nanoseconds.
-    """
+    """Changes with the names (N,), large_binary, their order, and any size (N,) in bytes or time (N,), both int64."""
     offsets = np.frombuffer(names.buffers()[1], dtype=np.int64)[names.offset : names.offset + len(names) + 1]
     content = names.buffers()[2]
     written = memoryview(b"" if content is None else content)[offsets[0] : offsets[-1]]

@@ -31,13 +31,7 @@ Progress = Callable[[int, int, str], None]
 
 
 class PixelMap(ArrayImages):
-    """The decoded images of another source, row for row; names and labels stay with that source.
-
-    Args:
-        path: uint8 (N, H, W, 3) `.npy` file.
-        origin: the source it was decoded from.
-        unreadable: rows that could not be decoded, with the sentence that says why.
-    """
+    """The decoded images (N, H, W, 3) of another source, row for row; names and labels stay with that source."""
 
     def __init__(self, path: Path, origin: Source, unreadable: dict[int, str]) -> None:
         super().__init__(path, unreadable=unreadable)
@@ -50,9 +44,8 @@ class PixelMap(ArrayImages):
 
     def labels(self) -> Labels | None:
         """See `Images`."""
-        if self.origin.labels is None or self.origin.class_names is None:
-            return None
-        return self.origin.labels, self.origin.class_names
+        labels, names = self.origin.labels, self.origin.class_names
+        return None if labels is None or names is None else (labels, names)
 
 
 class UnpackedImages:
@@ -87,11 +80,7 @@ class UnpackedImages:
 
 
 def decoded(
-    source: Source,
-    folder: str | os.PathLike[str],
-    *,
-    budget: int = 8 * 2**30,
-    progress: Progress | None = None,
+    source: Source, folder: str | os.PathLike[str], *, budget: int = 8 * 2**30, progress: Progress | None = None
 ) -> Source:
     """The same source in the form that is fastest to read at random, made on first use and found afterwards.
 

@@ -39,13 +39,9 @@ class Source:
     """
 
     def __init__(
-        self,
-        spec: str,
-        images: Images,
-        rows: np.ndarray | None = None,
-        ids: np.ndarray | None = None,
+        self, spec: str, images: Images, rows: np.ndarray | None = None, ids: np.ndarray | None = None,
         fingerprint: str | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.spec = spec
         self.images = images
         self.rows = np.arange(len(images), dtype=np.int64) if rows is None else rows

@@ -30,11 +30,7 @@ def several_splits(names: Sequence[str]) -> str:
 
 
 def example_of(names: Sequence[str]) -> str:
-    """How one split of several is named, for messages: its folder, or a pattern of its files.
-
-    Args:
-        names: paths of files of several splits.
-    """
+    """How one of the splits of these files is named, for messages: its folder, or a pattern of its files."""
     splits = {split_of(name) for name in names} - {""}
     split = "train" if "train" in splits else min(splits)
     name = min(name for name in names if split_of(name) == split)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -33,8 +34,7 @@ class TableImages:
     ) -> None:
         self.files, self.shown = list(files), list(shown)
         parts: list[tuple[int, int]] = []
-        lengths: list[int] = []
-        rows: list[int] = []
+        lengths, rows = [0], [0]
         for number, (file, (schema, part_lengths)) in enumerate(zip(self.files, tables, strict=True)):
             column = image_column(schema, file)
             if number == 0:
@@ -47,13 +47,18 @@ class TableImages:
             lengths += part_lengths
             rows.append(sum(part_lengths))
         self.parts = np.asarray(parts, dtype=np.int64).reshape(-1, 2)
-        self.starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
-        self.file_starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)]).astype(np.int64)
+        self.starts = np.cumsum(lengths, dtype=np.int64)
+        self.file_starts = np.cumsum(rows, dtype=np.int64)
         if len(self) == 0:
             raise DataError(f"{self.files[0]} has no rows.")
 
     def __len__(self) -> int:
         return int(self.starts[-1])
+
+    def states(self) -> list[tuple[str, int, int, int]]:
+        """Name, bytes, time and rows of each file on this machine, for a fingerprint."""
+        stats, rows = map(os.stat, self.files), np.diff(self.file_starts).tolist()
+        return [(n, s.st_size, s.st_mtime_ns, count) for n, s, count in zip(self.shown, stats, rows, strict=True)]
 
     def part_of(self, rows: int | np.ndarray) -> np.ndarray:
         """The part that each row lies in: rows of `parts`, which are (file, number within it)."""

@@ -41,13 +41,7 @@ class Member(NamedTuple):
 
 
 def index(files: Sequence[str]) -> pa.Table:
-    """Where every image of some tar files is, and where its label is.
-
-    Args:
-        files: their paths.
-
-    Returns:
-        (N,) columns `name` and those of `COLUMNS`.
+    """Where every image of some tar files is, and where its label is: (N,) columns `name` and those of `COLUMNS`.
 
     Raises:
         DataError: a file is compressed, or no tar file.
@@ -69,17 +63,13 @@ def index(files: Sequence[str]) -> pa.Table:
             for image in images:
                 for column, value in zip(columns.values(), (shard, image.at, image.size, *label), strict=True):
                     column.append(value)
-    arrays = {"name": names.finish(), **{name: pa.array(np.asarray(values)) for name, values in columns.items()}}
-    return pa.table(arrays)
+    return pa.table({"name": names.finish()} | {name: pa.array(np.asarray(values)) for name, values in columns.items()})
 
 
 def members(file: str) -> Iterator[Member]:
     """The regular members of a tar file in order, hidden ones left out; damaged headers are passed and reported.
 
     Understands what tar, Python and WebDataset write: ustar, GNU long names and sizes, pax paths and sizes.
-
-    Args:
-        file: its path.
 
     Raises:
         DataError: it is compressed, or does not begin with a tar header.

@@ -12,9 +12,8 @@ from understudy.embed.embedding import Inference, extract
 from understudy.embed.transform import Transform
 from understudy.losses import Loss
 from understudy.models.cost import flops
-from understudy.models.inverse_transform import InverseTransform
 from understudy.models.sharded import ShardedTeacher
-from understudy.models.student import Student, save_student
+from understudy.models.student import InverseTransform, Student, save_student
 from understudy.models.teacher import Teacher
 from understudy.sources.source import Source
 from understudy.train.state import TrainState

@@ -35,6 +35,7 @@ from torch.nn import functional as F
 from understudy.errors import ConfigError
 from understudy.philox import VIEWS, random_words, uniforms
 from understudy.settings import nearest
+from understudy.sources.square import RESAMPLING, center
 from understudy.views.resize import enlarge_lines
 
 TRIES = 10
@@ -55,13 +56,6 @@ kernel is the same at other sizes: 5.5 sigma to each side at sigma 2, cut only w
 
 CPU_VALUES = 2**21
 """Numbers (8 MiB) that photometry takes at a time on a CPU; with more, half the time goes into fresh memory."""
-
-RESAMPLING = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 
 
 @dataclass(frozen=True)
@@ -89,16 +83,14 @@ class Recipe:
     sigma: tuple[float, float] = (0.1, 2.0)
 
 
-RECIPES = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe("moco-v2", jitter=0.8, gray=0.2, blur=0.5),
-        Recipe("moco-v2-small", jitter=0.8, gray=0.2),
-        Recipe("weak"),
-        Recipe("crop", scale=(0.08, 1.0)),
-        Recipe("none", scale=None, flip=0.0),
-    )
-}
+_RECIPES = (
+    Recipe("moco-v2", jitter=0.8, gray=0.2, blur=0.5),
+    Recipe("moco-v2-small", jitter=0.8, gray=0.2),
+    Recipe("weak"),
+    Recipe("crop", scale=(0.08, 1.0)),
+    Recipe("none", scale=None, flip=0.0),
+)
+RECIPES = {recipe.name: recipe for recipe in _RECIPES}
 """moco-v2: Chen et al. 2020, arXiv 2003.04297, `main_moco.py --aug-plus`. weak: its geometry alone, as in SimReg.
 crop: torchvision's RandomResizedCrop and RandomHorizontalFlip with their defaults, as in CompRess."""
 
@@ -171,15 +163,10 @@ def draw(
 def crop_boxes(
     rows: Float64[np.ndarray, "B 31"], heights: int | np.ndarray, widths: int | np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The crops of B views: top, left, height and width in pixels, (B,) int64 each.
+    """The crops of B views, from their rows and the images' sides: top, left, height and width, pixels, (B,) int64.
 
     The first of ten tries that fits into the image, else the largest centered box of an allowed shape; the same rule,
     from the same draws, as torchvision's `RandomResizedCrop`.
-
-    Args:
-        rows: view rows.
-        heights: of the images, in pixels.
-        widths: of the images, in pixels.
     """
     heights, widths = (np.broadcast_to(side, len(rows)).astype(np.int64) for side in (heights, widths))
     area = rows[:, AREA] * (heights * widths)[:, None]
@@ -189,12 +176,10 @@ def crop_boxes(
     first, one = fits.argmax(axis=1), np.arange(len(rows))
     shape = widths / heights
     fits_any = fits[one, first]
-    width = np.where(
-        fits_any, w[one, first], np.where(shape > ASPECTS[1], np.rint(heights * ASPECTS[1]), widths)
-    ).astype(np.int64)
-    height = np.where(
-        fits_any, h[one, first], np.where(shape < ASPECTS[0], np.rint(widths / ASPECTS[0]), heights)
-    ).astype(np.int64)
+    largest_width = np.where(shape > ASPECTS[1], np.rint(heights * ASPECTS[1]), widths)
+    largest_height = np.where(shape < ASPECTS[0], np.rint(widths / ASPECTS[0]), heights)
+    width = np.where(fits_any, w[one, first], largest_width).astype(np.int64)
+    height = np.where(fits_any, h[one, first], largest_height).astype(np.int64)
     top = np.where(fits_any, np.floor(rows[:, TOP] * (heights - height + 1)), (heights - height) // 2).astype(np.int64)
     left = np.where(fits_any, np.floor(rows[:, LEFT] * (widths - width + 1)), (widths - width) // 2).astype(np.int64)
     return top, left, height, width
@@ -225,37 +210,13 @@ def geometry(
     return np.asarray(view).transpose(2, 0, 1)
 
 
-def center(image: Image.Image, size: int, crop: float, interpolation: str) -> Image.Image:
-    """Evaluation geometry: the shorter side to round(size / crop), then the size x size square in the middle.
-
-    Args:
-        image: RGB.
-        size: side of the result in pixels.
-        crop: share of the resized shorter side that is kept.
-        interpolation: as in `geometry`.
-    """
-    width, height = image.size
-    short = round(size / crop)
-    if min(width, height) != short:
-        shape = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
-        image = image.resize(shape, RESAMPLING[interpolation])
-    if image.size == (size, size):
-        return image
-    left, top = (round((side - size) / 2) for side in image.size)
-    return image.crop((left, top, left + size, top + size))
-
-
 def geometry_of_batch(
     pixels: UInt8[np.ndarray, "B H W 3"], rows: Float64[np.ndarray, "B 31"], size: int
 ) -> UInt8[np.ndarray, "B 3 S S"]:
     """Crop, bilinearly resize and flip a batch of decoded images of one size, bit for bit as `geometry` does.
 
-    At 32 x 32 several times faster than calls into PIL, image by image. For images no larger than the views.
-
-    Args:
-        pixels: decoded images, H and W at most S.
-        rows: their view rows, with random crops.
-        size: S, side of the views in pixels.
+    At 32 x 32 several times faster than calls into PIL, image by image. For images no larger than the views (H and W at
+    most S), and view rows with random crops.
     """
     batch, height, width = pixels.shape[:3]
     top, left, crop_height, crop_width = crop_boxes(rows, height, width)

@@ -57,16 +57,9 @@ class NeighborBatches:
     """
 
     def __init__(
-        self,
-        images: int,
-        batch_size: int,
-        *,
-        k: int = 0,
-        n: int = 0,
-        seed: int = 0,
-        graph: Int[np.ndarray, "N K"] | None = None,
-        steps: int | None = None,
-    ) -> None:
+        self, images: int, batch_size: int, *, k: int = 0, n: int = 0, seed: int = 0,
+        graph: Int[np.ndarray, "N K"] | None = None, steps: int | None = None,
+    ) -> None:  # fmt: skip
         if k < 0 or batch_size < 1:
             raise ConfigError(f"A batch has at least 1 image and 0 neighbors an anchor; got {batch_size} and {k}.")
         self.images, self.k, self.n, self.seed, self.graph, self.steps = images, k, n, seed, graph, steps

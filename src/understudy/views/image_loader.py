@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from understudy.errors import UnreadableImage
 from understudy.sources.source import Source
-from understudy.views.augmentation import center
+from understudy.sources.square import center
 from understudy.views.reader import Skipped
 from understudy.views.tuning import PREFETCH, available_shared_memory, fit_shared_memory, max_workers
 from understudy.views.workers import Workers, results
@@ -35,16 +35,9 @@ class ImageLoader:
     """
 
     def __init__(
-        self,
-        source: Source,
-        *,
-        size: int,
-        crop: float,
-        interpolation: str,
-        batch_size: int,
-        workers: int | None = None,
-        parts: Sequence[range] | None = None,
-    ) -> None:
+        self, source: Source, *, size: int, crop: float, interpolation: str, batch_size: int,
+        workers: int | None = None, parts: Sequence[range] | None = None,
+    ) -> None:  # fmt: skip
         parts = [range(len(source))] if parts is None else parts
         self._jobs = [part[i : i + batch_size] for part in parts for i in range(0, len(part), batch_size)]
         self._reader = _CenterReader(source, size, crop, interpolation)

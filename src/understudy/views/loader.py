@@ -47,12 +47,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Share:
-    """One process' place among all, which take equal shares of whole bags.
-
-    Args:
-        rank: counted from 0.
-        world: number of processes.
-    """
+    """One process' place (from 0) among so many, which take equal shares of whole bags."""
 
     rank: int = 0
     world: int = 1
@@ -92,34 +87,26 @@ class Loader:
     """
 
     def __init__(
-        self,
-        source: Source,
-        batches: NeighborBatches,
-        views: Views,
-        *,
-        reading: Reading | None = None,
-        share: Share | None = None,
-        steps: range | None = None,
-    ) -> None:
+        self, source: Source, batches: NeighborBatches, views: Views, *, reading: Reading | None = None,
+        share: Share | None = None, steps: range | None = None,
+    ) -> None:  # fmt: skip
         reading, share = reading or Reading(), share or Share()
         self.batches, self.steps, self.reading = batches, steps, reading
         self.device = torch.device(reading.device)
         self._reader = ViewReader(source, share.of(batches), views)
         self._shared_memory = available_shared_memory(share.world)
         count, prefetch, pin = reading.workers, PREFETCH, self.device.type == "cuda"
-        if count is not None:
-            _, prefetch = fit_shared_memory(count, prefetch, self._reader.nbytes, self._shared_memory)
-        else:
+        if count is None:
             count = max_workers(source, share.world)
+        else:
+            _, prefetch = fit_shared_memory(count, prefetch, self._reader.nbytes, self._shared_memory)
         self.workers = Workers(count, prefetch, pin)
         self._measures = reading.workers is None and (count > 0 or pin)
         self._stream: Generator[ImageBatch] | None = None
 
     def __iter__(self) -> Iterator[ImageBatch]:
-        steps = self.steps
-        self._stream = self._read(
-            self.batches.iterate() if steps is None else self.batches.iterate(steps.start, steps.stop)
-        )
+        bounds = () if self.steps is None else (self.steps.start, self.steps.stop)
+        self._stream = self._read(self.batches.iterate(*bounds))
         return self._stream
 
     def _read(self, jobs: Iterator[Batch]) -> Generator[ImageBatch]:

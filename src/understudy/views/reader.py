@@ -80,15 +80,10 @@ class Views:
 
 @dataclass(frozen=True)
 class TeacherViews:
-    """The views of one step for the teacher, at its own size.
-
-    Args:
-        place: (n,) int64, which of the teacher's views these are, counted view by view: i is image i % B.
-        pixels: (n, 3, T, T) uint8, before photometry.
-        rows: (n, P) float64.
-    """
+    """The views of one step for the teacher, at its own size, before photometry, with their view rows."""
 
     place: Int64[Tensor, " n"]
+    """Which of the teacher's views these are, counted view by view: i is image i % B."""
     pixels: UInt8[Tensor, "n 3 T T"]
     rows: Float64[Tensor, "n 31"]
 
@@ -119,9 +114,7 @@ class ImageBatch:
 
     def pin_memory(self) -> ImageBatch:
         """The same with the pixels in page-locked memory, so that copying them to a GPU does not wait."""
-        teacher = self.teacher
-        if teacher is not None:
-            teacher = replace(teacher, pixels=teacher.pixels.pin_memory())
+        teacher = self.teacher and replace(self.teacher, pixels=self.teacher.pixels.pin_memory())
         return replace(self, pixels=self.pixels.pin_memory(), teacher=teacher)
 
 
@@ -146,13 +139,7 @@ class _Cut:
 
 @dataclass
 class ViewReader(Dataset[ImageBatch]):
-    """Turns the global batch of a step into this process' share of views.
-
-    Args:
-        source: the images.
-        share: this process' part of a batch.
-        views: what is cut from each image.
-    """
+    """Turns the global batch of a step into this process' share of views."""
 
     source: Source
     share: slice
@@ -175,21 +162,13 @@ class ViewReader(Dataset[ImageBatch]):
             cuts = [replace(cut, rows=cut.rows[:, readable], needed=cut.needed[:, readable]) for cut in cuts]
         teacher = None
         if self.views.teacher is not None:
-            teacher = TeacherViews(
-                place=torch.from_numpy(np.flatnonzero(cuts[1].needed)),
-                pixels=torch.from_numpy(pixels[1]),
-                rows=torch.from_numpy(cuts[1].needed_rows),
-            )
+            at_its_size = (np.flatnonzero(cuts[1].needed), pixels[1], cuts[1].needed_rows)
+            teacher = TeacherViews(*map(torch.from_numpy, at_its_size))
         return ImageBatch(
-            step=batch.step,
-            index=torch.from_numpy(index),
-            anchor=torch.from_numpy(anchor),
-            view=torch.from_numpy(view),
+            batch.step, torch.from_numpy(index), torch.from_numpy(anchor), torch.from_numpy(view),
             pixels=torch.from_numpy(pixels[0].reshape(*view.shape, *pixels[0].shape[1:])),
-            rows=torch.from_numpy(cuts[0].rows),
-            skipped=skipped,
-            teacher=teacher,
-        )
+            rows=torch.from_numpy(cuts[0].rows), skipped=skipped, teacher=teacher,
+        )  # fmt: skip
 
     def _cuts(self, index: np.ndarray, view: np.ndarray) -> list[_Cut]:
         """The student's views and, where its size is another, the teacher's."""

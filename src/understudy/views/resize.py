@@ -14,23 +14,12 @@ from jaxtyping import Int64, UInt8
 
 
 def enlarge_lines(
-    lines: UInt8[np.ndarray, "B L M"],
-    start: Int64[np.ndarray, " B"],
-    length: Int64[np.ndarray, " B"],
-    size: int,
+    lines: UInt8[np.ndarray, "B L M"], start: Int64[np.ndarray, " B"], length: Int64[np.ndarray, " B"], size: int,
     flip: np.ndarray | None = None,
-) -> UInt8[np.ndarray, "BS M"]:
-    """Stretch the lines start ... start + length of each image, along its second axis, to `size` lines.
+) -> UInt8[np.ndarray, "BS M"]:  # fmt: skip
+    """Stretch the lines start ... start + length of each image, along its second axis, to `size` lines (S).
 
-    Args:
-        lines: B images of L lines.
-        start: first line of each.
-        length: how many lines of each, at most `size`.
-        size: S, lines to make of them.
-        flip: (B,), not zero for images whose lines come out in reverse.
-
-    Returns:
-        (B * S, M) lines, image after image.
+    At most L lines become S >= L; those of images whose `flip` (B,) is not zero come out in reverse.
     """
     batch, longest, across = lines.shape
     assert longest <= size, f"{longest} lines are not enlarged to {size}"
@@ -53,11 +42,7 @@ def enlarge_lines(
 def _weights(longest: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """For every length up to `longest`: the two lines that make up each of `size` lines, and their weights times 2^22.
 
-    Returns:
-        Two (longest + 1, size, 2) arrays, int64 and int32.
-
-    Source:
-        Pillow, `src/libImaging/Resample.c`: precompute_coeffs, bilinear_filter and normalize_coeffs_8bpc.
+    Source: Pillow, `src/libImaging/Resample.c`: precompute_coeffs, bilinear_filter and normalize_coeffs_8bpc.
     """
     places = np.zeros((longest + 1, size, 2), dtype=np.int64)
     weights = np.zeros((longest + 1, size, 2), dtype=np.int32)

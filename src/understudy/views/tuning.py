@@ -42,23 +42,17 @@ def max_workers(source: Source, world: int = 1) -> int:
 
 
 def needed_workers(read: float, step: float, most: int) -> int:
-    """So many that a batch is there when a step ends, with a quarter to spare; none where reading is next to nothing.
+    """So many, up to `most`, that a batch is there when a step ends, with a quarter to spare.
 
-    Args:
-        read: seconds of one core to read a batch.
-        step: seconds of a training step without reading.
-        most: workers that there are cores for.
+    None where reading a batch, in seconds of one core, is next to nothing beside a step without reading, in seconds.
     """
     return 0 if read < 0.02 * step else min(most, math.ceil(1.25 * read / max(step, 1e-9)))
 
 
 def needed_prefetch(slowest: float, step: float, workers: int) -> int:
-    """So many batches ahead of each worker that one batch twice as slow as any measured delays no step; at least two.
+    """So many batches ahead of each worker that one twice as slow as any measured delays no step; at least two.
 
-    Args:
-        slowest: seconds of one core of the slowest batch that was read.
-        step: seconds of a training step without reading.
-        workers: processes that read, each its turn.
+    Both are seconds: of one core for the slowest batch that was read, and of a training step without reading.
     """
     return min(MAX_PREFETCH, 1 + max(1, math.ceil(2 * slowest / max(workers * step, 1e-9))))
 
@@ -66,13 +60,7 @@ def needed_prefetch(slowest: float, step: float, workers: int) -> int:
 def fit_shared_memory(workers: int, prefetch: int, nbytes: int, available: int) -> tuple[int, int]:
     """The nearest number of workers and of batches ahead of each that fits into shared memory, or no workers.
 
-    Containers have 64 MiB by default, less than one batch of photographs.
-
-    Args:
-        workers: processes to read.
-        prefetch: batches that each of them prepares.
-        nbytes: of a batch.
-        available: bytes of shared memory.
+    Containers have 64 MiB by default, less than one batch of photographs; `nbytes` is that of a batch.
     """
     batches = available // max(nbytes, 1) - 1  # one is with the training
     if workers <= 0 or batches >= workers * prefetch:
@@ -83,11 +71,7 @@ def fit_shared_memory(workers: int, prefetch: int, nbytes: int, available: int) 
 
 
 def available_shared_memory(world: int = 1) -> int:
-    """Bytes of shared memory that workers may fill: half of what is free, divided among this machine's processes.
-
-    Args:
-        world: as for `max_workers`.
-    """
+    """Bytes of shared memory that workers may fill: half of what is free, divided as the cores in `max_workers`."""
     try:
         free = shutil.disk_usage("/dev/shm").free
     except OSError:  # not Linux: no such limit
@@ -96,26 +80,21 @@ def available_shared_memory(world: int = 1) -> int:
 
 
 def transfer_seconds(pixels: Tensor, device: torch.device, *, pinned_here: bool) -> tuple[float, float]:
-    """Seconds for which copying a batch to its device stops this process: from page-locked memory, and from other.
+    """Seconds for which copying a batch to a CUDA device stops this process: from page-locked memory, and from other.
 
-    Args:
-        pixels: of a batch, on the CPU.
-        device: a CUDA device.
-        pinned_here: this process locks the pages itself, so that counts too, and no other thread does it.
+    Where this process locks the pages itself (`pinned_here`), and no other thread does it, that counts too.
     """
-    locked: list[float] = []
-    pageable: list[float] = []
-    for _ in range(TRIALS):
+
+    def copy(pin: bool) -> float:
         start = time.perf_counter()
-        pinned = pixels.pin_memory()
-        copy_start = start if pinned_here else time.perf_counter()
-        pinned.to(device, non_blocking=True)
-        locked.append(time.perf_counter() - copy_start)
+        source = pixels.pin_memory() if pin else pixels
+        start = start if pinned_here else time.perf_counter()
+        source.to(device, non_blocking=True)
+        seconds = time.perf_counter() - start
         torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        pixels.to(device, non_blocking=True)
-        pageable.append(time.perf_counter() - start)
-        torch.cuda.synchronize(device)
+        return seconds
+
+    locked, pageable = zip(*((copy(True), copy(False)) for _ in range(TRIALS)), strict=True)
     return min(locked), min(pageable)  # the first of each asks for memory
 
 

@@ -21,13 +21,7 @@ from understudy.views.tuning import PREFETCH
 
 @dataclass(frozen=True)
 class Workers:
-    """The processes that read.
-
-    Args:
-        count: how many, 0 for none.
-        prefetch: batches that each prepares ahead.
-        pin: copy the batches to page-locked memory.
-    """
+    """The processes that read: how many (0: none), batches ahead of each, and whether to page-locked memory."""
 
     count: int
     prefetch: int = PREFETCH

@@ -26,7 +26,7 @@ from understudy.settings import nearest
 from understudy.sources.decode import EXTENSIONS
 from understudy.sources.images import Labels
 from understudy.sources.source import Source
-from understudy.views.augmentation import center
+from understudy.sources.square import center
 
 SMALL = 64
 

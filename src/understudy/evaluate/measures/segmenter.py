@@ -17,10 +17,11 @@ from torch.utils.data import DataLoader, Dataset
 from understudy.errors import DataError
 from understudy.evaluate.datasets.masks import IGNORED, Masks
 from understudy.evaluate.encoded_set import EncodedSet, Figures
-from understudy.models.contract import RESAMPLING, Contract
+from understudy.models.contract import Contract
 from understudy.models.dense import DenseFeatures, dense_features
 from understudy.models.outputs import patch_size
 from understudy.philox import ANCHORS, VIEWS, permutation, random_words, uniforms
+from understudy.sources.square import RESAMPLING
 
 if TYPE_CHECKING:
     from understudy.evaluate.protocols.segmentation import SegmentationSettings

@@ -89,27 +89,24 @@ class BuiltNetwork:
 
 
 class Family(ABC):
-    """The networks behind one prefix.
-
-    Attributes:
-        name: the prefix.
-        form: a spec as documentation shows it.
-        summary: one line: what it stands for.
-        paper: BibTeX of the library that has the networks; "" where there is none.
-        takes_file: whether `@FILE` may follow. Otherwise what follows the prefix is a path and may itself contain "@".
-        publishes_weights: whether the library has weights, for a teacher without `@FILE` and for `@pretrained`.
-        trainable: whether it can be a student.
-        names_architecture: whether the name tells the architecture, whose paper is then cited.
-    """
+    """The networks behind one prefix."""
 
     name: ClassVar[str]
+    """The prefix."""
     form: ClassVar[str]
+    """A spec as documentation shows it."""
     summary: ClassVar[str]
+    """One line: what it stands for."""
     paper: ClassVar[str] = ""
+    """BibTeX of the library that has the networks; "" where there is none."""
     takes_file: ClassVar[bool] = True
+    """Whether `@FILE` may follow. Otherwise what follows the prefix is a path and may itself contain "@"."""
     publishes_weights: ClassVar[bool] = False
+    """Whether the library has weights, for a teacher without `@FILE` and for `@pretrained`."""
     trainable: ClassVar[bool] = True
+    """Whether it can be a student."""
     names_architecture: ClassVar[bool] = False
+    """Whether the name tells the architecture, whose paper is then cited."""
 
     @staticmethod
     @abstractmethod
@@ -121,9 +118,8 @@ class Family(ABC):
         """
 
 
-FAMILIES: Registry[Family] = Registry(
-    __name__, "Family", "model family", one_per_file=True, first=("timm", "torchvision")
-)
+FIRST = ("timm", "torchvision")
+FAMILIES: Registry[Family] = Registry(__name__, "Family", "model family", one_per_file=True, first=FIRST)
 
 
 def parse_spec(spec: str) -> tuple[type[Family], str, str | None]:

@@ -41,7 +41,8 @@ class Timm(Family):
             import timm
         except ImportError:
             raise MissingDependency("timm: specs need timm: pip install timm.") from None
-        from understudy.models.contract import RESAMPLING, SMALL, Contract
+        from understudy.models.contract import SMALL, Contract
+        from understudy.sources.square import RESAMPLING
 
         name, size = request.name, request.image_size
         architecture, _, tag = name.partition(".")
@@ -73,11 +74,7 @@ class Timm(Family):
 
 
 def set_input_size(module: Any, size: tuple[int, int], spec: str) -> None:
-    """Resample the position embeddings of a timm network to images of another size.
-
-    Raises:
-        ModelError: the network cannot be made for it.
-    """
+    """Resample the position embeddings of a timm network to images of another size; refused where it cannot be."""
     try:
         module.set_input_size(img_size=size)
     except (AssertionError, ValueError, RuntimeError) as error:

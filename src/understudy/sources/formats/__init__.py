@@ -11,10 +11,7 @@ from understudy.sources.images import Images
 
 
 class Format:
-    """One way in which images are stored.
-
-    A spec belongs to the first format that accepts it, a file to the one that has its ending.
-    """
+    """One way to store images. A spec belongs to the first format that accepts it, a file to that with its ending."""
 
     name: ClassVar[str]
     """As in the registry."""
@@ -40,11 +37,7 @@ class Format:
 
     @staticmethod
     def halves(spec: str) -> tuple[str, str] | None:
-        """The specs of the training and the test half of a set that is given as a whole; None where there are none.
-
-        Args:
-            spec: one that this format accepts.
-        """
+        """The specs of the training and the test half of a set that a spec gives as a whole; None without them."""
         return None
 
     @classmethod
@@ -67,22 +60,12 @@ class Format:
 
     @staticmethod
     def files_in(folder: Path, names: Sequence[str]) -> list[Path]:
-        """Which of the files of this format in a folder to read, in their order.
-
-        Args:
-            folder: the folder.
-            names: sorted paths below it of all files with this format's endings.
-        """
+        """Which files to read, in their order, of all with this format's endings: their sorted paths below a folder."""
         return [folder / name for name in names]
 
 
-FORMATS: Registry[Format] = Registry(
-    "understudy.sources.formats",
-    "Format",
-    "data format",
-    one_per_file=True,
-    first=("folder", "parquet", "tar", "arrow", "npy", "list", "torchvision", "hub", "address"),
-)
+ORDER = ("folder", "parquet", "tar", "arrow", "npy", "list", "torchvision", "hub", "address")
+FORMATS: Registry[Format] = Registry(__name__, "Format", "data format", one_per_file=True, first=ORDER)
 
 
 def holders() -> dict[str, type[Format]]:
@@ -92,9 +75,8 @@ def holders() -> dict[str, type[Format]]:
 
 def format_of_file(path: Path) -> type[Format] | None:
     """The format that reads a file, by its ending."""
-    return next(
-        (kind for kind in FORMATS.values() if path.suffix and path.suffix in kind.endings + kind.rejected_endings), None
-    )
+    kinds = (kind for kind in FORMATS.values() if path.suffix in kind.endings + kind.rejected_endings)
+    return next(kinds, None)
 
 
 def known_forms() -> str:

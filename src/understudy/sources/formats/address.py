@@ -58,11 +58,8 @@ class RemoteImages(RowGroupImages):
         self.cache = Cache.of_machine()
         self._mapped: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
         self._tails: pa.ChunkedArray | None = None
-        super().__init__(
-            [shard.path for shard in shards],
-            [shard.name for shard in shards],
-            (self._footer(number) for number in range(len(shards))),
-        )
+        names = [shard.name for shard in shards]
+        super().__init__([shard.path for shard in shards], names, map(self._footer, range(len(shards))))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_mapped": OrderedDict(), "_tails": None}
@@ -90,26 +87,24 @@ class RemoteImages(RowGroupImages):
     def _group(self, group: int) -> pa.ChunkedArray:
         if group not in self._mapped:
             number, inner = self.parts[group].tolist()
+
+            def load() -> pa.Table:
+                return pa.table({"image": encoded(self._window(number, inner, self.column), inner, self.column)})
+
             name = f"{self.versions[number]}-{fingerprint(self.column)[:4]}-{inner}"
-            self._mapped[group] = self.cache.table(name, lambda: self._load(number, inner)).column(0)
+            self._mapped[group] = self.cache.table(name, load).column(0)
             while len(self._mapped) > MAPPED:
                 self._mapped.popitem(last=False)
         self._mapped.move_to_end(group)
         return self._mapped[group]
 
-    def _load(self, number: int, inner: int) -> pa.Table:
-        file = self._window(number, inner, self.column)
-        return pa.table({"image": encoded(file, inner, self.column)})
-
     def _values(self, column: str) -> pa.ChunkedArray:
-        def one(place: list[int]) -> pa.ChunkedArray:
-            number, inner = place
-            window = self._window(number, inner, column)
-            return window.read_row_group(inner, columns=[column], use_threads=False).column(0)
+        def one(number: int, inner: int) -> pa.Table:
+            return self._window(number, inner, column).read_row_group(inner, columns=[column], use_threads=False)
 
         with ThreadPoolExecutor(THREADS) as threads:
-            parts = list(threads.map(one, self.parts.tolist()))
-        return pa.chunked_array([chunk for part in parts for chunk in part.chunks])
+            tables = threads.map(one, *self.parts.T.tolist())
+            return pa.chunked_array([chunk for table in tables for chunk in table.column(0).chunks])
 
     def _window(self, number: int, inner: int, column: str) -> pq.ParquetFile:
         """A parquet file of which only one column of one row group is there, fetched by one request."""
@@ -198,11 +193,7 @@ class Address(Format):
 
     @staticmethod
     def open(place: str, listings: Path | None) -> Images:
-        """See `Format`.
-
-        Args:
-            place: PROTOCOL://..., e.g. `s3://bucket/photos/train-*.parquet`.
-            listings: not used.
+        """The images of PROTOCOL://..., e.g. `s3://bucket/photos/train-*.parquet`; see `Format`.
 
         Raises:
             DataError: nothing there, no parquet files, files of several splits, or no network.
@@ -220,7 +211,6 @@ class Address(Format):
 
 def open_addresses(urls: Sequence[str]) -> RemoteImages:
     """Parquet files at these addresses, all on one file system, in this order."""
-    others = [url for url in urls if url.partition("://")[0] != urls[0].partition("://")[0]]
-    if others:
+    if others := [url for url in urls if url.partition("://")[0] != urls[0].partition("://")[0]]:
         raise DataError(f"A list names files of one file system; this one names {urls[0]} and {others[0]}.")
     return RemoteImages(urls[0], [shard for url in urls for shard in shards_below(url)])

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from PIL import Image
 
@@ -39,15 +38,7 @@ class ArrowImages(TableImages):
                 yield table.schema, [len(chunk) for chunk in table.column(column).chunks]
 
         super().__init__(paths, below_common_folder(paths), tables())
-        states = [os.stat(file) for file in paths]
-        rows = np.diff(self.file_starts).tolist()
-        self.fingerprint = fingerprint(
-            "arrow",
-            [
-                (name, state.st_size, state.st_mtime_ns, count)
-                for name, state, count in zip(self.shown, states, rows, strict=True)
-            ],
-        )
+        self.fingerprint = fingerprint("arrow", self.states())
         self._chunks: dict[int, list[pa.Array]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -60,13 +51,9 @@ class ArrowImages(TableImages):
         if number not in self._chunks:
             self._chunks[number] = _mapped(self.files[number]).column(self.column.split(".")[0]).chunks
         chunk, within = self._chunks[number][inner], row - int(self.starts[part])
-        path = None
-        if pa.types.is_struct(chunk.type):
-            if chunk.type.get_field_index("path") >= 0:
-                path = chunk.field("path")[within].as_py()
-            chunk = chunk.field("bytes")
-        content = chunk[within].as_buffer()
-        if content is None and path is not None:
+        encoded = chunk.field("bytes") if pa.types.is_struct(chunk.type) else chunk
+        content = encoded[within].as_buffer()
+        if content is None and encoded is not chunk and (path := (chunk[within].as_py() or {}).get("path")):
             try:
                 content = Path(path).read_bytes()
             except OSError as error:

@@ -31,11 +31,7 @@ class Digits(Format):
 
     @staticmethod
     def open(place: str, listings: Path | None) -> Images:
-        """The digits of a split.
-
-        Args:
-            place: "" for all, "train" or "test" for a fixed random 80 / 20 split.
-            listings: not used.
+        """All digits for "", those of a fixed random 80 / 20 split for "train" and "test"; see `Format`.
 
         Raises:
             DataError: another split.

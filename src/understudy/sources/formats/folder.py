@@ -7,7 +7,6 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -50,7 +49,7 @@ def scan(root: Path) -> Listing:
     """
     names = Names()
     sizes, times = array("q"), array("q")
-    files: dict[str, list[str]] = {ending: [] for ending in holders()}
+    files: dict[bytes, list[str]] = {ending.encode(): [] for ending in holders()}
     others = 0
     top = os.fsencode(root)
     folders, visited = [b""], set()
@@ -62,35 +61,31 @@ def scan(root: Path) -> Listing:
             if (state.st_dev, state.st_ino) in visited:
                 continue
             visited.add((state.st_dev, state.st_ino))
-            content = _read_folder(folder, below, files)
+            images, inside, count = _read_folder(folder, below, files)
         except OSError as error:
             raise DataError(f"The folder {os.fsdecode(folder)} cannot be listed ({error.strerror}).") from None
-        names.extend([path for path, _, _ in content.images])
-        sizes.extend([size for _, size, _ in content.images])
-        times.extend([time for _, _, time in content.images])
-        others += content.others
-        folders.extend(reversed(content.folders))
-    sorted_files = {ending: sorted(paths) for ending, paths in files.items()}
+        names.extend([path for path, _, _ in images])
+        sizes.extend([size for _, size, _ in images])
+        times.extend([time for _, _, time in images])
+        others += count
+        folders.extend(reversed(inside))
+    sorted_files = {ending.decode(): sorted(paths) for ending, paths in files.items()}
     return Listing(names.finish(), np.asarray(sizes, np.int64), np.asarray(times, np.int64), sorted_files, others)
-
-
-class _Content(NamedTuple):
-    """What lies directly in a folder: images (path, size, time), folders, and how many other files."""
-
-    images: list[tuple[bytes, int, int]]
-    folders: list[bytes]
-    others: int
 
 
 IMAGE_ENDINGS = frozenset(ending.encode() for ending in EXTENSIONS)
 
 
-def _read_folder(folder: bytes, below: bytes, files: dict[str, list[str]]) -> _Content:
-    """One folder, in the order of names; files that hold many images are appended to `files`, by ending."""
+def _read_folder(
+    folder: bytes, below: bytes, files: dict[bytes, list[str]]
+) -> tuple[list[tuple[bytes, int, int]], list[bytes], int]:
+    """What lies directly in a folder: images (path, size, time) and folders by name, and how many other files.
+
+    Files that hold many images are appended to `files`, by ending.
+    """
     images: list[tuple[bytes, int, int]] = []
     folders: list[bytes] = []
     others = 0
-    holders_here = {ending.encode(): paths for ending, paths in files.items()}
     with os.scandir(folder) as entries:
         for entry in entries:
             name = entry.name
@@ -106,11 +101,11 @@ def _read_folder(folder: bytes, below: bytes, files: dict[str, list[str]]) -> _C
                     images.append((below + name, state.st_size, state.st_mtime_ns))
             elif entry.is_dir():
                 folders.append(below + name + b"/")
-            elif ending in holders_here:
-                holders_here[ending].append(os.fsdecode(below + name))
+            elif ending in files:
+                files[ending].append(os.fsdecode(below + name))
             else:
                 others += 1
-    return _Content(sorted(images), sorted(folders), others)
+    return sorted(images), sorted(folders), others
 
 
 class FolderImages:

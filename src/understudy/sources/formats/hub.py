@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from understudy.errors import DataError
@@ -45,12 +44,9 @@ class Hub(Format):
 
     @staticmethod
     def open(place: str, listings: Path | None) -> Images:
-        """See `Format`.
+        """The images of `ORG/NAME`, `ORG/NAME@REVISION` or `ORG/NAME/FOLDER`, and `:SPLIT` after it; see `Format`.
 
-        Args:
-            place: `ORG/NAME`, `ORG/NAME@REVISION` or `ORG/NAME/FOLDER`, and `:SPLIT` after it; `train` where there is
-                one, or the only split, unless written.
-            listings: not used.
+        The split is `train` where there is one, or the only one, unless written.
 
         Raises:
             DataError: no such set or split, no parquet files, several folders with files of the split, or no network.
@@ -72,32 +68,22 @@ class Hub(Format):
 
 
 def hub_splits(name: str) -> tuple[str, dict[str, list[Shard]]]:
-    """The address of a data set of the hub, and its parquet files by split.
-
-    Args:
-        name: without a split.
-    """
+    """The address of a data set of the hub, named without a split, and its parquet files by split."""
     if not re.fullmatch(r"[\w.-]+(/[\w.@-]+)*", name):
         raise DataError(
             f"'hf:{name}' is not the name of a data set of the hub. Write hf:ORG/NAME or hf:ORG/NAME:SPLIT."
         )
-    url = f"hf://datasets/{name}"
+    url, splits = f"hf://datasets/{name}", dict[str, list[Shard]]()
     try:
-        return url, by_split(shards_below(url))
+        for shard in shards_below(url):
+            splits.setdefault(hub_split(shard.name), []).append(shard)
+        return url, splits
     except NoParquet as error:
         raise DataError(
             f"{error} The hub makes parquet of many other sets: try hf:{name.partition('@')[0]}@refs/convert/parquet. "
             f"Or fetch it (`hf download {name.partition('@')[0]} --repo-type dataset --local-dir FOLDER`) and give the "
             "folder."
         ) from None
-
-
-def by_split(shards: Sequence[Shard]) -> dict[str, list[Shard]]:
-    """Files by the split that their names say, "" where they say none."""
-    splits: dict[str, list[Shard]] = {}
-    for shard in shards:
-        splits.setdefault(hub_split(shard.name), []).append(shard)
-    return splits
 
 
 def hub_split(name: str) -> str:

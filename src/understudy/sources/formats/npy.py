@@ -29,10 +29,7 @@ class ArrayImages:
     """
 
     def __init__(
-        self,
-        pixels: np.ndarray | Path,
-        labels: Labels | None = None,
-        unreadable: dict[int, str] | None = None,
+        self, pixels: np.ndarray | Path, labels: Labels | None = None, unreadable: dict[int, str] | None = None
     ) -> None:
         self.path = None if isinstance(pixels, np.ndarray) else os.fspath(pixels)
         self._array = pixels if isinstance(pixels, np.ndarray) else None

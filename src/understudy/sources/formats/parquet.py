@@ -25,17 +25,9 @@ ROW_GROUP_CACHE = 256 * 2**20
 
 
 class RowGroupImages(TableImages):
-    """What parquet files have in common wherever they are: row groups of images.
+    """What parquet files have in common wherever they are: row groups of images, from each file's footer.
 
-    Subclasses say where the bytes come from: `_group` and `_values`.
-
-    Args:
-        files: paths or addresses, for messages.
-        shown: the same below their common folder, for names.
-        footers: of each file.
-
-    Raises:
-        DataError: no column of images, or several, or no rows; the sentence lists the columns.
+    Subclasses say where the bytes come from: `_group` and `_values`. The rest is as in `TableImages`.
     """
 
     def __init__(self, files: Sequence[str], shown: Sequence[str], footers: Iterable[pq.FileMetaData]) -> None:
@@ -96,15 +88,8 @@ class ParquetImages(RowGroupImages):
 
     def __init__(self, files: Sequence[Path]) -> None:
         paths = [os.fspath(file) for file in files]
-        shown = below_common_folder(paths)
-        super().__init__(paths, shown, map(_footer, paths))
-        states = [os.stat(file) for file in paths]
-        rows = np.diff(self.file_starts).tolist()
-        metadata = [
-            (name, state.st_size, state.st_mtime_ns, count)
-            for name, state, count in zip(shown, states, rows, strict=True)
-        ]
-        self.fingerprint = fingerprint(metadata)
+        super().__init__(paths, below_common_folder(paths), map(_footer, paths))
+        self.fingerprint = fingerprint(self.states())
         self._cache: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
         self._open: dict[int, pq.ParquetFile] = {}
 
@@ -113,23 +98,19 @@ class ParquetImages(RowGroupImages):
 
     def _group(self, group: int) -> pa.ChunkedArray:
         if group not in self._cache:
-            self._cache[group] = self._load(group)
+            number, inner = self.parts[group].tolist()
+            if number not in self._open:
+                self._open[number] = pq.ParquetFile(self.files[number])
+            self._cache[group] = encoded(self._open[number], inner, self.column)
             size = sum(chunk.nbytes for chunk in self._cache.values())
             while size > ROW_GROUP_CACHE and len(self._cache) > 1:
                 size -= self._cache.popitem(last=False)[1].nbytes
         self._cache.move_to_end(group)
         return self._cache[group]
 
-    def _load(self, group: int) -> pa.ChunkedArray:
-        number, inner = self.parts[group].tolist()
-        if number not in self._open:
-            self._open[number] = pq.ParquetFile(self.files[number])
-        return encoded(self._open[number], inner, self.column)
-
     def _values(self, column: str) -> pa.ChunkedArray:
-        return pa.chunked_array(
-            [chunk for file in self.files for chunk in pq.read_table(file, columns=[column]).column(0).chunks]
-        )
+        tables = (pq.read_table(file, columns=[column]) for file in self.files)
+        return pa.chunked_array([chunk for table in tables for chunk in table.column(0).chunks])
 
 
 def _footer(file: str) -> pq.FileMetaData:

@@ -98,11 +98,10 @@ class TarImages:
     def read(self, row: int) -> Image.Image:
         """See `Images`."""
         shard, at, size = (self.index.column(name)[row].as_py() for name in ("shard", "at", "size"))
+        if size == LINK:
+            raise UnreadableImage(f"{self._title(row)} is a link or a sparse file, which tar shards cannot hold.")
         if size < 0:
-            reason = (
-                "is a link or a sparse file, which tar shards cannot hold" if size == LINK else "has a damaged header"
-            )
-            raise UnreadableImage(f"{self._title(row)} {reason}.")
+            raise UnreadableImage(f"{self._title(row)} has a damaged header.")
         try:
             content = self._content(shard, at, size)
         except OSError as error:
