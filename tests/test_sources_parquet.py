@@ -37,8 +37,8 @@ def test_parquet_keeps_few_row_groups(tmp_path: Path, monkeypatch: pytest.Monkey
     size = len(png(1)) * 4
     monkeypatch.setattr(parquet, "ROW_GROUP_CACHE", 3 * size)
     loads: list[int] = []
-    load = parquet.ParquetImages._load
-    monkeypatch.setattr(parquet.ParquetImages, "_load", lambda self, group: loads.append(group) or load(self, group))
+    load = parquet.encoded
+    monkeypatch.setattr(parquet, "encoded", lambda file, group, name: loads.append(group) or load(file, group, name))
     source = open_source(tmp_path / "a.parquet")
     assert shades(source) == list(range(40))
     assert loads == list(range(10))  # in order: each group once

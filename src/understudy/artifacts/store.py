@@ -16,8 +16,7 @@ from understudy.errors import StoreError
 if TYPE_CHECKING:
     import numpy as np
 
-FORMAT = 1
-"""Of stores and of saved students; a change makes older ones unreadable."""
+FORMAT = 1  # of stores and of saved students; a change makes older ones unreadable
 
 
 @dataclass(frozen=True)

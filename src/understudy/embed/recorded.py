@@ -69,12 +69,8 @@ class RecordedViews:
         self.computed = self.read = self.saturated = 0
         """Views that the teacher was run on, that were read, and (int8) stored values that were cut off, so far."""
         path = self.folder / "manifest.json"
-        if path.is_file():
-            manifest = read_json(path)
-            if manifest.get("format") != FORMAT:
-                raise StoreError(
-                    f"{self.folder} has format {manifest.get('format')!r}, this version reads {FORMAT}. Delete it."
-                )
+        if path.is_file() and (other := read_json(path).get("format")) != FORMAT:
+            raise StoreError(f"{self.folder} has format {other!r}, this version reads {FORMAT}. Delete it.")
         self.scale: np.ndarray | None = None
         if dtype == "int8":
             largest = np.zeros(self.width, np.float32)

@@ -26,9 +26,7 @@ from torch import Tensor, nn
 from understudy.artifacts import fingerprint
 from understudy.errors import ModelError, first_line
 
-COVERAGE = 0.9
-"""Share of the backbone's parameters that a file must bring."""
-
+COVERAGE = 0.9  # share of the backbone's parameters that a file must bring
 WRAPPERS = {"state_dict", "model", "module", "model_state_dict", "model_state", "net", "network", "_orig_mod"}
 """Words in a prefix that only say how the file was saved."""
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from jaxtyping import Float
@@ -43,12 +44,9 @@ class DenseFeatures(nn.Module):
 
     def __init__(self, module: nn.Module, read: Reader, size: tuple[int, int], spec: str, *, fixed: bool) -> None:
         super().__init__()
-        self.module = module
-        self.size = size
-        self.fixed = fixed
-        self._read = read
+        self.module, self.size, self.fixed, self._read = module, size, fixed, read
         maps = blank_pass(module, size, spec, read)
-        levels = {_level(size, m.shape): position for position, m in enumerate(maps)}  # of equal strides the last
+        levels = {_level(size, m.shape[2]): position for position, m in enumerate(maps)}  # of equal strides the last
         if not levels:
             raise ModelError(
                 f"{spec} shows no feature maps for images of {size[0]} x {size[1]}: none of its parts puts out "
@@ -96,28 +94,19 @@ def dense_features(module: nn.Module, size: tuple[int, int], *, spec: str = "Thi
         fixed = resizable or bool(getattr(module, "pretrained_cfg", {}).get("fixed_input_size"))
         if resizable:
             set_input_size(module, size, spec)
-        return DenseFeatures(module, _timm_reader(module), size, spec, fixed=fixed)
+        # A ViT's last block is read through the final norm, as DINO and DINOv2 do; a pyramid has none for its levels.
+        reductions = {entry["reduction"] for entry in getattr(module, "feature_info", []) if isinstance(entry, dict)}
+        read = partial(module.forward_intermediates, norm=len(reductions) == 1, intermediates_only=True)
+        return DenseFeatures(module, read, size, spec, fixed=fixed)
     if isinstance(module, VisionTransformer):
         _resize_torchvision(module, size, spec)
         return DenseFeatures(module, _torchvision_reader(module), size, spec, fixed=True)
     return DenseFeatures(module, _tapping_reader(module, size, spec), size, spec, fixed=False)
 
 
-def _level(size: tuple[int, int], shape: Sequence[int]) -> int:
-    """The stride of (B, C, h, w) as a power of two. Networks without padding come near it: 299 / 35 is 8."""
-    return round(math.log2(size[0] / shape[2]))
-
-
-def _timm_reader(module: Any) -> Reader:
-    # A ViT's last block is read through the final norm, as DINO and DINOv2 do; a pyramid has none for its levels.
-    reductions = {entry["reduction"] for entry in getattr(module, "feature_info", []) if isinstance(entry, dict)}
-    tokens = len(reductions) == 1
-
-    def read(x: Tensor) -> list[Tensor]:
-        maps: list[Tensor] = module.forward_intermediates(x, norm=tokens, intermediates_only=True)
-        return maps
-
-    return read
+def _level(size: tuple[int, int], height: int) -> int:
+    """The stride of a map as a power of two. Networks without padding come near it: 299 / 35 is 8."""
+    return round(math.log2(size[0] / height))
 
 
 def _resize_torchvision(module: Any, size: tuple[int, int], spec: str) -> None:
@@ -156,7 +145,7 @@ def _tapping_reader(module: nn.Module, size: tuple[int, int], spec: str) -> Read
         for channels_last, (h, w) in ((False, output.shape[2:]), (True, output.shape[1:3])):
             # A map has the image's proportions; a single position is pooled.
             if h > 1 and w > 1 and abs(math.log2(size[0] / h) - math.log2(size[1] / w)) < 0.2:
-                return channels_last, _level(size, (0, 0, h, w))
+                return channels_last, _level(size, h)
         return None
 
     pooling = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, SqueezeExcitation)

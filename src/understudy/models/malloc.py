@@ -10,9 +10,7 @@ from typing import Any
 
 import torch
 
-TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
-"""What `mallopt` of the GNU C library calls its settings."""
-
+TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4  # what `mallopt` of the GNU C library calls its settings
 KEEP_FREED = {MMAP_MAX: 0, TRIM_THRESHOLD: 2**31 - 1, TOP_PAD: 256 * 2**20}
 DEFAULTS = {MMAP_MAX: 65_536, TRIM_THRESHOLD: 64 * 2**20, TOP_PAD: 128 * 2**10}
 """Those of the library; the trim threshold is the one that it sets itself once large blocks were freed."""

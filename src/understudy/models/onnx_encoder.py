@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from understudy.errors import MissingDependency, ModelError, first_line
 
-METADATA = "understudy.input"
-"""Metadata key of the input contract: JSON with size, mean, std, interpolation (and crop)."""
+METADATA = "understudy.input"  # metadata key of the input contract: JSON with size, mean, std, interpolation (and crop)
 
 log = logging.getLogger("understudy")
 

@@ -18,8 +18,7 @@ from understudy.models.dense import dense_features
 from understudy.models.outputs import patch_size
 
 CHANNELS = 256
-STRIDES = (4, 8, 16, 32)
-"""Of the levels "0" to "3"; "pool" is the last of them subsampled once more."""
+STRIDES = (4, 8, 16, 32)  # of the levels "0" to "3"; "pool" is the last of them subsampled once more
 
 
 class Pyramid(nn.Module):
@@ -97,9 +96,9 @@ class SimplePyramid(nn.Module):
     Raises:
         ModelError: a stride above 64, from which stride 4 is too far.
 
-    Source:
-        Li, Mao, Girshick & He, "Exploring Plain Vision Transformer Backbones for Object Detection", ECCV 2022, section
-        3 and appendix A.2: from stride 16 two transposed convolutions (LayerNorm and GELU between), one, none, pooling.
+    Source: Li, Mao, Girshick & He, "Exploring Plain Vision Transformer Backbones for Object Detection", ECCV 2022,
+    section 3 and appendix A.2: from stride 16 two transposed convolutions (LayerNorm and GELU between), one, none,
+    pooling.
     """
 
     def __init__(self, channels: int, out: int, level: int) -> None:

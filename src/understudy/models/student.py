@@ -139,17 +139,12 @@ def save_student(student: Student, run: Run, metadata: Mapping[str, Any]) -> Non
     with atomic(run.weights_path) as temporary:
         save_file(state, temporary, metadata={"format": "pt"})
     written = {
-        "format": FORMAT,
-        "understudy": __version__,
-        "spec": student.spec,
-        "architecture": student.architecture,
-        "head": student.head_table,
-        "contract": student.contract.table(),
-        "width": student.width,
+        "format": FORMAT, "understudy": __version__, "spec": student.spec, "architecture": student.architecture,
+        "head": student.head_table, "contract": student.contract.table(), "width": student.width,
         "embed_dim": student.embed_dim,
         "parameters": {"backbone": parameters(student.backbone), "head": parameters(student.head)},
         "weights": fingerprint_weights(student),
-    }
+    }  # fmt: skip
     write_json(run.student_path, {**metadata, **written})
 
 

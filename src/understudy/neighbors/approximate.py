@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import faiss
 import numpy as np
+import torch
 from jaxtyping import Float32, Int32, Int64
 
 from understudy.errors import ConfigError, ShapeError
@@ -69,8 +71,6 @@ def approximate(
         Yashunin, "Efficient and robust approximate nearest neighbor search using Hierarchical Navigable Small World
         graphs", 2016 (HNSW).
     """
-    import torch
-
     count, width = database.shape
     if count < FEWEST_ROWS:
         raise ConfigError(
@@ -169,9 +169,6 @@ class _Lists:
         return count * (24 + 8 * k) + 8 * min(count, TRAINED_ON * lists) * width + 24 * SLAB * wide + tiles
 
     def __init__(self, rows: Rows, draw: np.random.Generator) -> None:
-        import faiss
-        import torch
-
         self.rows, self.lists, self.effort = rows, int(2 * rows.count**0.5), FEWEST_LISTS
         self.title = f"IVF{self.lists}"
         trained = min(rows.count, TRAINED_ON * self.lists)
@@ -190,8 +187,6 @@ class _Lists:
 
     def nearest(self, rows: np.ndarray, lists: int) -> Int64[np.ndarray, "n lists"]:
         """The lists with the nearest centroids, nearest first."""
-        import torch
-
         numbers = np.empty((len(rows), lists), dtype=np.int64)
         for low in range(0, len(rows), QUERY_BLOCK):
             part = slice(low, low + QUERY_BLOCK)
@@ -225,8 +220,6 @@ class _Lists:
 
     def propose(self, rows: np.ndarray, count: int) -> Any:
         """See `_Index`; the rows themselves are left out."""
-        import torch
-
         searched = self.searched[rows].ravel()
         pairs = np.argsort(searched, kind="stable")
         bounds = np.searchsorted(searched[pairs], np.arange(self.lists + 1))
@@ -243,8 +236,6 @@ class _Lists:
 
     def _search_list(self, best: Any, rows: np.ndarray, queries: np.ndarray, members: np.ndarray, units: Any) -> None:
         """Merge part of one list into the best of those rows that it is searched for."""
-        import torch
-
         similarity = torch.mm(self.rows.unit(rows[queries], torch.float32), units.T)
         own = np.minimum(np.searchsorted(members, rows[queries]), len(members) - 1)
         present = np.flatnonzero(members[own] == rows[queries])
@@ -274,9 +265,6 @@ class _Links:
         return count * (width + 16 + 8 * k + 10 * LINKS) + 8 * trained * width
 
     def __init__(self, rows: Rows, draw: np.random.Generator, progress: Progress | None) -> None:
-        import faiss
-        import torch
-
         self.rows, self.effort = rows, 0
         self.index = faiss.index_factory(rows.width, self.title, faiss.METRIC_INNER_PRODUCT)
         trained = min(rows.count, TRAINED_ON * int(2 * rows.count**0.5))
@@ -303,9 +291,6 @@ class _Links:
 
     def propose(self, rows: np.ndarray, count: int) -> Any:
         """See `_Index`."""
-        import faiss
-        import torch
-
         depth = faiss.SearchParametersHNSW(efSearch=self.effort)
         queries = self.rows.unit(rows, torch.float32).numpy()
         return torch.from_numpy(self.index.search(queries, count + 1, params=depth)[1])

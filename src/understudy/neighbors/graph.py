@@ -14,7 +14,6 @@ from jaxtyping import Int32
 
 from understudy.artifacts import ALONE, Store, Writers, atomic, blocks_of, lock, sweep
 from understudy.errors import ConfigError, StoreError
-from understudy.neighbors.approximate import approximate
 from understudy.neighbors.search import Progress, Rows, search
 from understudy.neighbors.settings import NeighborSettings
 
@@ -120,6 +119,8 @@ class _Build:
         Raises:
             StoreError: too few of the true neighbors were found.
         """
+        from understudy.neighbors.approximate import approximate
+
         if not self.writers.main:
             return {}, iter(())
         indices, _, measured = approximate(

@@ -16,9 +16,7 @@ from understudy.errors import DataError, MissingDependency
 
 Result = TypeVar("Result")
 
-PAUSES = (1.0, 4.0, 15.0)
-"""Seconds before a failed request is made again, and again."""
-
+PAUSES = (1.0, 4.0, 15.0)  # seconds before a failed request is made again, and again
 VERSIONS = (
     "sha256", "blob_id", "ETag", "etag", "md5Hash", "content_md5", "mtime", "last_modified", "LastModified", "created"
 )  # fmt: skip

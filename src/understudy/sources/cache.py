@@ -15,23 +15,16 @@ import pyarrow as pa
 from understudy.artifacts import atomic, fingerprint
 from understudy.errors import ConfigError, DataError, StoreError
 
-CACHE_GB = 50.0
-"""Gigabytes of row groups kept on disk unless UNDERSTUDY_CACHE_GB says otherwise."""
-
-LOCKS = 64
-"""Files that processes lock while they fetch; two row groups may share one and then wait for each other."""
-
-ABANDONED_SECONDS = 3600
-"""Age at which an unfinished file belongs to a process that was killed."""
+CACHE_GB = 50.0  # gigabytes of row groups kept on disk unless UNDERSTUDY_CACHE_GB says otherwise
+LOCKS = 64  # files that processes lock while they fetch; two row groups may share one and then wait for each other
+ABANDONED_SECONDS = 3600  # age at which an unfinished file belongs to a process that was killed
 
 
 @dataclass(frozen=True)
 class Cache:
-    """Row groups on this machine's disk; the least recently used make room for new ones. Many processes share it.
+    """Row groups on this machine's disk, in one folder; the least recently used make room for new ones.
 
-    Args:
-        folder: of one file a row group.
-        most: bytes kept, over all data sets; the newest row group stays whatever its size.
+    Many processes share it. It keeps at most so many bytes, over all data sets; the newest row group always stays.
     """
 
     folder: Path

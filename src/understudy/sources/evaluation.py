@@ -80,15 +80,12 @@ def _with_same_classes(train: Source, test: Source, spec: str) -> tuple[Source, 
                 "(CLASS/IMAGE), from a column called label, from .cls or .json members of tar shards, or from the "
                 "data set itself."
             )
-    train_names, test_names = train.class_names, test.class_names
-    assert train_names is not None
-    assert test_names is not None
+    train_names, test_names = train.class_names or [], test.class_names or []
     if train_names == test_names:
         return train, test
     assert test.labels is not None
     used = {test_names[number] for number in np.unique(test.labels).tolist()}
-    unknown = sorted(used - set(train_names))
-    if unknown:
+    if unknown := sorted(used - set(train_names)):
         raise DataError(
             f"{len(unknown)} of {len(used)} test classes are not among the {len(train_names)} training classes of "
             f"{spec}, e.g. '{unknown[0]}'. Training classes: {', '.join(train_names[:8])}, ..."

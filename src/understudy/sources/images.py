@@ -19,11 +19,8 @@ Labels = tuple[np.ndarray, list[str]]
 LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class")
 """Names under which data sets keep one class per image."""
 
-LONGEST = 65_536
-"""Bytes of a path, more than any system allows."""
-
-FRESH_NAMES = 65_536
-"""Names that may be Python objects at once while a listing is made."""
+LONGEST = 65_536  # bytes of a path, more than any system allows
+FRESH_NAMES = 65_536  # names that may be Python objects at once while a listing is made
 
 
 @runtime_checkable

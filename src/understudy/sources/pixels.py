@@ -24,8 +24,7 @@ from understudy.sources.formats.parquet import ROW_GROUP_CACHE, ParquetImages
 from understudy.sources.images import Labels
 from understudy.sources.source import Source
 
-SMALL = 64
-"""Longest side in pixels at which an image is kept decoded: there, decoding costs more than reading 12 KiB."""
+SMALL = 64  # longest side in pixels at which an image is kept decoded: there, decoding costs more than reading 12 KiB
 
 Progress = Callable[[int, int, str], None]
 
@@ -51,10 +50,7 @@ class PixelMap(ArrayImages):
 class UnpackedImages:
     """The encoded bytes of another source in one plain file, mapped into memory: one seek an image, whatever the order.
 
-    Args:
-        path: the bytes of all images after each other.
-        offsets: (N + 1,) int64, where each image begins and ends.
-        origin: the source they come from, for names and labels.
+    Offsets (N + 1,) int64 say where each begins and ends; names and labels stay with that source.
     """
 
     def __init__(self, path: Path, offsets: np.ndarray, origin: Source) -> None:

@@ -176,9 +176,8 @@ def _images(spec: str, listings: Path | None) -> Images:
 
 def _glob(spec: str, path: Path, listings: Path | None) -> Images:
     """The images of files that match a pattern."""
-    files = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
+    files, kinds = sorted(map(Path, glob.glob(str(path), recursive=True))), holders()
     endings = {file.suffix for file in files}
-    kinds = holders()
     if len(endings) != 1 or not endings <= kinds.keys():
         matches = f"{files[0]} and {len(files) - 1} more" if files else "nothing"
         raise DataError(f"The pattern {spec} must match files of one kind, {', '.join(kinds)}; it matches {matches}.")

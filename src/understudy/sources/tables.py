@@ -16,7 +16,7 @@ from understudy.sources.images import LABEL_COLUMNS, Labels, class_columns, numb
 
 
 class TableImages:
-    """Rows of several files with one schema, each file in parts that are read at once.
+    """Rows of several files with one schema, after each other, each file in parts that are read at once.
 
     Subclasses say how an image and a whole column are read: `read` and `_values`.
 
@@ -89,13 +89,8 @@ def image_column(schema: pa.Schema, file: str) -> str:
     Raises:
         DataError: there is none, or several of which none is called "image".
     """
-    structs = [
-        field.name
-        for field in schema
-        if pa.types.is_struct(field.type)
-        and field.type.get_field_index("bytes") >= 0
-        and _is_binary(field.type.field("bytes").type)
-    ]
+    leaves = ((field.name, leaf) for field in schema if pa.types.is_struct(field.type) for leaf in field.type)
+    structs = [name for name, leaf in leaves if leaf.name == "bytes" and _is_binary(leaf.type)]
     candidates = structs or [field.name for field in schema if _is_binary(field.type)]
     declared = [name for name, feature in _features(schema).items() if feature.get("_type") == "Image"]
     candidates = [name for name in declared if name in candidates] or candidates

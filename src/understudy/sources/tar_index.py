@@ -16,18 +16,14 @@ from understudy.errors import DataError
 from understudy.sources.decode import EXTENSIONS
 from understudy.sources.images import LABEL_COLUMNS, Names
 
-BLOCK = 512
-"""Bytes of a tar header; members begin at multiples of it."""
-
+BLOCK = 512  # bytes of a tar header; members begin at multiples of it
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"(\xb5": "zstd"}
 """First bytes of what is often called .tar as well."""
 
 DAMAGED, LINK = -1, -2
 """In the place of a size: a header that cannot be read, and a link or sparse file instead of an image."""
 
-NO_LABEL, CLS, JSON = 0, 1, 2
-"""Kinds of the member that holds a sample's label."""
-
+NO_LABEL, CLS, JSON = 0, 1, 2  # kinds of the member that holds a sample's label
 COLUMNS = {"shard": "i", "at": "q", "size": "q", "label_at": "q", "label_size": "i", "label_kind": "b"}
 """Columns of an index beside `name`, with the type of each."""
 

@@ -41,15 +41,11 @@ from understudy.views.resize import enlarge_lines
 TRIES = 10
 AREA, ASPECT = slice(0, TRIES), slice(TRIES, 2 * TRIES)
 TOP, LEFT, FLIP, JITTER, BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER, GRAY, SIGMA = range(20, 31)
-COLUMNS = 31
-"""P, the numbers in a view row."""
-
+COLUMNS = 31  # P, the numbers in a view row
 ORDERS = np.array(list(itertools.permutations(range(4))))
 """(24, 4): in which order brightness (0), contrast (1), saturation (2) and hue (3) are jittered."""
 
-ASPECTS = (3 / 4, 4 / 3)
-"""Narrowest and widest crop, the same in every published recipe."""
-
+ASPECTS = (3 / 4, 4 / 3)  # narrowest and widest crop, the same in every published recipe
 BLUR_TAPS = 23
 """Width of the blur kernel: SimCLR's tenth of 224 pixels. The sigma of MoCo-v2 is in pixels whatever the image, so the
 kernel is the same at other sizes: 5.5 sigma to each side at sigma 2, cut only where the image is narrower."""

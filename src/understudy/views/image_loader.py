@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from understudy.errors import UnreadableImage
 from understudy.sources.source import Source
@@ -51,9 +49,6 @@ class ImageLoader:
     def __iter__(self) -> Generator[tuple[np.ndarray, Tensor, Skipped]]:
         return results(self._reader, self._jobs, self.workers)
 
-
-@dataclass
-class _CenterReader(Dataset[tuple[np.ndarray, Tensor, Skipped]]):
     """Turns a range of positions into pixels."""
 
     source: Source

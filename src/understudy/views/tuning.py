@@ -15,14 +15,9 @@ from understudy.sources.formats.npy import ArrayImages
 from understudy.sources.pixels import SMALL
 from understudy.sources.source import Source
 
-PREFETCH = 4
-"""Batches that each worker prepares ahead where nothing was measured."""
-
-MAX_PREFETCH = 8
-"""No more than these: workers that do not keep up are not helped by a longer queue."""
-
-TRIALS = 4
-"""Measurements of each kind, the first of which warms up and does not count."""
+PREFETCH = 4  # batches that each worker prepares ahead where nothing was measured
+MAX_PREFETCH = 8  # no more than these: workers that do not keep up are not helped by a longer queue
+TRIALS = 4  # measurements of each kind, the first of which warms up and does not count
 
 
 def max_workers(source: Source, world: int = 1) -> int:

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from understudy.models.contract import Contract
 
 
-PUBLISHED = "pretrained"
-"""Stands in a spec in the place of a file: the weights that the library publishes."""
+PUBLISHED = "pretrained"  # stands in a spec in the place of a file: the weights that the library publishes
 
 
 @dataclass(frozen=True)

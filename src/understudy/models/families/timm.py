@@ -12,8 +12,7 @@ from understudy.models.families import BuiltNetwork, Family, Request, closest
 if TYPE_CHECKING:
     from torch import nn
 
-TRIALS = 3
-"""Times that a hub is asked, a second apart, before it counts as out of reach."""
+TRIALS = 3  # times that a hub is asked, a second apart, before it counts as out of reach
 
 
 class Timm(Family):

@@ -28,14 +28,9 @@ from understudy.sources.formats.parquet import RowGroupImages, encoded, leaf_of
 from understudy.sources.images import Images
 from understudy.sources.splits import example_of, several_splits
 
-THREADS = 16
-"""Requests at once while a listing is made: each waits for the network most of its time."""
-
-TAIL = 2**16
-"""Bytes asked for at the end of a file, in which most footers lie whole."""
-
-MAPPED = 8
-"""Row groups that one process holds mapped; their room on the disk is not free before it lets them go."""
+THREADS = 16  # requests at once while a listing is made: each waits for the network most of its time
+TAIL = 2**16  # bytes asked for at the end of a file, in which most footers lie whole
+MAPPED = 8  # row groups that one process holds mapped; their room on the disk is not free before it lets them go
 
 
 class RemoteImages(RowGroupImages):
@@ -48,7 +43,7 @@ class RemoteImages(RowGroupImages):
         shards: with one schema; their rows follow each other.
 
     Raises:
-        DataError: a file cannot be reached or is no parquet file; no column of images, or several.
+        DataError: a file cannot be reached or is no parquet file, or as for `TableImages`.
     """
 
     def __init__(self, url: str, shards: Sequence[Shard]) -> None:
@@ -110,9 +105,7 @@ class RemoteImages(RowGroupImages):
         """A parquet file of which only one column of one row group is there, fetched by one request."""
         footer, shard = self._footer(number), self.shards[number]
         about = footer.row_group(inner).column(leaf_of(footer, column))
-        start = about.data_page_offset
-        if about.has_dictionary_page:
-            start = min(start, about.dictionary_page_offset)
+        start = min(about.data_page_offset, about.dictionary_page_offset or about.data_page_offset)
         content = self._fetch(shard, start, start + about.total_compressed_size)
         return pq.ParquetFile(_Window(shard.size, start, content), metadata=footer, pre_buffer=False)
 

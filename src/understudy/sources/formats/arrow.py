@@ -19,13 +19,10 @@ from understudy.sources.tables import TableImages, image_column
 
 
 class ArrowImages(TableImages):
-    """Images inside memory-mapped Arrow files: rows are reached directly, and only what is read is loaded.
-
-    Args:
-        files: Arrow files (streams, or files with a footer) with one schema; their rows follow each other.
+    """Images inside memory-mapped Arrow files (streams, or with a footer): only what is read is loaded.
 
     Raises:
-        DataError: a file cannot be read, or has no column of images, or several; the sentence lists the columns.
+        DataError: a file cannot be read, or as for `TableImages`.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:

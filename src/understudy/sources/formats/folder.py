@@ -131,11 +131,9 @@ class FolderImages:
 
     def read(self, row: int) -> Image.Image:
         """See `Images`."""
-        path = os.path.join(self.root, self.paths[row].as_py())
-        shown = os.fsdecode(path)
+        shown = os.fsdecode(os.path.join(self.root, self.paths[row].as_py()))
         try:
-            with open(path, "rb") as file:
-                content = file.read()
+            content = Path(shown).read_bytes()
         except OSError as error:
             raise UnreadableImage(f"{shown} cannot be opened ({error.strerror}).") from None
         return to_rgb(content, shown)

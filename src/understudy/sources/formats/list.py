@@ -17,9 +17,7 @@ from understudy.sources.formats.address import open_addresses
 from understudy.sources.formats.folder import FolderImages
 from understudy.sources.images import LABEL_COLUMNS, Images, Labels, Names, below_common, class_columns, class_folders
 
-TABLES = (".csv", ".tsv")
-"""Endings of lists that are tables with a header."""
-
+TABLES = (".csv", ".tsv")  # endings of lists that are tables with a header
 PATH_COLUMNS = ("path", "file_name", "filename", "filepath", "file", "image")
 """Names under which tables keep the paths of images."""
 
@@ -31,21 +29,15 @@ class ListedImages(FolderImages):
     """Image files named in a text file, one path a line, or in a table with a column of paths.
 
     Paths are relative to the file's folder, or absolute. Labels: the table's column of classes; without one the
-    folders, where all paths have one folder in common and lie at `CLASS/FILE` below it.
-
-    Args:
-        file: the list. Ending .csv or .tsv: a table with a header, else plain lines; empty lines are passed over.
+    folders, where all paths have one folder in common and lie at `CLASS/FILE` below it. A table (.csv, .tsv) has a
+    header; of plain lines empty ones are passed over.
 
     Raises:
         DataError: it cannot be read, names nothing, or has no column of paths.
     """
 
     def __init__(self, file: Path) -> None:
-        self._labels: Labels | None = None
-        if file.suffix in TABLES:
-            paths, self._labels = _table(file)
-        else:
-            paths = lines(file)
+        paths, self._labels = _table(file) if file.suffix in TABLES else (lines(file), None)
         endings = tuple(sorted(EXTENSIONS))
         if not any(os.fsdecode(path).lower().endswith(endings) for path in paths[:100].to_pylist()):
             first = f", the first line is '{os.fsdecode(paths[0].as_py())[:80]}'" if len(paths) else " and is empty"
@@ -58,9 +50,7 @@ class ListedImages(FolderImages):
 
     def labels(self) -> Labels | None:
         """See `Images`."""
-        if self._labels is not None:
-            return self._labels
-        return class_folders(below_common(self.paths))
+        return self._labels or class_folders(below_common(self.paths))
 
     def _states(self, paths: pa.Array) -> tuple[np.ndarray, np.ndarray]:
         """Size and time of every file, -1 for those that are not there: they are reported when they are read."""

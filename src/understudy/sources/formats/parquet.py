@@ -79,11 +79,8 @@ class ParquetImages(RowGroupImages):
     at random from a set that fits, decodes each group once. A larger set read at random should go through
     `pixels.decoded` first.
 
-    Args:
-        files: parquet files with one schema; their rows follow each other.
-
     Raises:
-        DataError: no column of images, or several; the sentence lists the columns.
+        DataError: a file cannot be read, or as for `TableImages`.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:

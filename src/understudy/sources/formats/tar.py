@@ -29,12 +29,8 @@ from understudy.sources.images import (
 )
 from understudy.sources.tar_index import LINK, NO_LABEL, index, label_text
 
-OPEN_SHARDS = 64
-"""Files that one process keeps open: far below the usual limit of 1,024."""
-
-INDEX_FORMAT = 1
-"""Of the cached index; a change makes older ones invisible."""
-
+OPEN_SHARDS = 64  # files that one process keeps open: far below the usual limit of 1,024
+INDEX_FORMAT = 1  # of the cached index; a change makes older ones invisible
 LABEL_AT = ["shard", "label_at", "label_size", "label_kind"]
 
 
@@ -44,11 +40,8 @@ class TarImages:
     Any order costs one read an image, so batches of neighbors need no reshuffling. Members that cannot be read stay in
     the listing and are reported, one by one, when they are asked for. Labels: the `.cls` member (a number or a name)
     or the `.json` member of each sample; without those the folders, where all members have one folder in common (or
-    none) and lie at `CLASS/FILE` below it.
-
-    Args:
-        files: tar files; their members follow each other.
-        listings: folder for the index, made in one scan and read from there afterwards; None keeps it in memory.
+    none) and lie at `CLASS/FILE` below it. The index is made in one scan, kept in a folder (`listings`) and read from
+    there afterwards; None keeps it in memory.
 
     Raises:
         DataError: a file is compressed, or no tar file, or there is no image in any.
