@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from understudy.models.contract import Contract
-from understudy.sources.square import center
+from understudy.sources.decode import center
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])

@@ -28,7 +28,7 @@ from understudy.sources.evaluation import open_evaluation
 from understudy.sources.formats.address import RemoteImages
 from understudy.sources.pixels import PixelMap, decoded
 from understudy.sources.source import Source, open_source
-from understudy.views.image_loader import ImageLoader
+from understudy.views.loader import ImageLoader
 
 
 class Elsewhere(MemoryFileSystem):

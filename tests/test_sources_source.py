@@ -18,8 +18,7 @@ from PIL import Image
 from understudy.errors import ConfigError, DataError, UnreadableImage
 from understudy.sources.evaluation import open_evaluation
 from understudy.sources.formats.folder import FolderImages
-from understudy.sources.listing import read_listing, write_listing
-from understudy.sources.source import Source, open_source
+from understudy.sources.source import Source, open_source, read_listing, write_listing
 
 
 def color(number: int) -> np.ndarray:

@@ -24,8 +24,7 @@ from understudy.sources import tar_index
 from understudy.sources.evaluation import open_evaluation
 from understudy.sources.formats import tar
 from understudy.sources.formats.tar import TarImages
-from understudy.sources.listing import read_listing, write_listing
-from understudy.sources.source import open_source
+from understudy.sources.source import open_source, read_listing, write_listing
 
 
 def pack(path: Path, members: Iterable[tuple[str, bytes]], form: int = tarfile.USTAR_FORMAT) -> Path:

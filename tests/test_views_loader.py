@@ -11,13 +11,12 @@ import torch
 from PIL import Image
 
 from understudy.errors import ConfigError
+from understudy.sources.decode import center
 from understudy.sources.pixels import PixelMap, decoded
 from understudy.sources.source import Source, open_source
-from understudy.sources.square import center
 from understudy.views.augmentation import RECIPES, SIGMA, draw, geometry, photometry
 from understudy.views.batches import NeighborBatches
-from understudy.views.image_loader import ImageLoader
-from understudy.views.loader import Loader, Reading, Share
+from understudy.views.loader import ImageLoader, Loader, Reading, Share
 from understudy.views.reader import ImageBatch, TeacherInput, Views
 
 MOCO = RECIPES["moco-v2"]

@@ -15,8 +15,7 @@ from test_views_loader import all_equal, loader_of, noise, photographs
 from understudy.sources.source import Source, open_source
 from understudy.views import loader as loader_module
 from understudy.views import tuning
-from understudy.views.image_loader import ImageLoader
-from understudy.views.loader import Reading
+from understudy.views.loader import ImageLoader, Reading
 from understudy.views.reader import TeacherInput, ViewReader
 from understudy.views.tuning import (
     available_shared_memory,

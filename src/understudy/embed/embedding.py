@@ -22,9 +22,8 @@ from understudy.embed.blocks import Block, merge, storable, take_back
 from understudy.errors import ConfigError, DataError, ModelError, StoreError
 from understudy.models.malloc import keep_freed_memory
 from understudy.models.sharded import collective_calls
-from understudy.sources.listing import read_listing, write_listing
-from understudy.sources.source import Source
-from understudy.views.image_loader import ImageLoader
+from understudy.sources.source import Source, read_listing, write_listing
+from understudy.views.loader import ImageLoader
 from understudy.views.reader import Skipped
 
 if TYPE_CHECKING:

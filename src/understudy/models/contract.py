@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from understudy.errors import ModelError, ShapeError
 from understudy.settings import nearest
-from understudy.sources.square import RESAMPLING, center
+from understudy.sources.decode import RESAMPLING, center
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -1,4 +1,6 @@
-"""Whatever an image file holds, as 8-bit RGB; what cannot be decoded becomes `UnreadableImage`, never a crash.
+"""Whatever an image file holds, as 8-bit RGB, and its center square; what cannot be decoded is never a crash.
+
+It becomes `UnreadableImage`.
 
 Differs from torchvision's loader (`Image.convert("RGB")`), which turns 16-bit grayscale almost white, drops alpha so
 that the colors hidden under transparent pixels appear, and leaves photographs lying on their side.
@@ -22,6 +24,9 @@ EXTENSIONS = frozenset(
 """File names taken for images, in any case of letters."""
 
 _ALPHA = frozenset(("RGBA", "LA", "PA", "La", "RGBa"))
+
+RESAMPLING = {name: Image.Resampling[name.upper()] for name in ("nearest", "bilinear", "bicubic", "lanczos")}
+"""What interpolations are called, and what PIL calls them."""
 
 
 def to_rgb(data: bytes | memoryview | Image.Image, name: str | Callable[[], str] = "the image") -> Image.Image:
@@ -104,3 +109,23 @@ def _eight_bit_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
+
+
+def center(image: Image.Image, size: int, crop: float, interpolation: str) -> Image.Image:
+    """Evaluation geometry: the shorter side to round(size / crop), then the size x size square in the middle.
+
+    Args:
+        image: RGB.
+        size: side of the result in pixels.
+        crop: share of the resized shorter side that is kept.
+        interpolation: a key of `RESAMPLING`, antialiased as in PIL.
+    """
+    width, height = image.size
+    short = round(size / crop)
+    if min(width, height) != short:
+        shape = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+        image = image.resize(shape, RESAMPLING[interpolation])
+    if image.size == (size, size):
+        return image
+    left, top = (round((side - size) / 2) for side in image.size)
+    return image.crop((left, top, left + size, top + size))

@@ -13,7 +13,7 @@ from understudy.models.contract import Contract
 from understudy.models.teacher import Teacher
 from understudy.sources.source import Source
 from understudy.train.signals import Probe
-from understudy.views.image_loader import ImageLoader
+from understudy.views.loader import ImageLoader
 
 TEST_IMAGES, BANK_IMAGES = 512, 2048
 """Held-out images and labeled training images at most: small enough to cost seconds a run."""

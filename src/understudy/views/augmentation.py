@@ -35,7 +35,7 @@ from torch.nn import functional as F
 from understudy.errors import ConfigError
 from understudy.philox import VIEWS, random_words, uniforms
 from understudy.settings import nearest
-from understudy.sources.square import RESAMPLING, center
+from understudy.sources.decode import RESAMPLING, center
 from understudy.views.resize import enlarge_lines
 
 TRIES = 10

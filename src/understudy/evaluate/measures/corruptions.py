@@ -23,10 +23,9 @@ from scipy import ndimage
 from understudy.artifacts import fingerprint
 from understudy.errors import ConfigError, DataError
 from understudy.settings import nearest
-from understudy.sources.decode import EXTENSIONS
+from understudy.sources.decode import EXTENSIONS, center
 from understudy.sources.images import Labels
 from understudy.sources.source import Source
-from understudy.sources.square import center
 
 SMALL = 64
 

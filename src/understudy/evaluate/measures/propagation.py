@@ -18,7 +18,7 @@ from understudy.evaluate.measures.outlines import boundary_measure, jaccard
 from understudy.models.contract import Contract
 from understudy.models.dense import DenseFeatures, dense_features
 from understudy.models.outputs import patch_size
-from understudy.sources.square import RESAMPLING
+from understudy.sources.decode import RESAMPLING
 
 SHORT, UNIT = 480, 64
 TOP, RADIUS, TEMPERATURE, CONTEXT = 5, 12, 0.1, 7

@@ -21,7 +21,7 @@ from understudy.models.contract import Contract
 from understudy.models.dense import DenseFeatures, dense_features
 from understudy.models.outputs import patch_size
 from understudy.philox import ANCHORS, VIEWS, permutation, random_words, uniforms
-from understudy.sources.square import RESAMPLING
+from understudy.sources.decode import RESAMPLING
 
 if TYPE_CHECKING:
     from understudy.evaluate.protocols.segmentation import SegmentationSettings

@@ -41,7 +41,7 @@ class Timm(Family):
         except ImportError:
             raise MissingDependency("timm: specs need timm: pip install timm.") from None
         from understudy.models.contract import SMALL, Contract
-        from understudy.sources.square import RESAMPLING
+        from understudy.sources.decode import RESAMPLING
 
         name, size = request.name, request.image_size
         architecture, _, tag = name.partition(".")
