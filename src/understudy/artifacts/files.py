@@ -67,12 +67,7 @@ def room_on_disk(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def sweep(folder: str | os.PathLike[str], name: str = "*") -> None:
-    """Remove what killed processes left of files that nobody else writes now.
-
-    Args:
-        folder: where `atomic` wrote.
-        name: of the file; all in the folder unless given.
-    """
+    """Remove what killed processes left where `atomic` wrote, of a file, or of all, that nobody else writes now."""
     for leftover in Path(folder).glob(f".{name}.partial"):
         leftover.unlink()
 

@@ -10,11 +10,7 @@ from typing import Any
 
 
 def fingerprint(*parts: Any) -> str:
-    """Sixteen hex digits that change when any part does.
-
-    Args:
-        *parts: bytes, arrays, or anything `json.dumps` takes; their order counts.
-    """
+    """Sixteen hex digits that change when any part, or their order, does: bytes, arrays, or what `json.dumps` takes."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         numpy = sys.modules.get("numpy")  # where it is not imported, nothing is an array, and `--help` need not wait

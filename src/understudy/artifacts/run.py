@@ -12,11 +12,7 @@ from understudy.artifacts.files import read_json
 
 
 class Run:
-    """One run folder, `runs/<id>`: where a student, its curves, its figures and its report lie.
-
-    Args:
-        folder: the run folder; it need not exist yet.
-    """
+    """One run folder, `runs/<id>`, which need not exist yet: where a student, its curves, figures and report lie."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.path = Path(folder)

@@ -50,10 +50,9 @@ class StoreKey:
 
 
 class Store:
-    """One folder of teacher embeddings and, once built, their neighbor graph.
+    """One folder of teacher embeddings, `store/<fingerprint>`, and, once built, their neighbor graph.
 
-    Args:
-        folder: `store/<fingerprint>`. It need not exist yet; `complete` says whether it can be read.
+    It need not exist yet; `complete` says whether it can be read.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:

@@ -53,11 +53,9 @@ def lock(folder: str | os.PathLike[str], *, shared: bool = False, patience: floa
 
 @dataclass(frozen=True)
 class Writers:
-    """The processes that make one result together, on one file system; this is one of them, `ALONE` the usual case.
+    """The `world` processes that make one result together, on one file system; this is one of them.
 
-    Args:
-        rank: 0 ... world - 1; rank 0 puts the parts together.
-        world: how many there are.
+    Of their ranks, 0 ... world - 1, 0 puts the parts together. `ALONE` is the usual case.
     """
 
     rank: int

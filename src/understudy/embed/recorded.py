@@ -201,9 +201,6 @@ class Recorded:
     """Which views are recorded, for any process: reading workers then do not cut them for nothing.
 
     It says no where it cannot know, as before the first flush; a yes stays true. Picklable.
-
-    Args:
-        folder: of the recorded views.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -249,12 +246,9 @@ def _path(folder: Path, number: int, kind: str = "") -> Path:
 
 
 def _mapped(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-    """A writable memory map of a file of zeros, which is made if there is none.
+    """A writable memory map of a file of zeros, which is made if there is none; refused in another shape.
 
     All of its room is taken at once: were a full disk found out by writing to the map, it would kill the process.
-
-    Raises:
-        StoreError: it has another shape, or the disk has no room for it.
     """
     if not path.exists():
         temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")

@@ -25,14 +25,7 @@ BLOCK = 65536
 
 @dataclass(frozen=True)
 class Transform:
-    """y = (x - mean) @ matrix and back, x = y @ inverse + mean.
-
-    Args:
-        name: of `TRANSFORMS`.
-        mean: (D,).
-        matrix: (D, D).
-        inverse: (D, D).
-    """
+    """One of `TRANSFORMS`: y = (x - mean) @ matrix and back, x = y @ inverse + mean."""
 
     name: str
     mean: Float64[np.ndarray, " D"]
@@ -116,12 +109,7 @@ def hadamard(order: int) -> Float64[np.ndarray, "D D"]:
 
 
 def transform_of(store: Store, name: str) -> Transform:
-    """The transform of a store, fitted once and kept in it as `transform-NAME.npz`.
-
-    Args:
-        store: complete.
-        name: of `TRANSFORMS` but "none".
-    """
+    """The transform of a complete store, of `TRANSFORMS` but "none": fitted once, then `transform-NAME.npz` in it."""
     path = store.folder / f"transform-{name}.npz"
     if not path.is_file():
         fitted = fit(store.embeddings(), name)

@@ -120,15 +120,10 @@ class Contract:
         return torch.from_numpy(np.ascontiguousarray(normalized.transpose(2, 0, 1)))
 
     def prepare(self, images: Tensor) -> Float[Tensor, "B 3 S S"]:
-        """A batch of views as the network wants it: resized only if the size differs, then normalized.
+        """(B, 3, H, W) floating point in [0, 1] -> (B, 3, S, S) as the network wants it, same type and device.
 
-        Differs from `preprocess`: no cropping, because a view is already the square the network shall see.
-
-        Args:
-            images: (B, 3, H, W) floating point in [0, 1], on any device.
-
-        Returns:
-            (B, 3, S, S), same type and device.
+        Resized only if the size differs, then normalized. Differs from `preprocess`: no cropping, because a view is
+        already the square the network shall see.
 
         Raises:
             ShapeError: not a batch of color images.

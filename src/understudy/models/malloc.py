@@ -25,9 +25,6 @@ def keep_freed_memory(device: str | torch.device) -> Iterator[None]:
     By default every tensor beyond 32 MiB is a mapping of its own: the kernel clears its pages at the first touch, every
     time, which is a third of a forward pass through a MobileNet at 224 px. The peak of memory is the same. Without
     effect on other devices, other systems, and under other allocators (jemalloc, tcmalloc), which keep memory anyway.
-
-    Args:
-        device: where the networks run.
     """
     global _depth
     library = _glibc() if torch.device(device).type == "cpu" else None

@@ -24,11 +24,8 @@ class OnnxEncoder(nn.Module):
     """Prepared images in, embeddings out; nothing in it can be trained.
 
     It follows its input: images on a CUDA device are computed there if onnxruntime can, else on the CPU with a logged
-    warning.
-
-    Args:
-        file: an ONNX file with one float32 input (batch, 3, H, W) and an output (batch, D): the one named "embedding",
-            or the only one.
+    warning. The file has one float32 input (batch, 3, H, W) and an output (batch, D): the one named "embedding", or the
+    only one.
 
     Raises:
         ModelError: the file cannot be loaded or its inputs and outputs are of another kind.

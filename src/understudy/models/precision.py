@@ -15,14 +15,9 @@ HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """The precision that a setting stands for on a device.
+    """The precision, "fp32", "tf32", "bf16" or "fp16", that one of these or "auto" stands for on a teacher's device.
 
-    Args:
-        name: "auto", "fp32", "tf32", "bf16" or "fp16". Auto is tf32 on a CUDA device that has it, fp32 elsewhere.
-        device: where the teacher will run.
-
-    Returns:
-        "fp32", "tf32", "bf16" or "fp16".
+    Auto is tf32 on a CUDA device that has it, fp32 elsewhere.
 
     Raises:
         ConfigError: tf32 on a device without it.

@@ -30,8 +30,7 @@ from understudy.models.settings import StudentSettings
 class InverseTransform(nn.Module):
     """The way back from the space that a student was trained in (`embed.transform`): x = scale * y @ matrix + mean.
 
-    Args:
-        width: D; the buffers are filled by `train` or by a state dict.
+    The buffers are filled by `train` or by a state dict.
     """
 
     matrix: Tensor
@@ -81,9 +80,7 @@ class Student(nn.Module):
     def forward(self, x: Float[Tensor, "B 3 H W"], **requested: Any) -> Float[Tensor, "B D"] | EncoderOutput:
         """What is trained: `embed` without the inverse transform; DDP sees one call, whatever is requested.
 
-        Args:
-            x: as for `embed`.
-            **requested: as for `outputs.forward_outputs`, which then says what lies under the embedding too.
+        With requests, which are those of `outputs.forward_outputs`, it says what lies under the embedding too.
         """
         if requested:
             output = forward_outputs(self.backbone, x, **requested)
@@ -109,11 +106,7 @@ def student_encoder(settings: StudentSettings) -> Encoder:
 
 
 def build_student(settings: StudentSettings, embed_dim: int) -> Student:
-    """A student to be trained.
-
-    Args:
-        settings: spec, head and what it is trained in.
-        embed_dim: D, the teacher's width.
+    """A student to be trained for a teacher that is `embed_dim` (D) wide.
 
     Raises:
         ModelError: the spec or the head cannot be built.
@@ -128,10 +121,7 @@ def build_student(settings: StudentSettings, embed_dim: int) -> Student:
 def save_student(student: Student, run: Run, metadata: Mapping[str, Any]) -> None:
     """Write the finished student: weights first, student.json last, so that its existence means training is done.
 
-    Args:
-        student: on any device; its state is saved as float tensors on the CPU.
-        run: the run folder.
-        metadata: what else student.json shall say (method, teacher, data, cost), plain JSON.
+    The metadata is what else student.json shall say (method, teacher, data, cost), plain JSON.
     """
     # A student.json left over from an earlier training must not vouch for the new weights while they are written.
     run.student_path.unlink(missing_ok=True)

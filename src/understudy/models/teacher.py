@@ -61,14 +61,7 @@ class Teacher(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Float[Tensor, "B D"]:
-        """Raw pixels -> embeddings.
-
-        Args:
-            images: (B, 3, H, W) in [0, 1], of any size: prepared by this teacher's own contract.
-
-        Returns:
-            (B, D) float32.
-        """
+        """(B, 3, H, W) in [0, 1], of any size, prepared by this teacher's own contract -> (B, D) float32."""
         return self.features(self.contract.prepare(images))
 
     # Not inference_mode: its tensors could not be saved for the student's backward pass.
@@ -85,12 +78,7 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward_outputs(self, images: Tensor, *, attention: bool = False) -> EncoderOutput:
-        """Raw pixels -> embeddings, patch tokens and, if asked for, the attention of the class token.
-
-        Args:
-            images: as for `forward`.
-            attention: see `outputs.forward_outputs`; of networks that `outputs.require_outputs` lets pass.
-        """
+        """Raw pixels, as for `forward` -> what `outputs.forward_outputs` shows of networks that it lets pass."""
         x = self.contract.prepare(images)
         with arithmetic(self.precision, x.device):
             output = forward_outputs(self.module, x, attention=attention)

@@ -36,13 +36,7 @@ def neighbor_overlap(first: np.ndarray, second: np.ndarray, ks: Sequence[int]) -
 
 
 def shared_by_image(first: np.ndarray, second: np.ndarray, k: int) -> Float64[np.ndarray, " M"]:
-    """Share of the k nearest neighbors that two searches have in common, query by query; see `neighbor_overlap`.
-
-    Args:
-        first: (M, >= k) neighbor indices, nearest first, no index twice in a row.
-        second: the same queries in another space.
-        k: size of the neighborhoods.
-    """
+    """Share of the k nearest neighbors that two searches (M, >= k) have in common, as `neighbor_overlap` by query."""
     common = np.empty(len(first), dtype=np.float64)
     for low in range(0, len(first), ROWS):
         same = first[low : low + ROWS, :k, None] == second[low : low + ROWS, None, :k]

@@ -144,11 +144,7 @@ def listing_fingerprint(names: pa.Array, sizes: np.ndarray, times: np.ndarray) -
 
 
 class JoinedImages:
-    """Several storages as one, rows of the first before those of the second.
-
-    Args:
-        parts: at least one; where they have labels, their class names are the same.
-    """
+    """One storage or several as one, after each other; where they have labels, their class names are the same."""
 
     def __init__(self, parts: Sequence[Images]) -> None:
         self.parts = tuple(parts)

@@ -131,12 +131,7 @@ class NeighborBatches:
         return self._indices(step, step + 1)[0], np.repeat(np.arange(self.bags), self.k + 1)
 
     def iterate(self, start: int = 0, end: int | None = None) -> Iterator[Batch]:
-        """The batches from step `start` to before `end`, with the view numbers that a run from step 0 gives them.
-
-        Args:
-            start: first step.
-            end: first step left out; `steps` unless given.
-        """
+        """The batches of steps `start` to before `end` (or `steps`), with the view numbers of a run from step 0."""
         end = self.steps if end is None else end
         visits = self.visits(start)
         for step in itertools.count(start) if end is None else range(start, end):

@@ -9,13 +9,9 @@ from understudy.philox import PATCH_MASKS, random_words
 
 
 def spread_evenly(count: int, share: float) -> Int[np.ndarray, " M"]:
-    """Positions of a share of a batch, spread over it: every second one for 0.5.
+    """Positions of a share, in [0, 1], of a batch of `count` images, spread over it: every second one for 0.5.
 
     Differs from a draw by its fixed number: M is share * count rounded down, on every process that holds equally many.
-
-    Args:
-        count: B.
-        share: in [0, 1].
     """
     return np.flatnonzero(np.diff(np.floor(share * np.arange(count + 1) + 1e-9)))
 

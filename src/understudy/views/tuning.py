@@ -94,13 +94,9 @@ def transfer_seconds(pixels: Tensor, device: torch.device, *, pinned_here: bool)
 
 
 def reading_advice(waiting: float, workers: int, size: int, world: int = 1) -> str | None:
-    """What to do about a training that waits for images; None where it does not.
+    """What to do about a training that waits for images for a share of its time; None where it does not.
 
-    Args:
-        waiting: share of the time that went into waiting.
-        workers: processes that read.
-        size: side of the views in pixels.
-        world: as for `max_workers`.
+    So many workers read, views are `size` pixels wide, `world` is as for `max_workers`.
     """
     if waiting <= 0.1:
         return None

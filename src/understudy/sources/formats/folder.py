@@ -21,21 +21,18 @@ from understudy.sources.splits import example_of, several_splits
 
 @dataclass(frozen=True)
 class Listing:
-    """What a folder holds.
-
-    Args:
-        names: (N,) large_binary, paths of the images below the folder.
-        sizes: (N,) int64, bytes of each; -1 for a link to nothing.
-        times: (N,) int64, modification times in nanoseconds.
-        holders: paths of files that hold many images each, by ending.
-        others: how many other files there are.
-    """
+    """What a folder holds."""
 
     names: pa.Array
+    """(N,) large_binary, paths of the images below the folder."""
     sizes: np.ndarray
+    """(N,) int64, bytes of each; -1 for a link to nothing."""
     times: np.ndarray
+    """(N,) int64, modification times in nanoseconds."""
     holders: dict[str, list[str]]
+    """Paths of files that hold many images each, by ending."""
     others: int
+    """How many other files there are."""
 
 
 def scan(root: Path) -> Listing:
@@ -109,13 +106,9 @@ def _read_folder(
 
 
 class FolderImages:
-    """Image files below a folder. Labels: the class folders, where every image lies at `CLASS/FILE`.
+    """Image files below a folder: (N,) paths, sizes in bytes and modification times in nanoseconds.
 
-    Args:
-        root: the folder.
-        names: (N,) paths below it.
-        sizes: (N,) bytes of each file.
-        times: (N,) modification times in nanoseconds.
+    Labels: the class folders, where every image lies at `CLASS/FILE`.
     """
 
     def __init__(
