@@ -9,8 +9,7 @@ import pytest
 
 from understudy.errors import ConfigError, DataError, ShapeError
 from understudy.neighbors import overlap as overlap_module
-from understudy.neighbors.overlap import neighbor_overlap
-from understudy.neighbors.vote import weighted_vote
+from understudy.neighbors.vote import neighbor_overlap, weighted_vote
 
 
 def test_vote_worked_by_hand():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from understudy.views.cutmix import cutmix
+from understudy.views.masking import cutmix
 
 
 @pytest.mark.parametrize("step", range(20))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from understudy.views.patch_masks import hidden_patches, spread_evenly
+from understudy.views.masking import hidden_patches, spread_evenly
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 """Neighbors: one cosine search for the graph, kNN scoring, retrieval and fidelity, and what is made of its answer.
 
 `search` is the exact top-k and `approximate` its counterpart for large sets. `graph` writes the neighbors of a store's
-rows to disk, `vote` turns neighbors into class predictions, `overlap` compares two neighborhoods.
+rows to disk, `vote` turns neighbors into class predictions and compares two neighborhoods.
 """

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from understudy.losses.base.similarity import column_cosine, row_cosine
 from understudy.models.student import Student
-from understudy.neighbors.overlap import neighbor_overlap
 from understudy.neighbors.search import search
-from understudy.neighbors.vote import weighted_vote
+from understudy.neighbors.vote import neighbor_overlap, weighted_vote
 
 NEIGHBORS = 10
 COLLAPSED = 1e-4

@@ -17,8 +17,7 @@ from understudy.models.outputs import EncoderOutput, patch_count
 from understudy.models.sharded import collective_calls
 from understudy.train.state import TrainState
 from understudy.views.augmentation import photometry
-from understudy.views.cutmix import cutmix
-from understudy.views.patch_masks import hidden_patches, spread_evenly
+from understudy.views.masking import cutmix, hidden_patches, spread_evenly
 from understudy.views.reader import ImageBatch
 
 

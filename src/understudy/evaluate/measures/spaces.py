@@ -17,7 +17,7 @@ from understudy.evaluate.measures.topology import IMAGES as TOPOLOGY_IMAGES
 from understudy.evaluate.measures.topology import topology_distance
 from understudy.evaluate.settings import EvaluationSettings
 from understudy.losses.base.similarity import column_cosine, row_cosine
-from understudy.neighbors.overlap import shared_by_image
+from understudy.neighbors.vote import shared_by_image
 
 KS = (1, 5, 11, 21, 31)
 TRUST_K = 10

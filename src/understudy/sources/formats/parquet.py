@@ -43,11 +43,8 @@ class RowGroupImages(TableImages):
 
         super().__init__(files, shown, tables())
         self.sizes = np.asarray(sizes, dtype=np.int64)
-
-    @property
-    def encoded_bytes(self) -> int:
+        self.encoded_bytes = sum(sizes)
         """Bytes of all images as they are encoded."""
-        return int(self.sizes.sum())
 
     def content(self, row: int) -> memoryview:
         """The encoded bytes of one image, empty when the row has none; no copy is made.
