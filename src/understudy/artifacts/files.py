@@ -13,7 +13,7 @@ from typing import Any
 
 from understudy.errors import StoreError, UnderstudyError
 
-FULL = 2**16  # A disk with fewer bytes left is full: not every library says why it could not write
+FULL = 2**16  # a disk with fewer bytes left is full: not every library says why it could not write
 UMASK = os.umask(0o022)
 os.umask(UMASK)  # it can only be read by setting it
 

@@ -16,22 +16,16 @@ class Run:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.path = Path(folder)
-        self.config_path = self.path / "config.toml"
-        """The resolved configuration, written when training starts."""
-        self.metrics_path = self.path / "metrics.jsonl"
-        """One JSON object a line, as training went."""
-        self.checkpoint_path = self.path / "checkpoint" / "latest.pt"
-        """The newest checkpoint."""
-        self.weights_path = self.path / "student.safetensors"
-        """The finished student's weights."""
+        self.config_path = self.path / "config.toml"  # the resolved configuration, written when training starts
+        self.metrics_path = self.path / "metrics.jsonl"  # one JSON object a line, as training went
+        self.checkpoint_path = self.path / "checkpoint" / "latest.pt"  # the newest checkpoint
+        self.weights_path = self.path / "student.safetensors"  # the finished student's weights
         self.student_path = self.path / "student.json"
         """What the student is (spec, head, contract, origin); written last, so it means training is done."""
-        self.evaluation_path = self.path / "evaluation.json"
-        """The measured figures."""
+        self.evaluation_path = self.path / "evaluation.json"  # the measured figures
         self.sample_path = self.path / "sample.npz"
         """Embeddings, neighbors and thumbnails of a sample of the evaluation images, for the report."""
-        self.report_path = self.path / "report.html"
-        """The page."""
+        self.report_path = self.path / "report.html"  # the page
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"

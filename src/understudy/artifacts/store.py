@@ -21,21 +21,13 @@ FORMAT = 1  # of stores and of saved students; a change makes older ones unreada
 
 @dataclass(frozen=True)
 class StoreKey:
-    """What a store depends on; a change in any part makes another store.
+    """What a store depends on; a change in any part makes another store."""
 
-    Args:
-        teacher: fingerprint of the weights, with the spec for messages.
-        preprocessing: the input contract as a plain table (size, mean, std, interpolation, crop).
-        data: fingerprint of the data listing, with spec and count for messages.
-        dtype: "float16" or "float32".
-        precision: what the teacher computed in: "fp32", "tf32", "bf16" or "fp16".
-    """
-
-    teacher: Mapping[str, Any]
-    preprocessing: Mapping[str, Any]
-    data: Mapping[str, Any]
-    dtype: str = "float16"
-    precision: str = "fp32"
+    teacher: Mapping[str, Any]  # fingerprint of the weights, with the spec for messages
+    preprocessing: Mapping[str, Any]  # the input contract as a plain table (size, mean, std, interpolation, crop)
+    data: Mapping[str, Any]  # fingerprint of the data listing, with spec and count for messages
+    dtype: str = "float16"  # "float16" or "float32"
+    precision: str = "fp32"  # what the teacher computed in: "fp32", "tf32", "bf16" or "fp16"
 
     @property
     def fingerprint(self) -> str:
@@ -57,10 +49,8 @@ class Store:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        self.manifest_path = self.folder / "manifest.json"
-        """Where the manifest is, or will be."""
-        self.listing_path = self.folder / "listing.parquet"
-        """The listing of the images behind the rows, in row order."""
+        self.manifest_path = self.folder / "manifest.json"  # where the manifest is, or will be
+        self.listing_path = self.folder / "listing.parquet"  # the listing of the images behind the rows, in row order
 
     @classmethod
     def at(cls, root: str | os.PathLike[str], key: StoreKey) -> Store:

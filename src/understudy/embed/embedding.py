@@ -59,19 +59,12 @@ class Frozen(Protocol):
 
 @dataclass(frozen=True)
 class Inference:
-    """How images go through an encoder.
+    """How images go through an encoder."""
 
-    Args:
-        device: where the encoder runs.
-        batch_size: images per forward pass.
-        workers: processes that read images; None chooses.
-        progress: called with (images done, images in all, note).
-    """
-
-    device: str | torch.device = "cpu"
-    batch_size: int = 128
-    workers: int | None = None
-    progress: Progress | None = None
+    device: str | torch.device = "cpu"  # where the encoder runs
+    batch_size: int = 128  # images per forward pass
+    workers: int | None = None  # processes that read images; None chooses
+    progress: Progress | None = None  # called with (images done, images in all, note)
 
     def batches(
         self, source: Source, contract: Contract, parts: list[range] | None = None

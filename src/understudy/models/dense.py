@@ -96,7 +96,8 @@ def dense_features(module: nn.Module, size: tuple[int, int], *, spec: str = "Thi
             set_input_size(module, size, spec)
         # A ViT's last block is read through the final norm, as DINO and DINOv2 do; a pyramid has none for its levels.
         reductions = {entry["reduction"] for entry in getattr(module, "feature_info", []) if isinstance(entry, dict)}
-        read = partial(module.forward_intermediates, norm=len(reductions) == 1, intermediates_only=True)
+        maps: Any = module.forward_intermediates
+        read = partial(maps, norm=len(reductions) == 1, intermediates_only=True)
         return DenseFeatures(module, read, size, spec, fixed=fixed)
     if isinstance(module, VisionTransformer):
         _resize_torchvision(module, size, spec)

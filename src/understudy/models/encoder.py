@@ -18,25 +18,15 @@ from understudy.models.outputs import blank_pass
 
 @dataclass
 class Encoder:
-    """A headless network, which ends in its pooled feature, and all that is known about it.
+    """A headless network, which ends in its pooled feature, and all that is known about it."""
 
-    Args:
-        module: (B, 3, S, S) prepared -> (B, F) pooled features.
-        width: F.
-        contract: what its input must look like.
-        spec: as the user wrote it.
-        architecture: the spec that builds the same module with no weights: no `@...`, no `run:`.
-        weights: one line: what was loaded, dropped, missing; "" for a random initialization.
-        fingerprint: changes with the weights or the architecture; "" for a random initialization.
-    """
-
-    module: nn.Module
-    width: int
-    contract: Contract
-    spec: str
-    architecture: str
-    weights: str
-    fingerprint: str
+    module: nn.Module  # (B, 3, S, S) prepared -> (B, F) pooled features
+    width: int  # F
+    contract: Contract  # what its input must look like
+    spec: str  # as the user wrote it
+    architecture: str  # the spec that builds the same module with no weights: no `@...`, no `run:`
+    weights: str  # one line: what was loaded, dropped, missing; "" for a random initialization
+    fingerprint: str  # changes with the weights or the architecture; "" for a random initialization
 
 
 def build_encoder(

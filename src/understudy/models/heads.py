@@ -21,17 +21,12 @@ Layer = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Head:
-    """One kind of head.
+    """One kind of head."""
 
-    Args:
-        summary: one line: its layers, and whose it is.
-        layers: (F, hidden width, D) -> its layers.
-        hidden: (F, the user's hidden width) -> the hidden width; None where the layers need none.
-    """
-
-    summary: str
-    layers: Callable[[int, int, int], list[Layer]]
+    summary: str  # one line: its layers, and whose it is
+    layers: Callable[[int, int, int], list[Layer]]  # (F, hidden width, D) -> its layers
     hidden: Callable[[int, int], int] | None = None
+    """(F, the user's hidden width) -> the hidden width; None where the layers need none."""
 
 
 def _deep(width: int, hidden: int, out: int) -> list[Layer]:

@@ -34,8 +34,7 @@ class OnnxEncoder(nn.Module):
     def __init__(self, file: str | os.PathLike[str]) -> None:
         super().__init__()
         self.file = Path(file)
-        self.tf32 = False
-        """Whether products may be TF32 on a CUDA device; set before the first pass there."""
+        self.tf32 = False  # whether products may be TF32 on a CUDA device; set before the first pass there
         if not self.file.is_file():
             raise ModelError(f"The ONNX file {self.file} does not exist. Check the path after 'onnx:'.")
         self._sessions: dict[torch.device, Any] = {}

@@ -21,18 +21,14 @@ from understudy.errors import ModelError, ShapeError, first_line
 
 @dataclass(frozen=True)
 class EncoderOutput:
-    """One forward pass of a network, with what lies under its embedding if it is a vision transformer.
+    """One forward pass of a network, with what lies under its embedding if it is a vision transformer."""
 
-    Args:
-        embedding: (B, D) what the network would have returned.
-        tokens: (B, N, F) patch tokens after the last block and the final norm, row by row of the image; class and
-            register tokens are left out. None of any other network.
-        attention: (B, H, 1 + N) how each head of the last block shares the class token's attention among itself and
-            the patches, before any dropout, at least float32; None unless asked for.
-    """
-
-    embedding: Float[Tensor, "B D"]
+    embedding: Float[Tensor, "B D"]  # (B, D) what the network would have returned
+    # (B, N, F) patch tokens after the last block and the final norm, row by row of the image; class and register tokens
+    # are left out. None of any other network.
     tokens: Float[Tensor, "B N F"] | None = None
+    # (B, H, 1 + N) how each head of the last block shares the class token's attention among itself and the patches,
+    # before any dropout, at least float32; None unless asked for.
     attention: Float[Tensor, "B H T"] | None = None
 
 

@@ -20,7 +20,7 @@ from understudy.models.outputs import EncoderOutput
 from understudy.models.precision import arithmetic
 from understudy.models.teacher import Teacher
 
-GROUPS = 8  # A part of a network with at most this share of its weights is gathered as one; a larger one, part by part
+GROUPS = 8  # a part of a network with at most this share of its weights is gathered as one; a larger one, part by part
 
 
 class ShardedTeacher(Teacher):

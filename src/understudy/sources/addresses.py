@@ -33,13 +33,10 @@ PACKAGES = {
 class Shard:
     """One parquet file somewhere else, of so many bytes."""
 
-    path: str
-    """As its file system knows it."""
-    name: str
-    """Below what was asked for."""
+    path: str  # as its file system knows it
+    name: str  # below what was asked for
     size: int
-    version: str
-    """Changes with its content, as far as the file system can tell."""
+    version: str  # changes with its content, as far as the file system can tell
 
 
 class NoParquet(DataError):

@@ -31,8 +31,7 @@ class Images(Protocol):
     picklable: files are opened on first use in each process.
     """
 
-    fingerprint: str
-    """Changes when the set of images, their order or their content (by size and time) does."""
+    fingerprint: str  # changes when the set of images, their order or their content (by size and time) does
 
     def __len__(self) -> int:
         """How many."""

@@ -56,27 +56,18 @@ CPU_VALUES = 2**21
 
 @dataclass(frozen=True)
 class Recipe:
-    """What views are drawn from.
+    """What views are drawn from."""
 
-    Args:
-        name: as in the settings.
-        scale: share of the image that a crop covers, from and to; None for the plain centered square.
-        flip: probability of a mirror image.
-        jitter: probability of color jitter.
-        strengths: of brightness, contrast and saturation (factors in [1 - s, 1 + s]) and hue (shift in [-s, s] turns).
-        gray: probability of grayscale.
-        blur: probability of Gaussian blur.
-        sigma: of the blur, from and to, in pixels.
-    """
-
-    name: str
+    name: str  # as in the settings
     scale: tuple[float, float] | None = (0.2, 1.0)
-    flip: float = 0.5
-    jitter: float = 0.0
+    """Share of the image that a crop covers, from and to; None for the plain centered square."""
+    flip: float = 0.5  # probability of a mirror image
+    jitter: float = 0.0  # probability of color jitter
     strengths: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
-    gray: float = 0.0
-    blur: float = 0.0
-    sigma: tuple[float, float] = (0.1, 2.0)
+    """Of brightness, contrast and saturation (factors in [1 - s, 1 + s]) and hue (shift in [-s, s] turns)."""
+    gray: float = 0.0  # probability of grayscale
+    blur: float = 0.0  # probability of Gaussian blur
+    sigma: tuple[float, float] = (0.1, 2.0)  # of the blur, from and to, in pixels
 
 
 _RECIPES = (

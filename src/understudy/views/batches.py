@@ -20,19 +20,12 @@ from understudy.philox import ANCHORS, NEIGHBORS, permutation, random_words
 
 @dataclass(frozen=True)
 class Batch:
-    """The global batch of one step.
+    """The global batch of one step."""
 
-    Args:
-        step: counted from 0.
-        index: (B,) int64, which images.
-        anchor: (B,) int64, which bag each belongs to; a bag is an anchor and its neighbors.
-        view: (B,) int64, how often each image was seen before: the number of its view.
-    """
-
-    step: int
-    index: Int64[np.ndarray, " B"]
-    anchor: Int64[np.ndarray, " B"]
-    view: Int64[np.ndarray, " B"]
+    step: int  # counted from 0
+    index: Int64[np.ndarray, " B"]  # (B,) int64, which images
+    anchor: Int64[np.ndarray, " B"]  # (B,) int64, which bag each belongs to; a bag is an anchor and its neighbors
+    view: Int64[np.ndarray, " B"]  # (B,) int64, how often each image was seen before: the number of its view
 
 
 class NeighborBatches:
@@ -64,8 +57,7 @@ class NeighborBatches:
             raise ConfigError(f"A batch has at least 1 image and 0 neighbors an anchor; got {batch_size} and {k}.")
         self.images, self.k, self.n, self.seed, self.graph, self.steps = images, k, n, seed, graph, steps
         self.bags = batch_size // (k + 1)
-        self.batch_size = self.bags * (k + 1)
-        """B, images per step in fact."""
+        self.batch_size = self.bags * (k + 1)  # B, images per step in fact
         if self.bags == 0:
             raise ConfigError(
                 f"A batch of {batch_size} images cannot hold an anchor and its {k} neighbors. Set --batch-size to at "

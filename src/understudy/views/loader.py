@@ -34,18 +34,13 @@ from understudy.views.workers import Workers, results
 
 @dataclass(frozen=True)
 class Reading:
-    """Who reads the batches, and for which device.
+    """Who reads the batches, and for which device."""
 
-    Args:
-        workers: processes that read, 0 for none; None measures (`tuning.needed_workers`).
-        device: where the batches go. For a GPU their pixels are copied to page-locked memory, unless it is measured,
-            with the workers, that this does not pay.
-        notify: called with a sentence once the number of workers is measured.
-    """
-
-    workers: int | None = None
+    workers: int | None = None  # processes that read, 0 for none; None measures (`tuning.needed_workers`)
+    # Where the batches go. For a GPU their pixels are copied to page-locked memory, unless it is measured, with the
+    # workers, that this does not pay.
     device: str | torch.device = "cpu"
-    notify: Callable[[str], object] | None = None
+    notify: Callable[[str], object] | None = None  # called with a sentence once the number of workers is measured
 
 
 @dataclass(frozen=True)

@@ -24,17 +24,12 @@ Skipped = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class TeacherInput:
-    """The views for a teacher whose input is not as large as the student's.
+    """The views for a teacher whose input is not as large as the student's."""
 
-    Args:
-        size: T, side of its views in pixels.
-        views: which of the V views of an image it sees.
-        recorded: called with the images' indices and a view's number for each, both (B,): which of them need no pixels.
-            None: all are cut.
-    """
-
-    size: int
-    views: tuple[int, ...]
+    size: int  # T, side of its views in pixels
+    views: tuple[int, ...]  # which of the V views of an image it sees
+    # Called with the images' indices and a view's number for each, both (B,): which of them need no pixels. None: all
+    # are cut.
     recorded: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
 
 
@@ -42,26 +37,18 @@ class TeacherInput:
 class Views:
     """What is cut from each image of a batch.
 
-    Args:
-        size: S, side of a view in pixels.
-        recipe: how views are augmented.
-        seed: of the views.
-        per_image: V, views of each image in a batch.
-        pool: how many different views an image has, used in turn; 0 for no end.
-        interpolation: of the resizing; "nearest", "bilinear", "bicubic" or "lanczos".
-        teacher: the same crops once more, at the teacher's size, where that is not S. The recipe is for the larger of
-            the two sizes; on the other the blur is narrower by their ratio.
-
     Raises:
         ConfigError: the pool has fewer views than a batch.
     """
 
-    size: int
-    recipe: Recipe
-    seed: int
-    per_image: int = 1
-    pool: int = 0
-    interpolation: str = "bilinear"
+    size: int  # S, side of a view in pixels
+    recipe: Recipe  # how views are augmented
+    seed: int  # of the views
+    per_image: int = 1  # V, views of each image in a batch
+    pool: int = 0  # how many different views an image has, used in turn; 0 for no end
+    interpolation: str = "bilinear"  # of the resizing; "nearest", "bilinear", "bicubic" or "lanczos"
+    # The same crops once more, at the teacher's size, where that is not S. The recipe is for the larger of the two
+    # sizes; on the other the blur is narrower by their ratio.
     teacher: TeacherInput | None = None
 
     def __post_init__(self) -> None:
@@ -82,35 +69,24 @@ class Views:
 class TeacherViews:
     """The views of one step for the teacher, at its own size, before photometry, with their view rows."""
 
-    place: Int64[Tensor, " n"]
-    """Which of the teacher's views these are, counted view by view: i is image i % B."""
+    place: Int64[Tensor, " n"]  # which of the teacher's views these are, counted view by view: i is image i % B
     pixels: UInt8[Tensor, "n 3 T T"]
     rows: Float64[Tensor, "n 31"]
 
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Views of the images of one step, on this process.
+    """Views of the images of one step, on this process."""
 
-    Args:
-        step: counted from 0.
-        index: (B,) int64 on the CPU, which images of the source.
-        anchor: (B,) int64, the bag of each in the global batch.
-        view: (V, B) int64, the number of each view.
-        pixels: (V, B, 3, S, S) uint8, V views of each image, before photometry.
-        rows: (V, B, P) float64, their view rows; `augmentation.photometry` wants them on the CPU.
-        skipped: images that could not be read; they are in none of the above.
-        teacher: views at the teacher's size, where it has one of its own.
-    """
-
-    step: int
-    index: Int64[Tensor, " B"]
-    anchor: Int64[Tensor, " B"]
-    view: Int64[Tensor, "V B"]
-    pixels: UInt8[Tensor, "V B 3 S S"]
+    step: int  # counted from 0
+    index: Int64[Tensor, " B"]  # (B,) int64 on the CPU, which images of the source
+    anchor: Int64[Tensor, " B"]  # (B,) int64, the bag of each in the global batch
+    view: Int64[Tensor, "V B"]  # (V, B) int64, the number of each view
+    pixels: UInt8[Tensor, "V B 3 S S"]  # (V, B, 3, S, S) uint8, V views of each image, before photometry
     rows: Float64[Tensor, "V B 31"]
-    skipped: Skipped
-    teacher: TeacherViews | None = None
+    """(V, B, P) float64, their view rows; `augmentation.photometry` wants them on the CPU."""
+    skipped: Skipped  # images that could not be read; they are in none of the above
+    teacher: TeacherViews | None = None  # views at the teacher's size, where it has one of its own
 
     def pin_memory(self) -> ImageBatch:
         """The same with the pixels in page-locked memory, so that copying them to a GPU does not wait."""

@@ -26,17 +26,11 @@ PUBLISHED = "pretrained"  # stands in a spec in the place of a file: the weights
 
 @dataclass(frozen=True)
 class Request:
-    """A spec, taken apart, and what is asked of the network; the rest is as in `build_encoder`.
+    """A spec, taken apart, and what is asked of the network; the rest is as in `build_encoder`."""
 
-    Args:
-        spec: as written.
-        name: between the prefix and `@`.
-        file: the local weight file after `@`, or None.
-    """
-
-    spec: str
-    name: str
-    file: str | None
+    spec: str  # as written
+    name: str  # between the prefix and `@`
+    file: str | None  # the local weight file after `@`, or None
     pretrained: bool
     image_size: int | None
     mean: Sequence[float] | None = None
@@ -70,42 +64,28 @@ class Request:
 
 @dataclass
 class BuiltNetwork:
-    """What a family builds; `Encoder` is this with the user's overrides and all that follows from it.
+    """What a family builds; `Encoder` is this with the user's overrides and all that follows from it."""
 
-    Args:
-        module: (B, 3, S, S) prepared -> (B, F) pooled features, on the CPU.
-        contract: the network's own.
-        weights: one line: what was loaded, dropped, missing; "" for a random initialization.
-        architecture: the spec that builds the module without weights, if it is not the request's own.
-        fingerprint: of a network whose parameters cannot be read.
-    """
-
-    module: nn.Module
-    contract: Contract
-    weights: str = ""
-    architecture: str | None = None
-    fingerprint: str | None = None
+    module: nn.Module  # (B, 3, S, S) prepared -> (B, F) pooled features, on the CPU
+    contract: Contract  # the network's own
+    weights: str = ""  # one line: what was loaded, dropped, missing; "" for a random initialization
+    architecture: str | None = None  # the spec that builds the module without weights, if it is not the request's own
+    fingerprint: str | None = None  # of a network whose parameters cannot be read
 
 
 class Family(ABC):
     """The networks behind one prefix."""
 
-    name: ClassVar[str]
-    """The prefix."""
-    form: ClassVar[str]
-    """A spec as documentation shows it."""
-    summary: ClassVar[str]
-    """One line: what it stands for."""
-    paper: ClassVar[str] = ""
-    """BibTeX of the library that has the networks; "" where there is none."""
+    name: ClassVar[str]  # the prefix
+    form: ClassVar[str]  # a spec as documentation shows it
+    summary: ClassVar[str]  # one line: what it stands for
+    paper: ClassVar[str] = ""  # BibTeX of the library that has the networks; "" where there is none
     takes_file: ClassVar[bool] = True
     """Whether `@FILE` may follow. Otherwise what follows the prefix is a path and may itself contain "@"."""
     publishes_weights: ClassVar[bool] = False
     """Whether the library has weights, for a teacher without `@FILE` and for `@pretrained`."""
-    trainable: ClassVar[bool] = True
-    """Whether it can be a student."""
-    names_architecture: ClassVar[bool] = False
-    """Whether the name tells the architecture, whose paper is then cited."""
+    trainable: ClassVar[bool] = True  # whether it can be a student
+    names_architecture: ClassVar[bool] = False  # whether the name tells the architecture, whose paper is then cited
 
     @staticmethod
     @abstractmethod

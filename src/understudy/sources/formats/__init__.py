@@ -13,22 +13,16 @@ from understudy.sources.images import Images
 class Format:
     """One way to store images. A spec belongs to the first format that accepts it, a file to that with its ending."""
 
-    name: ClassVar[str]
-    """As in the registry."""
-    form: ClassVar[str]
-    """How a spec is written, for messages and tables."""
-    summary: ClassVar[str]
-    """One line."""
-    prefix: ClassVar[str] = ""
-    """The word before the colon of a spec; "" for formats of files and folders."""
-    endings: ClassVar[tuple[str, ...]] = ()
-    """Endings of its files."""
+    name: ClassVar[str]  # as in the registry
+    form: ClassVar[str]  # how a spec is written, for messages and tables
+    summary: ClassVar[str]  # one line
+    prefix: ClassVar[str] = ""  # the word before the colon of a spec; "" for formats of files and folders
+    endings: ClassVar[tuple[str, ...]] = ()  # endings of its files
     rejected_endings: ClassVar[tuple[str, ...]] = ()
     """Endings of files that it opens only to say why it cannot read them."""
     files_title: ClassVar[str] = ""
     """What to call its files where each holds many images, e.g. "tar shards"; "" where they do not."""
-    remote: ClassVar[bool] = False
-    """Whether the images are not on this machine."""
+    remote: ClassVar[bool] = False  # whether the images are not on this machine
 
     @classmethod
     def accepts(cls, spec: str) -> bool:

@@ -23,16 +23,11 @@ from understudy.sources.splits import example_of, several_splits
 class Listing:
     """What a folder holds."""
 
-    names: pa.Array
-    """(N,) large_binary, paths of the images below the folder."""
-    sizes: np.ndarray
-    """(N,) int64, bytes of each; -1 for a link to nothing."""
-    times: np.ndarray
-    """(N,) int64, modification times in nanoseconds."""
-    holders: dict[str, list[str]]
-    """Paths of files that hold many images each, by ending."""
-    others: int
-    """How many other files there are."""
+    names: pa.Array  # (N,) large_binary, paths of the images below the folder
+    sizes: np.ndarray  # (N,) int64, bytes of each; -1 for a link to nothing
+    times: np.ndarray  # (N,) int64, modification times in nanoseconds
+    holders: dict[str, list[str]]  # paths of files that hold many images each, by ending
+    others: int  # how many other files there are
 
 
 def scan(root: Path) -> Listing:

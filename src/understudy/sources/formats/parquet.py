@@ -43,8 +43,7 @@ class RowGroupImages(TableImages):
 
         super().__init__(files, shown, tables())
         self.sizes = np.asarray(sizes, dtype=np.int64)
-        self.encoded_bytes = sum(sizes)
-        """Bytes of all images as they are encoded."""
+        self.encoded_bytes = sum(sizes)  # bytes of all images as they are encoded
 
     def content(self, row: int) -> memoryview:
         """The encoded bytes of one image, empty when the row has none; no copy is made.
