@@ -83,8 +83,7 @@ class Contract:
         Raises:
             ModelError: a key is missing or a value cannot be used.
         """
-        missing = [name for name in ("size", "mean", "std") if name not in table]
-        if missing:
+        if missing := [name for name in ("size", "mean", "std") if name not in table]:
             raise ModelError(f"An input contract needs size, mean, std; {', '.join(missing)} missing in {dict(table)}.")
         size = table["size"]
         if isinstance(size, list | tuple):

@@ -98,8 +98,7 @@ def build_head(width: int, out: int, kind: str = "auto", hidden: int = 2048) -> 
 
 def head_multiply_adds(table: Mapping[str, Any]) -> int | None:
     """Multiply-adds of a head for one image, from its table; None for a kind unknown here."""
-    head = HEADS.get(table.get("kind", ""))
-    if head is None:
+    if (head := HEADS.get(table.get("kind", ""))) is None:
         return None
     layers = head.layers(table["width"], table["hidden"] or 0, table["out"])
     return sum(int(arguments[0] * arguments[1]) for name, *arguments in layers if name == "Linear")

@@ -88,8 +88,7 @@ class OnnxEncoder(nn.Module):
         return self._sessions[device]
 
     def _read_metadata(self, session: Any) -> dict[str, Any] | None:
-        text = session.get_modelmeta().custom_metadata_map.get(METADATA)
-        if text is None:
+        if (text := session.get_modelmeta().custom_metadata_map.get(METADATA)) is None:
             return None
         try:
             table = json.loads(text)

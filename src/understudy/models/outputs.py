@@ -33,12 +33,7 @@ class EncoderOutput:
 
 
 def require_outputs(module: nn.Module, spec: str, *, attention: bool) -> None:
-    """Refuse a network that cannot show what a method compares.
-
-    Args:
-        module: a headless network.
-        spec: how the message calls it.
-        attention: whether the method compares the attention of the class token too.
+    """Refuse a headless network that cannot show what a method compares, the class token's attention too or not.
 
     Raises:
         ModelError: not a vision transformer of timm; or its class token's attention is not one over itself and the

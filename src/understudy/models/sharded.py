@@ -33,10 +33,7 @@ class ShardedTeacher(Teacher):
     Its embeddings are those of the whole teacher: bit for bit, but for convolutional networks on CPUs, which are not
     laid out channels last here and so differ by rounding.
 
-    Args:
-        teacher: whole, on the CPU; its weights are taken out of it.
-        writers: all processes; each makes this from the same teacher.
-        device: of this process.
+    All processes make this from the same teacher, whole and on the CPU; its weights are taken out of it.
 
     Raises:
         ConfigError: there is one process only, or the device cannot gather.

@@ -171,8 +171,7 @@ def check_embeddings(embeddings: Float[Tensor, "n D"] | Float[np.ndarray, "n D"]
         ModelError: says how many rows are not finite, or how small the spread is.
     """
     rows = torch.as_tensor(embeddings).double()
-    broken = int((~rows.isfinite()).any(1).sum())
-    if broken:
+    if broken := int((~rows.isfinite()).any(1).sum()):
         raise ModelError(
             f"{spec} gives embeddings that are not finite (NaN or infinite) for {broken} of {len(rows)} images. Its "
             "weights are broken, or half precision overflows: try --teacher-precision fp32."

@@ -143,9 +143,8 @@ class _Build:
         folder = self.store.folder
         self.store.amend(graph=None)
         with atomic(folder / "graph.npy") as path, open(path, "wb") as file:
-            np.lib.format.write_array_header_1_0(
-                file, {"descr": "<i4", "fortran_order": False, "shape": (self.rows, self.settings.n)}
-            )
+            shape = (self.rows, self.settings.n)
+            np.lib.format.write_array_header_1_0(file, {"descr": "<i4", "fortran_order": False, "shape": shape})
             file.writelines(np.ascontiguousarray(part, dtype="<i4").data for part in parts)
         self.store.amend(graph=metadata | {"seconds": round(time.perf_counter() - start, 2)})
         shutil.rmtree(folder / "graph", ignore_errors=True)

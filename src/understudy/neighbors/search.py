@@ -43,12 +43,7 @@ LOWEST_KEY = -0x7F800001 << 32  # of minus infinity and no index: an empty place
 
 
 class Rows:
-    """A matrix (array or memory map) whose rows are read as unit vectors, a block at a time.
-
-    Args:
-        array: (N, D) floating point.
-        device: where blocks are put.
-        name: what the rows are, for messages.
+    """A matrix (N, D), array or memory map, whose rows, called so in messages, are unit vectors read in blocks.
 
     Raises:
         ShapeError: not a matrix of at least one row and column.

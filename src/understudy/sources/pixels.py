@@ -143,15 +143,14 @@ class _AnotherSize(Exception):
     """An image is not of the size of the first one."""
 
 
-def _write_pixels(source: Source, path: Path, shape: tuple[int, int], progress: Progress | None) -> dict[int, str]:
+def _write_pixels(source: Source, path: Path, side: tuple[int, int], progress: Progress | None) -> dict[int, str]:
     """Decode every image into one `.npy` file; returns the rows that cannot be, with the reasons."""
-    height, width = shape
+    height, width = side
     unreadable = {}
     # Written in order, not through a memory map: a full disk is then an error and not a bus fault.
     with atomic(path) as temporary, temporary.open("wb") as file:
-        np.lib.format.write_array_header_1_0(
-            file, {"descr": "|u1", "fortran_order": False, "shape": (len(source), height, width, 3)}
-        )
+        shape = (len(source), height, width, 3)
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         for i in range(len(source)):
             try:
                 image = source.read(i)

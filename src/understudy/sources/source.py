@@ -120,12 +120,11 @@ def open_source(
             `*.tsv`); a `.npy` file or an array, uint8 (N, H, W, 3), (N, H, W) or (N, 3, H, W);
             `torchvision:NAME` or `torchvision:NAME:SPLIT` below the folder in the environment variable UNDERSTUDY_DATA
             (`data` unless set); `hf:ORG/NAME` or `hf:ORG/NAME:SPLIT`, parquet of the Hugging Face hub, or the address
-            of parquet files that fsspec can reach (`s3://...`), a folder, file or glob: see `remote`; `digits`,
-            `digits:train`, `digits:test` (scikit-learn's, upscaled to 32 x 32 RGB, split
-            80 / 20).
+            of parquet files that fsspec can reach (`s3://...`), a folder, file or glob: see `formats.address`;
+            `digits`, `digits:train`, `digits:test` (scikit-learn's, upscaled to 32 x 32 RGB, split 80 / 20).
         limit: use only this many images, drawn at random by their place in the listing, always the same ones; the
-            first ones would all be of one class where folders are classes. Of images that are not on this
-            machine, whole row groups are drawn.
+            first ones would all be of one class where folders are classes. Of images that are not on this machine,
+            whole row groups are drawn.
         listings: folder where the index of tar shards is kept for later calls; in memory unless given.
 
     Raises:
@@ -167,8 +166,7 @@ def _images(spec: str, listings: Path | None) -> Images:
     if not path.exists():
         hint = " Write a range of shards as a pattern (shard-*.tar): braces mean nothing here." if "{" in spec else ""
         raise DataError(f"The data {spec} does not exist. Give {known_forms()}.{hint}")
-    file_format = format_of_file(path)
-    if file_format is None:
+    if (file_format := format_of_file(path)) is None:
         raise DataError(
             f"{spec} is not a kind of data this version reads ('{path.suffix}'). Give {known_forms()}; unpack an "
             "archive into a folder first."
@@ -195,11 +193,7 @@ def write_listing(path: str | os.PathLike[str], source: Source) -> None:
 
 
 def read_listing(path: str | os.PathLike[str], source: Source | str | os.PathLike[str]) -> Source:
-    """The images of a listing, in its order.
-
-    Args:
-        path: what `write_listing` wrote.
-        source: the source that the listing was taken from, or its spec.
+    """The images of a listing that `write_listing` made of a source (or of a spec's), in its order.
 
     Raises:
         DataError: the listing cannot be read, or the source no longer has these images under these numbers.

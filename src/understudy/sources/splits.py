@@ -17,8 +17,7 @@ def split_of(name: str) -> str:
     `train-00000-of-00005.parquet`, `train/0000.parquet`, `imagenet-train-0042.tar`, `cifar10-test.arrow`.
     """
     for part in name.split("/"):
-        match = re.search(r"(?:^|[-_])(train|validation|valid|val|test)(?=[-_.]|$)", part)
-        if match:
+        if match := re.search(r"(?:^|[-_])(train|validation|valid|val|test)(?=[-_.]|$)", part):
             return match[1]
     return ""
 

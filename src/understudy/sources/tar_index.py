@@ -76,8 +76,7 @@ def members(file: str) -> Iterator[Member]:
         at, long_name, long_size = 0, None, None
         while at + BLOCK <= end:
             header = os.pread(number, BLOCK, at)
-            size = _size(header)
-            if size is None:
+            if (size := _size(header)) is None:
                 if not header.strip(b"\0"):
                     return
                 if at == 0:

@@ -167,8 +167,7 @@ class ViewReader(Dataset[ImageBatch]):
         places, rows = [cut.images for cut in cuts], [cut.needed_rows for cut in cuts]
         pixels, one_by_one = [], []
         for i, cut in enumerate(cuts):
-            views = self._at_once(index[places[i]], rows[i], cut.size)
-            if views is None:
+            if (views := self._at_once(index[places[i]], rows[i], cut.size)) is None:
                 one_by_one.append(i)
                 # In memory as PIL has them, channels last: copying a view into place is then one plain copy.
                 views = np.empty((len(rows[i]), cut.size, cut.size, 3), np.uint8).transpose(0, 3, 1, 2)

@@ -11,10 +11,8 @@ class Onnx(Family):
 
     name = "onnx"
     form = "onnx:FILE"
-    summary = (
-        "a frozen encoder as an ONNX file, a teacher only; its input contract is in its metadata "
-        "(key `understudy.input`)"
-    )
+    summary = "a frozen encoder as an ONNX file, a teacher only; its input contract is in its metadata "
+    summary += "(key `understudy.input`)"
     takes_file = False
     trainable = False
 

@@ -41,8 +41,7 @@ class Python(Family):
             sys.path.remove(os.getcwd())
         if not isinstance(module, nn.Module):
             raise ModelError(f"{request.spec} must return a torch.nn.Module; it returned a {type(module).__name__}.")
-        own = getattr(module, "contract", None)
-        if own is None:
+        if (own := getattr(module, "contract", None)) is None:
             contract = Contract.untrained(request.image_size or 224)
         else:
             contract = own if isinstance(own, Contract) else Contract.from_table(own)

@@ -20,10 +20,8 @@ class Timm(Family):
 
     name = "timm"
     form = "timm:NAME"
-    summary = (
-        "any [timm](https://github.com/huggingface/pytorch-image-models) encoder; as a teacher with its published "
-        "weights"
-    )
+    summary = "any [timm](https://github.com/huggingface/pytorch-image-models) encoder; as a teacher with its "
+    summary += "published weights"
     paper = """@misc{wightman2019timm,
   title  = {{PyTorch} Image Models},
   author = {Wightman, Ross},

@@ -104,8 +104,7 @@ class Arrow(Format):
                 "call flatten_indices() and save it again."
             )
         files = [folder / entry["filename"] for entry in state["_data_files"]]
-        missing = [file.name for file in files if not file.is_file()]
-        if missing:
+        if missing := [file.name for file in files if not file.is_file()]:
             raise DataError(
                 f"{folder} is not complete: {len(missing)} of {len(files)} files are missing, e.g. {missing[0]}."
             )

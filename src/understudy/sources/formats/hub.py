@@ -18,9 +18,8 @@ class Hub(Format):
 
     name = "hub"
     form = "hf:ORG/NAME"
-    summary = (
-        "parquet on the Hugging Face hub, read where it is; `@REVISION` and `/FOLDER` may follow the name, and `:SPLIT`"
-    )
+    summary = "parquet on the Hugging Face hub, read where it is; `@REVISION` and `/FOLDER` may follow the name, and "
+    summary += "`:SPLIT`"
     prefix = "hf"
     remote = True
 

@@ -111,10 +111,8 @@ class List(Format):
 
     name = "list"
     form = "list:FILE"
-    summary = (
-        "`FILE.txt`: one path a line, relative to the list, of images or of files that hold many; `FILE.csv` or "
-        "`FILE.tsv` with columns `path` and `label`"
-    )
+    summary = "`FILE.txt`: one path a line, relative to the list, of images or of files that hold many; `FILE.csv` or "
+    summary += "`FILE.tsv` with columns `path` and `label`"
     prefix = "list"
     endings = (".txt", *TABLES)
 
@@ -125,15 +123,13 @@ class List(Format):
         if not file.is_file():
             raise DataError(f"The list {file} does not exist. Give a text file with one path a line.")
         ending = "" if file.suffix in TABLES else _first_ending(file)
-        kind = holders().get(ending)
-        if kind is None:
+        if (kind := holders().get(ending)) is None:
             return ListedImages(file)
         paths = [os.fsdecode(line) for line in lines(file).to_pylist()]
         if "://" in paths[0]:
             return open_addresses(paths)
         files = [file.parent / path for path in paths]
-        missing = [str(name) for name in files if not name.is_file() or name.suffix != ending]
-        if missing:
+        if missing := [str(name) for name in files if not name.is_file() or name.suffix != ending]:
             raise DataError(
                 f"{file} names {len(files)} files, and {len(missing)} of them are no {kind.files_title} that are "
                 f"there, e.g. {missing[0]}. Paths are relative to the list's own folder."

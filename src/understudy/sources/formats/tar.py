@@ -151,10 +151,8 @@ class Tar(Format):
 
     name = "tar"
     form = "*.tar"
-    summary = (
-        "WebDataset shards, uncompressed, read at random by an index made once; labels from `.cls` or `.json` members, "
-        "or class folders"
-    )
+    summary = "WebDataset shards, uncompressed, read at random by an index made once; labels from `.cls` or `.json` "
+    summary += "members, or class folders"
     endings = (".tar",)
     rejected_endings = (".tgz", ".gz", ".bz2", ".xz", ".zst")
     files_title = "tar shards"
