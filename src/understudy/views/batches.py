@@ -86,9 +86,12 @@ class NeighborBatches:
                     f"The graph holds the nearest {graph.shape[1]} neighbors, and {n} are asked for. Build it again "
                     f"with --neighbors.n {n}, or lower --neighbors.n."
                 )
-        self.steps_per_epoch = images // self.bags
-        """Steps in which every image is an anchor once, but for those dropped at the end."""
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which every image is an anchor once, but for those dropped at the end."""
+        return self.images // self.bags
 
     def steps_for(self, passes: float, *, whole_epochs: bool = False) -> int:
         """How many steps so many image passes are, rounded up.
