@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from understudy.errors import ConfigError, DataError, ShapeError
-from understudy.neighbors import overlap as overlap_module
+from understudy.neighbors import vote as vote_module
 from understudy.neighbors.vote import neighbor_overlap, weighted_vote
 
 
@@ -69,7 +69,7 @@ def test_vote_refuses_what_does_not_fit():
 
 
 def test_overlap_equals_sets(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(overlap_module, "ROWS", 64)
+    monkeypatch.setattr(vote_module, "ROWS", 64)
     draw = np.random.default_rng(0)
     first, second = (np.stack([draw.permutation(40)[:31] for _ in range(150)]).astype(np.int32) for _ in range(2))
     got = neighbor_overlap(first, second[:, :30], (1, 5, 30))
