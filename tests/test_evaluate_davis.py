@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from understudy.errors import DataError
 from understudy.evaluate.encoded_set import EncodedSet, Figures, Progress
 from understudy.evaluate.measures import propagation as module
-from understudy.evaluate.measures.outlines import boundary_measure, jaccard, outline
-from understudy.evaluate.measures.propagation import frame_size, propagate_frame
+from understudy.evaluate.measures.propagation import boundary_measure, frame_size, jaccard, outline, propagate_frame
 from understudy.evaluate.open_set import open_set
 from understudy.evaluate.protocols.davis import Davis
 from understudy.evaluate.settings import EvaluationSettings

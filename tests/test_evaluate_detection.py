@@ -16,7 +16,7 @@ from understudy.errors import DataError
 from understudy.evaluate.datasets.objects import open_objects
 from understudy.evaluate.encoded_set import EncodedSet, Figures, Progress
 from understudy.evaluate.measures import detector as module
-from understudy.evaluate.measures.coco import average_precision, outline_mask
+from understudy.evaluate.measures.detector import average_precision, outline_mask
 from understudy.evaluate.open_set import open_set
 from understudy.evaluate.protocols.detection import Detection, DetectionSettings
 from understudy.evaluate.settings import EvaluationSettings

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from understudy.errors import DataError
 from understudy.evaluate.encoded_set import EncodedSet
-from understudy.evaluate.measures import augmented as module
+from understudy.evaluate.measures import training as module
 from understudy.evaluate.protocols.linear_sgd import LinearSgd, LinearSgdSettings
 from understudy.evaluate.settings import EvaluationSettings
 from understudy.models.contract import Contract

@@ -301,7 +301,7 @@ def evaluate_stage(folder: Run, settings: RunSettings, *, quiet: bool = False) -
 
 def report_stage(folders: list[Run], out: Path | None = None, *, quiet: bool = False) -> Path:
     """Run folders to one page; that of one run is left as it is while it is newer than all it is made from."""
-    from understudy.report.freshness import is_fresh
+    from understudy.report.provenance import is_fresh
     from understudy.train.log import notify
 
     path = out or folders[0].report_path

@@ -62,10 +62,7 @@ class Embedding:
 class Labeled:
     """Checked features and labels of one encoder; see `EncodedSet.labeled`.
 
-    Args:
-        train: (N, F) features; train_labels: (N,) class ids.
-        test: (M, F) features; test_labels: (M,) class ids.
-        classes: C, one more than the largest class id there is a name or an image for.
+    `classes` is C, one more than the largest class id there is a name or an image for.
     """
 
     train: Float[np.ndarray, "N F"]
@@ -165,10 +162,9 @@ class EncodedSet:
                 missing = int((labels < 0).sum())
                 raise DataError(f"{missing} of {len(labels)} {split} images have no label. Check --eval-data.")
             check_finite(rows, f"{self.name} features of the {split} images")
-        if self.train.shape[1] != self.test.shape[1]:
-            raise ShapeError(
-                f"{self.name}: training features have width {self.train.shape[1]}, test {self.test.shape[1]}."
-            )
+        width, test_width = self.train.shape[1], self.test.shape[1]
+        if width != test_width:
+            raise ShapeError(f"{self.name}: training features have width {width}, test {test_width}.")
         present = np.unique(self.train_labels)
         if len(present) < 2:
             raise DataError(

@@ -87,10 +87,7 @@ class StudentBackbone:
 class SetFeatures:
     """One source of images encoded by every encoder, rows in the same order everywhere.
 
-    Args:
-        source: the images that could be read.
-        rows: features by name of the encoder, memory-mapped.
-        skipped: images that could not be read.
+    The source has the images that could be read, `skipped` counts the others; rows by encoder are memory-mapped.
     """
 
     source: Source

@@ -29,13 +29,9 @@ Encoders = tuple[str | None, ...]
 
 @dataclass(frozen=True)
 class MainImages:
-    """The main evaluation images.
+    """The main evaluation images: labeled ones to learn from (None without labels), and those to evaluate on.
 
-    Args:
-        train: labeled images to learn from; None without labels.
-        test: images to evaluate on.
-        spec: where they are.
-        caveats: sentences by the protocol whose figures they qualify, "" for the whole evaluation.
+    Caveats are sentences by the protocol whose figures they qualify, "" for the whole evaluation.
     """
 
     train: Source | None
@@ -75,14 +71,10 @@ def open_main_images(
 
 @dataclass(frozen=True)
 class Task:
-    """One protocol on one image set.
+    """One protocol on one image set, "" for the main one.
 
-    Args:
-        protocol: its name.
-        dataset: name of the `--on` set, "" for the main evaluation images.
-        settings: fingerprint of the encoders and of the settings that decide the figures.
-        images: fingerprint of the images.
-        fault: the sentence that says why it cannot be done at all; "" where it can.
+    Settings are a fingerprint of the encoders and of the settings that decide the figures, images one of the images; a
+    fault is the sentence that says why it cannot be done at all, "" where it can.
     """
 
     protocol: str
@@ -109,13 +101,7 @@ class Task:
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """Which protocols are asked for on which image sets.
-
-    Args:
-        main: the main evaluation images.
-        datasets: the `--on` sets that could be opened, by name.
-        tasks: all that was asked.
-    """
+    """All that was asked: the main images, the `--on` sets that could be opened, and a task a protocol and set."""
 
     main: MainImages | None
     datasets: Mapping[str, EvaluationSet]

@@ -25,13 +25,7 @@ from understudy.sources.source import Source
 
 @dataclass
 class Results:
-    """The figures of one evaluation, as they are on disk.
-
-    Args:
-        path: where evaluation.json is, or will be.
-        encoders: what figures are known by.
-        settings: of the evaluation.
-    """
+    """The figures of one evaluation, as they are on disk or will be; they are known by the encoders and settings."""
 
     path: Path
     encoders: Encoders
@@ -143,10 +137,7 @@ class Results:
 class RunResults:
     """What is asked of a run's evaluation, and what of it is on disk. Torch-free: nothing is computed.
 
-    Args:
-        plan: what is asked.
-        results: what is there.
-        sampled: whether the sample of images for the report is there.
+    `sampled` says whether the sample of images for the report is there.
     """
 
     plan: EvaluationPlan

@@ -205,10 +205,8 @@ class _Evaluation:
         if main:
             tasks.setdefault("", [])
         sources = {
-            name: self.plan.sources(name) if self._uses_images(name, of_set, main) else {}
-            for name, of_set in sorted(
-                tasks.items(), key=lambda item: bool(item[0])
-            )  # others are based on the main set
+            name: self.plan.sources(name) if self._uses_images(name, tasks[name], main) else {}
+            for name in sorted(tasks, key=bool)  # others are based on the main set
         }
         self._announce(sources, tasks)
         base: dict[str, EncodedSet] = {}
@@ -330,7 +328,7 @@ class _Evaluation:
             "train_fingerprint": train_fingerprint,
             "test_fingerprint": test_fingerprint,
             "teacher_precision": None if teacher is None else teacher.precision,
-            "on": {**before.get("on", {}), **{name: counts_of_set for name, counts_of_set in images.items() if name}},
+            "on": {**before.get("on", {}), **{name: one for name, one in images.items() if name}},
             "caveats": [] if main is None else [text for about, text in main.caveats.items() if about in ("", *tasks)],
             # Through JSON, as it will be read back: tuples become lists.
             "settings": json.loads(json.dumps(settings)),

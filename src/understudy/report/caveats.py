@@ -7,6 +7,7 @@ import numpy as np
 from understudy.report.numbers import distinguishable, interval
 from understudy.report.provenance import RunRecord
 from understudy.report.results import Results
+from understudy.report.spaces import unit
 from understudy.report.verdict import MEASURES, Measure, headline, images_tested, rivals
 
 FEW_PASSES = 50
@@ -27,16 +28,13 @@ def caveats(results: Results) -> list[str]:
 def _unmeasured(results: Results) -> list[str]:
     main, lead, sentences = results.main, headline(results), []
     if not main.student:
-        sentences.append(
-            "Training has not ended, so parameters, cost and final figures are missing. Train on: it resumes by itself."
-        )
+        sentences.append("Training has not ended, so parameters, cost and final figures are missing. Train on: it "
+                         "resumes by itself.")  # fmt: skip
     if not main.scores:
         sentences.append("Nothing has been measured on held-out images. Run `understudy evaluate` on this folder.")
     elif lead is None or not lead[0].accuracy:
-        sentences.append(
-            "No accuracy was measured: agreement with the teacher is all this page can judge by, and a student can "
-            "agree with a teacher that is bad at your task."
-        )
+        sentences.append("No accuracy was measured: agreement with the teacher is all this page can judge by, and a "
+                         "student can agree with a teacher that is bad at your task.")  # fmt: skip
     listed = main.about.get("caveats")
     return sentences + [str(caveat) for caveat in (listed if isinstance(listed, list) else ())]
 
@@ -138,8 +136,7 @@ def mean_cosine(embeddings: np.ndarray | None) -> float | None:
     """Mean cosine over all pairs of different rows of (n, D) embeddings; None without two finite rows."""
     if embeddings is None or len(embeddings) < 2 or not np.isfinite(embeddings).all():
         return None
-    rows = np.asarray(embeddings, np.float64)
-    rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    rows = unit(embeddings)
     n, total = len(rows), rows.sum(axis=0)
     return float((total @ total - (rows * rows).sum()) / (n * (n - 1)))
 

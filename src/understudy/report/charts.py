@@ -28,14 +28,10 @@ SYMBOLS = tuple(GLYPHS)
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart on the page.
+    """A chart on the page: plotly's data and layout, its content in words for those who cannot see it, and a heading.
 
-    Args:
-        figure: plotly's data and layout.
-        description: its content in words, for those who cannot see it.
-        size: class of the style sheet that gives its height: "small", "medium", "map".
-        height: in pixels, where the content decides it.
-        caption: the heading.
+    The height is that of a class of the style sheet ("small", "medium", "map"), or in pixels, where the content decides
+    it.
     """
 
     figure: Mapping[str, Any]
@@ -47,15 +43,9 @@ class Chart:
 
 @dataclass(frozen=True)
 class LegendKey:
-    """One entry of a legend, which is how its line or bar is drawn.
+    """One entry of a legend ("line", "bar" or "tick"), which is how its line or bar is drawn.
 
-    Args:
-        name: what it stands for.
-        color: of its line or bar.
-        dash: of its line, one of `DASHES`.
-        symbol: of the marks on its line, one of `GLYPHS`; "" without marks.
-        hollow: whether the marks are.
-        kind: "line", "bar" or "tick".
+    The dash is one of `DASHES`, the symbol of the marks on the line one of `GLYPHS`, "" without marks.
     """
 
     name: str

@@ -18,12 +18,8 @@ LEVEL = 0.95
 class Figure:
     """One column of the table; larger is better in all of them.
 
-    Args:
-        key: in a cell's figures.
-        title: column heading.
-        phrase: how a sentence calls it.
-        digits: after the point.
-        space: needs a student in the teacher's space.
+    The key is that of a cell's figures; a sentence calls it by its phrase, with so many digits after the point. `space`
+    says that it needs a student in the teacher's space.
     """
 
     key: str
@@ -55,9 +51,7 @@ def quantile(probability: float, freedom: int) -> float:
 def half_width(values: Sequence[float]) -> float | None:
     """Half the 95 % confidence interval of a mean by Student's t; None for fewer than two values."""
     n = len(values)
-    if n < 2:
-        return None
-    return quantile((1 + LEVEL) / 2, n - 1) * plain.stdev(values) / math.sqrt(n)
+    return quantile((1 + LEVEL) / 2, n - 1) * plain.stdev(values) / math.sqrt(n) if n > 1 else None
 
 
 def compared_figures(variants: Sequence[Mapping[str, Any]], protocols: Mapping[str, Any]) -> list[Figure]:
@@ -123,12 +117,8 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> dict[str, 
     if not differences:
         return None
     mean, half = plain.fmean(differences), half_width(differences)
-    return {
-        "mean": mean,
-        "low": None if half is None else mean - half,
-        "high": None if half is None else mean + half,
-        "n": len(differences),
-    }
+    low, high = (None, None) if half is None else (mean - half, mean + half)
+    return {"mean": mean, "low": low, "high": high, "n": len(differences)}
 
 
 def measured(comparison: Mapping[str, Any]) -> list[Figure]:
@@ -148,9 +138,8 @@ def table_of(comparison: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
     for variant in comparison["variants"]:
         entries = comparison["summary"][variant["label"]]
         n = max((entry["n"] for entry in entries.values()), default=0)
-        time, teacher, student = (
-            mean_cost(variant, name) for name in ("seconds", "teacher_forwards", "student_forwards")
-        )
+        costs = ("seconds", "teacher_forwards", "student_forwards")
+        time, teacher, student = (mean_cost(variant, name) for name in costs)
         seconds = "" if time is None else duration(time)
         forwards = "" if teacher is None or student is None else f"{count(teacher)} / {count(student)}"
         cells = [format_mean(figure, entries.get(figure.key)) for figure in figures]

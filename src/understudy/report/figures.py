@@ -229,9 +229,7 @@ def column_cosines(records: Sequence[RunRecord]) -> charts.Chart:
         xaxis={"title": {"text": "cosine of one dimension, student with teacher"}, "hoverformat": ".2f"},
         yaxis={"title": {"text": "% of dimensions"}, "rangemode": "tozero"},
     )  # fmt: skip
-    words = "; ".join(
-        f"{name} {values.min():.2f} to {values.max():.2f}, mean {values.mean():.2f}" for name, values in known.values()
-    )
+    words = "; ".join(f"{name} {x.min():.2f} to {x.max():.2f}, mean {x.mean():.2f}" for name, x in known.values())
     return charts.Chart(figure, f"Histogram of column cosines. {words}.", "medium")
 
 
@@ -273,7 +271,6 @@ def space_map(layouts: Mapping[str, np.ndarray], groups: Groups, texts: Sequence
         traces, hovermode="closest", dragmode="zoom", margin={"l": 4, "r": 4, "t": 4, "b": 4},
         xaxis={**bare, "scaleanchor": "y"}, yaxis=bare, meta={"layouts": others} if others else None,
     )  # fmt: skip
-    description = (
-        f"{' and '.join(layouts)} map of the {side}'s space, {len(points)} images colored by {groups.description}"
-    )
+    title = f"{' and '.join(layouts)} map of the {side}'s space"
+    description = f"{title}, {len(points)} images colored by {groups.description}"
     return charts.Chart(figure, description, "map", caption=side.capitalize())

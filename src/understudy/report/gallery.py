@@ -19,15 +19,10 @@ SIDES = ("teacher", "student")
 
 @dataclass(frozen=True)
 class Picture:
-    """An image on the page.
+    """An image on the page: its pixels, its content in words for those who cannot see it, its file, its size in pixels.
 
-    Args:
-        uri: its pixels.
-        words: its content, for those who cannot see it.
-        name: of the file, None where it has none.
-        width, height: in pixels.
-        kind: of a neighbor: "same" or "other" class than the query, or "unlabeled".
-        in_both: of a neighbor: whether the other model finds it too.
+    Of a neighbor also its kind, "same" or "other" class than the query or "unlabeled", and whether the other model
+    finds it too.
     """
 
     uri: str
@@ -88,10 +83,8 @@ def queries(sample: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
         title = names[query] or "query"
         listed = int((sample["teacher_neighbors"][query] >= 0).sum())
         neighbors = {side: _neighbors(sample, query, side, names) for side in SIDES}
-        image = _picture(sample, query, f"Query: {title}")
-        entries.append(
-            {"image": image, "title": title, "shared": shared[query], "listed": listed, "neighbors": neighbors}
-        )
+        entry = {"title": title, "shared": shared[query], "listed": listed, "neighbors": neighbors}
+        entries.append(entry | {"image": _picture(sample, query, f"Query: {title}")})
     return entries
 
 

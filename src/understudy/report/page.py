@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from understudy.artifacts import Run, write_text
 from understudy.report import charts, figures, gallery, spaces
 from understudy.report.caveats import caveats
@@ -172,17 +170,13 @@ def _maps(main: RunRecord) -> dict[str, Any] | str:
         "methods": list(layouts["teacher"]), "images": n, "groups_are": groups.description, "missing": missing_package,
         "buttons": _group_buttons(groups), "texts": texts,
         "sheet": gallery.thumbnail_sheet(sample["thumbnails"]) if "thumbnails" in sample else None,
-        "charts": [_map_chart(layouts[side], groups, texts, side) for side in SIDES],
+        "charts": [
+            figures.space_map(layouts[side], groups, texts, side) if layouts[side]
+            else {"caption": side.capitalize(),
+                  "notice": f"The {side}'s sample cannot be laid out: all images lie in one point."}
+            for side in SIDES
+        ],
     }  # fmt: skip
-
-
-def _map_chart(
-    layouts: dict[str, np.ndarray], groups: spaces.Groups, texts: Sequence[str], side: str
-) -> charts.Chart | dict[str, str]:
-    if not layouts:
-        sentence = f"The {side}'s sample cannot be laid out: all images lie in one point."
-        return {"caption": side.capitalize(), "notice": sentence}
-    return figures.space_map(layouts, groups, texts, side)
 
 
 def _group_buttons(groups: spaces.Groups) -> list[dict[str, Any]]:

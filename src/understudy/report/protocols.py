@@ -53,10 +53,9 @@ class Display:
         kinds: dict[str, type] = {"percent": bool, "figures": Mapping, "labels": Mapping}
         texts = {"title", "short", "sentence", "source"}
         given = {
-            one.name: entry.get(one.name, None)
-            for one in fields(cls)
+            one.name: entry[one.name] for one in fields(cls)
             if isinstance(entry.get(one.name), kinds.get(one.name, str if one.name in texts else list))
-        }
+        }  # fmt: skip
         return cls(**{**vars(generic), **given, "name": name})
 
     def metric_title(self, metric: str) -> str:

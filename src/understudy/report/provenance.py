@@ -6,6 +6,7 @@ import math
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -150,11 +151,10 @@ def _evaluation(run: Run) -> Mapping[str, Any]:
     if not run.evaluation_path.is_file():
         return {}
     evaluation = read_json(run.evaluation_path)
-    if not isinstance(evaluation, Mapping):
-        raise StoreError(
-            f"{run.evaluation_path} holds no table of figures. Delete it and run `understudy evaluate` again."
-        )
-    return evaluation
+    if isinstance(evaluation, Mapping):
+        return evaluation
+    path = run.evaluation_path
+    raise StoreError(f"{path} holds no table of figures. Delete it and run `understudy evaluate` again.")
 
 
 def _measured(evaluation: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,3 +201,13 @@ def _read_sample(run: Run) -> dict[str, np.ndarray]:
             return {key: file[key] for key in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise StoreError(f"{run.sample_path} cannot be read ({error}). Run `understudy evaluate` again.") from None
+
+
+def is_fresh(run: Run) -> bool:
+    """Whether a run's report is newer than every file of the run that it shows, and than the code that writes it."""
+    if not run.report_path.is_file():
+        return False
+    code = [path for path in Path(__file__).parent.rglob("*") if path.suffix != ".pyc"]
+    shown = [run.config_path, run.metrics_path, run.student_path, run.evaluation_path, run.sample_path]
+    newest = max(path.stat().st_mtime_ns for path in [*code, *shown] if path.is_file())
+    return run.report_path.stat().st_mtime_ns > newest

@@ -16,15 +16,9 @@ from understudy.report.provenance import RunRecord, Scores
 class Model:
     """One row of the table: a teacher, or one side of a student.
 
-    Args:
-        name: the run's name, or "Teacher".
-        part: "backbone" (pooled features), "embed" (the teacher's space), "" for the teacher.
-        note: what sets it apart, in a few words.
-        record: the run it comes from.
-        main: whether it comes from the first run, the one the page is about.
-        parameters: of exactly this part, None when unknown.
-        flops: multiply-accumulates for one image, None when unknown.
-        scores: its figures by protocol and set.
+    The part is "backbone" (pooled features), "embed" (the teacher's space) or "" for the teacher; the note says in a
+    few words what sets it apart; `main` that it is of the run the page is about. Parameters and multiply-accumulates
+    for one image are those of exactly this part, None when unknown. Scores are its figures by protocol and set.
     """
 
     name: str
@@ -76,10 +70,8 @@ class Measurement:
 class Results:
     """All that a page shows of what was measured.
 
-    Args:
-        records: the runs, the one that the page is about first.
-        rows: the models: the teacher as the first run that has one measured it, then each run's backbone and embedding.
-        displays: how their protocols are shown.
+    The first record is the run that the page is about. Rows are the teacher as the first run that has one measured it,
+    then each run's backbone and embedding.
     """
 
     records: Sequence[RunRecord]
@@ -201,7 +193,6 @@ def _sum(first: float | None, second: float | None) -> float | None:
 
 def difference(record: RunRecord, main: RunRecord) -> str:
     """What sets a further run apart from the first, as `key value` pairs, at most four."""
-    changes = [
-        f"{key.removesuffix('.name')} {ours}" for key, (_, ours) in record.changes(main).items() if ours is not None
-    ]
+    known = {key: ours for key, (_, ours) in record.changes(main).items() if ours is not None}
+    changes = [f"{key.removesuffix('.name')} {ours}" for key, ours in known.items()]
     return ", ".join([*changes[:4], *(["..."] if len(changes) > 4 else [])]) or record.method

@@ -18,15 +18,8 @@ COSTS = re.compile(r"parameters|flops|file_mb|latency_ms \w+|images_per_s@\d+ \w
 class TeacherShare:
     """One figure of every run's student beside the teacher's.
 
-    Args:
-        label: what was measured, and on which set.
-        shares: run name -> per cent of the teacher's figure.
-        figures: run name -> the figure itself.
-        teacher: the teacher's figure.
-        chance: what guessing reaches, as per cent of the teacher's figure; None where that is not known.
-        key: PROTOCOL or PROTOCOL@SET.
-        metric: the figure.
-        display: how it is written.
+    `shares` are per cent of the teacher's figure by run, `figures` the figures themselves; `chance` is what guessing
+    reaches, as per cent of the teacher's figure, None where that is not known. The key is PROTOCOL or PROTOCOL@SET.
     """
 
     label: str

@@ -21,12 +21,9 @@ CLUSTERS = 8
 
 @dataclass(frozen=True)
 class Groups:
-    """What the maps are colored by.
+    """What the maps are colored by: groups of the teacher's clusters or of labels, at most `SHOWN`.
 
-    Args:
-        names: names of the groups shown, at most `SHOWN`.
-        member: (n,) group of each image, -1 for the rest.
-        clusters: whether they are clusters of the teacher's space rather than labels.
+    `member` is the (n,) group of each image, -1 for the rest.
     """
 
     names: tuple[str, ...]
@@ -92,10 +89,8 @@ def tsne_or_pca(embeddings: np.ndarray) -> np.ndarray | None:
     start = components / components[:, 0].std() * 1e-4
     # One thread: sums in one order, hence one map; and threads that wait for each other on a busy machine are slower.
     with threadpool_limits(1, user_api="openmp"):
-        flat: np.ndarray = TSNE(perplexity=min(30.0, (len(rows) - 1) / 3), init=start, random_state=0).fit_transform(
-            rows
-        )
-    return flat.astype(np.float64)
+        method = TSNE(perplexity=min(30.0, (len(rows) - 1) / 3), init=start, random_state=0)
+        return np.asarray(method.fit_transform(rows), np.float64)
 
 
 def _principal(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

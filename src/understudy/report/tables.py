@@ -99,11 +99,9 @@ def figures_table(results: Results, models: Sequence[Model], keys: Sequence[str]
         for metric in metrics:
             measured = [results.measurement(row, key, metric) for row in models]
             if any(measured):
-                cells = [
-                    Cell(ABSENT) if one is None
-                    else Cell(display.format(metric, one.value), one.certainty(display, metric))
-                    for one in measured
-                ]  # fmt: skip
+                pairs = [(display.format(metric, it.value), it.certainty(display, metric)) if it else (ABSENT,)
+                         for it in measured]  # fmt: skip
+                cells = [Cell(*pair) for pair in pairs]
                 unit = ",\u00a0%" if display.in_percent(metric) else ""
                 less = display.less_is_better(metric)
                 measured_rows.append(Row(display.metric_title(metric) + unit, cells, less=less))
@@ -111,13 +109,11 @@ def figures_table(results: Results, models: Sequence[Model], keys: Sequence[str]
             title = set_title(target) if whole else f"{display.title}, {set_title(target)}"
             rows += [Row(display.title if protocol == "cost" else title), *measured_rows]
     caption = (
-        "Every figure, written as in the table above."
-        if whole
-        else (
-            "Below a figure its 95 % interval: Wilson's where images or queries are counted, of resampled images for "
-            "fidelity; or, after \u00b1, the standard deviation over draws of the labels. \u2193: less is better."
-        )
+        "Below a figure its 95 % interval: Wilson's where images or queries are counted, of resampled images for "
+        "fidelity; or, after \u00b1, the standard deviation over draws of the labels. \u2193: less is better."
     )
+    if whole:
+        caption = "Every figure, written as in the table above."
     return Table(caption, ["Figure", *(row.label for row in models)], rows)
 
 

@@ -12,15 +12,9 @@ from understudy.report.results import Model, Results
 
 @dataclass(frozen=True)
 class Measure:
-    """One figure that every model of the table can have.
+    """One figure that every model of the table can have, with its column heading and how a sentence calls it.
 
-    Args:
-        protocol: key of the evaluation.
-        metric: key inside it.
-        title: column heading.
-        phrase: how a sentence calls it.
-        accuracy: a share of test images, in per cent, so it has a binomial interval.
-        percent: whether it is in per cent.
+    An accuracy is a share of test images, in per cent, and so has a binomial interval.
     """
 
     protocol: str

@@ -21,9 +21,6 @@ from understudy.sources.formats.torchvision import TorchvisionImages
 from understudy.sources.images import JoinedImages
 from understudy.sources.source import Source
 
-CALTECH_SHOTS = 30
-KRIZHEVSKY = "Krizhevsky, Learning Multiple Layers of Features from Tiny Images, Toronto 2009"
-
 
 class TorchvisionDataset(Dataset):
     """A set that torchvision reads; the class is called as torchvision's.
@@ -44,10 +41,9 @@ class TorchvisionDataset(Dataset):
     def open(cls, path: str) -> EvaluationSet:
         """See `Dataset`."""
         root = below(path, cls.first, home=cls.home)
+        name = cls.__name__
         halves = [
-            Source(
-                f"torchvision:{cls.__name__}:{split}", TorchvisionImages(cls.__name__, str(root), split, literal=True)
-            )
+            Source(f"torchvision:{name}:{split}", TorchvisionImages(name, str(root), split, literal=True))
             for split in cls.splits
         ]
         metadata: dict[str, object] = {"metric": cls.metric, "home": cls.home}
@@ -83,17 +79,15 @@ class CIFAR10(TorchvisionDataset):
     """Photographs of 10 classes, 32 x 32 pixels."""
 
     name = "cifar10"
-    paper = KRIZHEVSKY
+    paper = "Krizhevsky, Learning Multiple Layers of Features from Tiny Images, Toronto 2009"
     home = "https://www.cs.toronto.edu/~kriz/cifar.html"
     first = "cifar-10-batches-py"
 
 
-class CIFAR100(TorchvisionDataset):
+class CIFAR100(CIFAR10):
     """Photographs of 100 classes, 32 x 32 pixels."""
 
     name = "cifar100"
-    paper = KRIZHEVSKY
-    home = "https://www.cs.toronto.edu/~kriz/cifar.html"
     first = "cifar-100-python"
 
 
@@ -115,7 +109,7 @@ class Caltech101(TorchvisionDataset):
     first = "caltech101/101_ObjectCategories"
     splits = ("train",)
     metric = "mean_class"
-    shots = CALTECH_SHOTS
+    shots = 30
 
 
 class OxfordIIITPet(TorchvisionDataset):
@@ -250,9 +244,7 @@ class Cub200(Dataset):
         whole = listed(root, [f"images/{one}" for one in names], home=cls.home).relabeled((labels, classes))
         mark = np.array(training) == "1"
         train, test = whole.subset(np.flatnonzero(mark)), whole.subset(np.flatnonzero(~mark))
-        return EvaluationSet(
-            cls.name, "labeled", path, train=train, test=test, metadata={"metric": "top1", "home": cls.home}
-        )
+        return EvaluationSet(cls.name, cls.kind, path, train, test, metadata={"metric": cls.metric, "home": cls.home})
 
 
 class Sun397(Dataset):
@@ -279,15 +271,12 @@ class Sun397(Dataset):
             half.relabeled((np.array([place[one] for one in own], dtype=np.int64), classes))
             for half, own in zip(halves, labels, strict=True)
         )
-        return EvaluationSet(
-            cls.name, "labeled", path, train=train, test=test, metadata={"metric": "top1", "home": cls.home}
-        )
+        return EvaluationSet(cls.name, cls.kind, path, train, test, metadata={"metric": cls.metric, "home": cls.home})
 
 
 def _voc_list(path: Path, home: str) -> dict[str, int]:
     """{image: 1, 0 or -1}."""
-    rows = [line.split() for line in _lines(path, home)]
-    return {image: int(mark) for image, mark in rows}
+    return {image: int(mark) for image, mark in (line.split() for line in _lines(path, home))}
 
 
 def _lines(path: Path, home: str) -> list[str]:

@@ -14,7 +14,7 @@ import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,8 +25,6 @@ from understudy.errors import DataError
 from understudy.evaluate.dataset import Dataset, EvaluationSet, below, listed
 from understudy.sources.images import Labels
 from understudy.sources.source import Source
-
-RADENOVIC = "Radenovic et al., Revisiting Oxford and Paris, CVPR 2018"
 
 
 def read_ground_truth(path: Path, home: str) -> dict[str, Any]:
@@ -60,7 +58,7 @@ class _Plain(pickle.Unpickler):
         known: dict[tuple[str, str], Any] = {
             ("numpy", "dtype"): _Dtype,
             ("numpy", "ndarray"): _Array,
-            ("_codecs", "encode"): _encoded,  # how Python 3 writes bytes for Python 2
+            ("_codecs", "encode"): str.encode,  # how Python 3 writes bytes for Python 2
         }
         for core in ("numpy.core.multiarray", "numpy._core.multiarray"):
             known[core, "_reconstruct"] = _Array
@@ -106,10 +104,6 @@ def _scalar(kind: _Dtype, content: bytes | str) -> Any:
 
 def _bytes(content: bytes | str) -> bytes:
     return content.encode("latin1") if isinstance(content, str) else content
-
-
-def _encoded(text: str, encoding: str) -> bytes:
-    return text.encode(encoding)
 
 
 class CroppedImages:
@@ -160,27 +154,21 @@ def _plain(entry: Mapping[str, Any], images: int, home: str) -> dict[str, np.nda
 
 
 class Landmarks(Dataset):
-    """A set of revisited Oxford and Paris, or one kept like them.
-
-    Attributes:
-        folder: of the set; the ground truth is `FOLDER/gnd_FOLDER.pkl`.
-    """
+    """A set of revisited Oxford and Paris, or one kept like them: its folder is called as the set is."""
 
     kind = "landmarks"
-    folder: ClassVar[str]
 
     @classmethod
     def open(cls, path: str) -> EvaluationSet:
         """See `Dataset`."""
-        root = below(path, f"{cls.folder}/gnd_{cls.folder}.pkl", home=cls.home) / cls.folder
-        table = read_ground_truth(root / f"gnd_{cls.folder}.pkl", cls.home)
+        file = f"gnd_{cls.name}.pkl"
+        root = below(path, f"{cls.name}/{file}", home=cls.home) / cls.name
+        table = read_ground_truth(root / file, cls.home)
         database = listed(root, [_file(root, one) for one in table["imlist"]], home=cls.home)
         photographs = listed(root, [_file(root, one) for one in table["qimlist"]], home=cls.home)
         truth = [_plain(entry, len(database), cls.home) for entry in table["gnd"]]
-        if len(truth) != len(photographs):
-            raise DataError(
-                f"{root}: {len(photographs)} queries and ground truth of {len(truth)}. It is had at {cls.home}."
-            )
+        if (count := len(photographs)) != len(truth):
+            raise DataError(f"{root}: {count} queries and ground truth of {len(truth)}. It is had at {cls.home}.")
         boxes = [_box(entry.get("bbx")) for entry in table["gnd"]]
         queries = Source(f"{path} queries", CroppedImages(photographs, boxes))
         metadata = {"gnd": truth, "home": cls.home}
@@ -191,18 +179,14 @@ class RevisitedOxford(Landmarks):
     """Landmarks of Oxford, revisited ground truth."""
 
     name = "roxford5k"
-    paper = RADENOVIC
+    paper = "Radenovic et al., Revisiting Oxford and Paris, CVPR 2018"
     home = "http://cmp.felk.cvut.cz/revisitop/"
-    folder = "roxford5k"
 
 
-class RevisitedParis(Landmarks):
+class RevisitedParis(RevisitedOxford):
     """Landmarks of Paris, revisited ground truth."""
 
     name = "rparis6k"
-    paper = RADENOVIC
-    home = "http://cmp.felk.cvut.cz/revisitop/"
-    folder = "rparis6k"
 
 
 class Instre(Landmarks):
@@ -211,4 +195,3 @@ class Instre(Landmarks):
     name = "instre"
     paper = "Wang and Jiang, INSTRE: A New Benchmark for Instance-Level Object Retrieval and Recognition, ACM TOMM 2015"
     home = "http://123.57.42.89/instre/home.html, its ground truth with the diffusion code of Iscen et al."
-    folder = "instre"

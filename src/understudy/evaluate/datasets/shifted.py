@@ -26,7 +26,6 @@ from understudy.sources.source import Source, open_source
 IMAGENET = 1000
 WNID = re.compile(r"n\d{8}")
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-RECHT = "Recht et al., Do ImageNet Classifiers Generalize to ImageNet?, ICML 2019"
 HENDRYCKS = "Hendrycks and Dietterich, Benchmarking Neural Network Robustness, ICLR 2019"
 
 
@@ -34,8 +33,7 @@ def imagenet_wnids() -> list[str]:
     """The wnids of ImageNet's 1,000 classes, in the order of their numbers; timm keeps the list."""
     from timm.data import ImageNetInfo
 
-    names: list[str] = ImageNetInfo("imagenet-1k").label_names()
-    return names
+    return list(ImageNetInfo("imagenet-1k").label_names())
 
 
 def numbered_as(source: Source, names: Sequence[str], title: str, *, published: bool = False) -> Int[np.ndarray, " M"]:
@@ -83,11 +81,7 @@ def numbered_as(source: Source, names: Sequence[str], title: str, *, published: 
 
 
 class ClassFolders(Dataset):
-    """Test images in class folders, directly or one folder down.
-
-    Attributes:
-        archive: the folder that the archive unpacks into.
-    """
+    """Test images in class folders, directly or one down; the archive unpacks into the folder `archive`."""
 
     kind = "shift"
     archive: ClassVar[str]
@@ -113,26 +107,22 @@ class ImagenetV2(ClassFolders):
     """New photographs of ImageNet's classes, matched frequency."""
 
     name = "imagenet-v2"
-    paper = RECHT
+    paper = "Recht et al., Do ImageNet Classifiers Generalize to ImageNet?, ICML 2019"
     home = "https://github.com/modestyachts/ImageNetV2"
     archive = "imagenetv2-matched-frequency-format-val"
 
 
-class ImagenetV2Threshold(ClassFolders):
+class ImagenetV2Threshold(ImagenetV2):
     """ImageNet-v2, threshold 0.7."""
 
     name = "imagenet-v2-threshold"
-    paper = RECHT
-    home = "https://github.com/modestyachts/ImageNetV2"
     archive = "imagenetv2-threshold0.7-format-val"
 
 
-class ImagenetV2Top(ClassFolders):
+class ImagenetV2Top(ImagenetV2):
     """ImageNet-v2, top images."""
 
     name = "imagenet-v2-top"
-    paper = RECHT
-    home = "https://github.com/modestyachts/ImageNetV2"
     archive = "imagenetv2-top-images-format-val"
 
 
@@ -217,13 +207,11 @@ class Cifar10C(Dataset):
         if not files:
             raise DataError(f"{root} holds labels.npy and no corruption (gaussian_noise.npy, ...). Had at {cls.home}.")
         storages = [ArrayImages(file) for file in files]
+        total = len(labels)
         for file, storage in zip(files, storages, strict=True):
-            if len(storage) != len(labels) or len(labels) % 5:
-                raise DataError(
-                    f"{file} holds {len(storage)} images, labels.npy {len(labels)}; both must be 5 severities."
-                )
-        each = len(labels) // 5
-        part = np.repeat(np.arange(5 * len(files)), each)
+            if len(storage) != total or total % 5:
+                raise DataError(f"{file} holds {len(storage)} images, labels.npy {total}; both must be 5 severities.")
+        part = np.repeat(np.arange(5 * len(files)), total // 5)
         parts = [f"{file.stem}/{severity}" for file in files for severity in range(1, 6)]
         source = Source(path, JoinedImages(storages)).relabeled((np.tile(labels, len(files)), CIFAR10_CLASSES))
         metadata = {"part": part, "parts": parts, "normalize": False, "home": cls.home}

@@ -42,9 +42,8 @@ class Videos:
         folder = self.root / "JPEGImages" / "480p" / name
         paths = sorted(folder.glob("*.jpg"))
         if len(paths) < 3:
-            raise DataError(
-                f"{folder} holds {len(paths)} frames; three at least are needed. It comes from {DAVIS_SOURCE}."
-            )
+            count = len(paths)
+            raise DataError(f"{folder} holds {count} frames; three at least are needed. It comes from {DAVIS_SOURCE}.")
         frames, masks = [], []
         for path in paths:
             frame = to_rgb(read_expected(path), str(path))
@@ -88,5 +87,4 @@ class Davis2017(Dataset):
     def open(cls, path: str) -> EvaluationSet:
         """See `Dataset`."""
         videos = open_videos(within(path, cls.name))
-        metadata = {"videos": videos, "fingerprint": videos.fingerprint}
-        return EvaluationSet(cls.name, cls.kind, path, metadata=metadata)
+        return EvaluationSet(cls.name, cls.kind, path, metadata={"videos": videos, "fingerprint": videos.fingerprint})

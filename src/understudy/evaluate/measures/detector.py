@@ -1,8 +1,11 @@
-"""Torchvision's detectors over a backbone: trained, resumed and applied."""
+"""Torchvision's detectors over a backbone: trained, resumed, applied, and scored by pycocotools."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +16,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from understudy.artifacts import atomic, fingerprint, lock
-from understudy.errors import DataError, StoreError
+from understudy.errors import DataError, MissingDependency, StoreError
 from understudy.evaluate.datasets.objects import Objects
 from understudy.evaluate.encoded_set import EncodedSet, Figures
-from understudy.evaluate.measures.coco import average_precision, mask_tools, outline_mask
 from understudy.models.checkpoints import fingerprint_weights
 from understudy.models.contract import Contract
 from understudy.models.pyramid import Pyramid
@@ -48,12 +50,10 @@ def detection_figures(encoded_set: EncodedSet, settings: DetectionSettings, seed
         )
     masks = settings.masks and train.outlined and test.outlined
     torch.manual_seed(seed)
-    detector = build_detector(
-        module, contract, len(train.categories), settings, masks=masks, spec=f"The {encoded_set.name}"
-    ).to(encoded_set.device)
+    classes, spec = len(train.categories), f"The {encoded_set.name}"
+    detector = build_detector(module, contract, classes, settings, masks=masks, spec=spec).to(encoded_set.device)
     learned = (fingerprint_weights(module), contract.table(), train.fingerprint)
-    key = fingerprint(FORMAT, *learned, as_table(settings), seed)
-    folder = encoded_set.folder / "detectors" / key
+    folder = encoded_set.folder / "detectors" / fingerprint(FORMAT, *learned, as_table(settings), seed)
     with lock(folder):
         path = folder / "detector.pt"
         _train(detector, _Learned(train, masks), settings, seed, path, encoded_set)
@@ -61,8 +61,7 @@ def detection_figures(encoded_set: EncodedSet, settings: DetectionSettings, seed
         path.unlink()  # its figures are what is kept
     figures: Figures = {}
     for kind in ("box", "mask") if masks else ("box",):
-        measured = average_precision(test.coco(), detections, kind)
-        figures |= {f"{kind}_{name}": value for name, value in measured.items()}
+        figures |= {f"{kind}_{name}": value for name, value in average_precision(test.coco(), detections, kind).items()}
     return {**figures, "images": len(test), "iterations": settings.iterations}
 
 
@@ -165,9 +164,8 @@ def _train(
         raise DataError(f"{objects.name}: none of {len(objects)} images has an object that is not a crowd.")
     steps, batch = settings.iterations, settings.batch_size
     peak = settings.lr * batch / 16
-    optimizer = torch.optim.SGD(
-        [one for one in detector.parameters() if one.requires_grad], lr=peak, momentum=0.9, weight_decay=1e-4
-    )
+    trained = [one for one in detector.parameters() if one.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=peak, momentum=0.9, weight_decay=1e-4)
     first = _resume(path, detector, optimizer, device)
     epochs = -(-steps * batch // len(dataset))
     order = np.concatenate([permutation(seed, ANCHORS, epoch, len(dataset)) for epoch in range(epochs)])
@@ -267,3 +265,70 @@ def _detect(detector: nn.Module, objects: Objects, masks: bool, encoded_set: Enc
         if encoded_set.progress and ((row + 1) % 50 == 0 or row + 1 == len(objects)):
             encoded_set.progress(row + 1, len(objects), "testing")
     return detections
+
+
+MEASURES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+"""The first six of COCO's twelve; small is below 32 x 32 pixels of area, large above 96 x 96, of the original image."""
+
+
+def outline_mask(outline: Any, height: int, width: int) -> np.ndarray:
+    """(height, width) uint8 of 0 and 1 from polygons or run lengths, as COCO writes them."""
+    tools = mask_tools()
+    runs = tools.frPyObjects(outline, height, width) if isinstance(outline, list) else outline
+    if isinstance(runs, list):
+        runs = tools.merge(runs)
+    elif isinstance(runs["counts"], list):
+        runs = tools.frPyObjects(runs, height, width)
+    with warnings.catch_warnings():
+        # pycocotools 2.0.11 hands its array over without numpy 2's `copy` keyword.
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+        drawn: np.ndarray = tools.decode(runs)
+    return drawn
+
+
+def mask_tools() -> Any:
+    """The module `pycocotools.mask`.
+
+    Raises:
+        MissingDependency: it is not installed.
+    """
+    try:
+        from pycocotools import mask
+    except ImportError:
+        raise MissingDependency("Detection is scored by pycocotools: pip install 'understudy[detection]'.") from None
+    return mask
+
+
+def average_precision(
+    truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]], kind: str = "box"
+) -> dict[str, float]:
+    """COCO's average precision of detections: those of `MEASURES` that the truth has objects for, in per cent.
+
+    Args:
+        truth: a COCO table: "images", "annotations", "categories".
+        detections: tables {"image_id", "category_id", "score", "bbox"} and, for masks, "segmentation" as run lengths.
+        kind: "box" or "mask".
+
+    Source: Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014; pycocotools.
+    """
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    tools = mask_tools()
+    results = []
+    for number, one in enumerate(detections, 1):
+        area = float(tools.area(one["segmentation"])) if kind == "mask" else one["bbox"][2] * one["bbox"][3]
+        results.append({**one, "id": number, "area": area, "iscrowd": 0})
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints as it goes
+        indexed = []
+        for annotations in (truth["annotations"], results):
+            one_side = COCO()
+            one_side.dataset = {**truth, "annotations": annotations}
+            one_side.createIndex()
+            indexed.append(one_side)
+        scorer = COCOeval(*indexed, {"box": "bbox", "mask": "segm"}[kind])
+        scorer.evaluate()
+        scorer.accumulate()
+        scorer.summarize()
+    # -1 stands for "no such objects".
+    return {name: 100.0 * float(value) for name, value in zip(MEASURES, scorer.stats, strict=False) if value >= 0}

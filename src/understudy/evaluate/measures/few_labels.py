@@ -11,9 +11,9 @@ import numpy as np
 from understudy.errors import ConfigError, DataError
 from understudy.evaluate.encoded_set import EncodedSet, Figures, Labeled
 from understudy.evaluate.measures.accuracy import accuracies
-from understudy.evaluate.measures.finetune import finetuned
 from understudy.evaluate.measures.logistic import logistic_regression
 from understudy.evaluate.measures.probe import Probe, fit_probe, validation_split
+from understudy.evaluate.measures.training import finetuned
 from understudy.evaluate.settings import EvaluationSettings
 
 if TYPE_CHECKING:
@@ -29,8 +29,7 @@ def few_label_figures(encoded_set: EncodedSet, settings: EvaluationSettings, own
     figures: Figures = {}
     notes: list[str] = []
     for share in own.shares:
-        runs: list[Figures] = []
-        size = 0
+        runs, size = list[Figures](), 0
         for number, chosen in enumerate(_draws(share, data, encoded_set, own, settings.seed)):
             size = len(chosen)
             runs.append(_probe(data, chosen, settings, encoded_set))
@@ -39,13 +38,8 @@ def few_label_figures(encoded_set: EncodedSet, settings: EvaluationSettings, own
                 notes += [str(found.pop("note"))] if "note" in found else []
                 runs[-1] |= found
             if encoded_set.progress:
-                encoded_set.progress(
-                    number + 1,
-                    own.draws,
-                    f"{share} of the labels, {size} images"
-                    if "%" in share
-                    else f"{share} labels a class, {size} images",
-                )
+                labels = f"{share} of the labels" if "%" in share else f"{share} labels a class"
+                encoded_set.progress(number + 1, own.draws, f"{labels}, {size} images")
         for name in runs[0]:
             values = [float(run[name]) for run in runs]
             figures[f"{name} {share}"] = float(np.mean(values))

@@ -130,11 +130,7 @@ def two_nn(matrix: Float[np.ndarray, "N N"]) -> float:
 def effective_rank(rows: Float[np.ndarray, "N F"]) -> float:
     """Exp of the entropy of the singular values: how many dimensions the centered rows use.
 
-    Args:
-        rows: (N, F).
-
-    Returns:
-        Between 1 and the rank; 0 for a constant space.
+    Between 1 and the rank; 0 for a constant space.
 
     Source:
         Roy & Vetterli, "The effective rank", EUSIPCO 2007.

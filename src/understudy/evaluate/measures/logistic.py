@@ -23,13 +23,7 @@ SEARCH_VECTORS = 10
 
 @dataclass(frozen=True)
 class Classifier:
-    """An affine map to class scores.
-
-    Args:
-        weight: (C, F) float64.
-        bias: (C,) float64.
-        converged: whether the optimizer met its tolerance.
-    """
+    """An affine map to class scores, and whether the optimizer met its tolerance."""
 
     weight: Float[np.ndarray, "C F"]
     bias: Float[np.ndarray, " C"]

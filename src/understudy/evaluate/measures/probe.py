@@ -21,13 +21,9 @@ VALIDATION_SHARE = 0.2
 
 @dataclass(frozen=True)
 class Probe:
-    """A fitted classifier, and how its l2 weight was chosen.
+    """A classifier of the classes that have training images, (Ck,) ids, its l2 weight, and how that was chosen.
 
-    Args:
-        classifier: scores the classes that have training images.
-        classes: (Ck,) class id of each of its rows.
-        l2: the weight.
-        validation: its score on the validation images, in per cent.
+    `validation` is its score on the validation images, in per cent.
     """
 
     classifier: Classifier
@@ -67,9 +63,8 @@ def fit_probe(
     Labels are (N,) class ids; or (N, C) marks of several labels an image: 1 yes, -1 no, 0 not counted. The metric is
     "top1", "mean_class", or with marks "map11" (`average_precision_11`).
     """
-    known, targets = (
-        (np.arange(labels.shape[1]), labels) if labels.ndim == 2 else np.unique(labels, return_inverse=True)
-    )
+    several = labels.ndim == 2
+    known, targets = (np.arange(labels.shape[1]), labels) if several else np.unique(labels, return_inverse=True)
     inside, outside = np.flatnonzero(~held_out), np.flatnonzero(held_out)
     path = LogisticPath(
         features, targets, len(known), index=inside, device=device, dtype=torch.float32, memory_mb=memory_mb

@@ -1,4 +1,4 @@
-"""Masks of a video's first frame, propagated to the others by similarity of feature maps."""
+"""Masks of a video's first frame, propagated by similarity of feature maps, and their scores: J and F of DAVIS."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import deque
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from understudy.errors import DataError
 from understudy.evaluate.datasets.masks import IGNORED
 from understudy.evaluate.encoded_set import EncodedSet, Figures
-from understudy.evaluate.measures.outlines import boundary_measure, jaccard
 from understudy.models.contract import Contract
 from understudy.models.dense import DenseFeatures, dense_features
 from understudy.models.outputs import patch_size
@@ -157,3 +156,54 @@ def _decided(mask: Float[Tensor, "M h w"], size: tuple[int, int], frame: Image.I
     stretched = torch.where(high > 0, (enlarged - low) / (high - low).clamp(min=1e-12), enlarged)
     numbers = Image.fromarray(stretched.argmax(0).to(torch.uint8).cpu().numpy())
     return np.asarray(numbers.resize(frame.size, Image.Resampling.NEAREST))
+
+
+TOLERANCE = 0.008
+"""How far two outlines may lie apart and still agree, as a share of the image's diagonal."""
+
+
+def jaccard(
+    predicted: Bool[np.ndarray, "H W"], truth: Bool[np.ndarray, "H W"], void: Bool[np.ndarray, "H W"] | None = None
+) -> float:
+    """J: intersection over union of two masks, 1 where both are empty; `void` pixels do not count."""
+    scored = np.ones_like(truth) if void is None else ~void
+    union = ((predicted | truth) & scored).sum()
+    return 1.0 if union == 0 else float((predicted & truth & scored).sum() / union)
+
+
+def boundary_measure(
+    predicted: Bool[np.ndarray, "H W"], truth: Bool[np.ndarray, "H W"], void: Bool[np.ndarray, "H W"] | None = None
+) -> float:
+    """F: harmonic mean of precision and recall of outlines; `void` pixels do not count.
+
+    A pixel of one outline agrees where the other one passes within 0.008 of the image's diagonal, rounded up to whole
+    pixels. An empty mask against one that is not scores 0, two empty ones 1.
+
+    Source: Perazzi et al., "A Benchmark Dataset and Evaluation Methodology for Video Object Segmentation", CVPR 2016,
+    section 4; the outlines are those of the Berkeley segmentation benchmark that the official evaluation uses.
+    """
+    scored = np.ones_like(truth) if void is None else ~void
+    reach = int(np.ceil(TOLERANCE * np.hypot(*truth.shape)))
+    own, real = outline(predicted & scored), outline(truth & scored)
+    if not own.any() or not real.any():
+        return float(own.any() == real.any())
+    precision = (own & _widened(real, reach)).sum() / own.sum()
+    recall = (real & _widened(own, reach)).sum() / real.sum()
+    return 0.0 if precision + recall == 0 else float(2 * precision * recall / (precision + recall))
+
+
+def outline(mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
+    """Pixels that differ from their neighbor to the right, below, or to the lower right."""
+    edge = np.zeros_like(mask)
+    edge[:, :-1] |= mask[:, :-1] != mask[:, 1:]
+    edge[:-1] |= mask[:-1] != mask[1:]
+    edge[:-1, :-1] |= mask[:-1, :-1] != mask[1:, 1:]
+    return edge
+
+
+def _widened(edge: Bool[np.ndarray, "H W"], reach: int) -> Bool[np.ndarray, "H W"]:
+    """All pixels within `reach` of one of the edge."""
+    axis = torch.arange(-reach, reach + 1)
+    disk = (axis[:, None] ** 2 + axis**2 <= reach**2).float()
+    near = F.conv2d(torch.from_numpy(edge).float()[None, None], disk[None, None], padding=reach)[0, 0] > 0.5
+    return near.numpy()

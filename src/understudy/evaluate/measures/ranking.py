@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,17 +44,12 @@ def landmark_figures(
     scores_by_mode: dict[str, list[tuple[float, list[float]]]] = {mode: [] for mode in modes}
     for query, ranking in ranked(queries, database, settings.memory_mb, encoded_set.device):
         for mode, (answers, junk) in modes.items():
-            good, bad = (
-                _rows([truth[query][kind] for kind in kinds if kind in truth[query]], place)
-                for kinds in (answers, junk)
-            )
+            good, bad = (_rows([truth[query].get(kind, []) for kind in kinds], place) for kinds in (answers, junk))
             if len(good):
                 position = positions(ranking, good, bad)
                 scores_by_mode[mode].append((trapezia(position), [precision_at(position, k) for k in PRECISIONS]))
     figures: Figures = {}
-    for mode, scores in scores_by_mode.items():
-        if not scores:
-            continue
+    for mode, scores in ((mode, scores) for mode, scores in scores_by_mode.items() if scores):
         end = f"_{mode}" if mode else ""
         figures[f"map{end}"] = 100.0 * float(np.mean([one for one, _ in scores]))
         for number, k in enumerate(PRECISIONS):
@@ -63,12 +59,10 @@ def landmark_figures(
     return {**figures, "queries": len(queries)}
 
 
-def _rows(parts: list[np.ndarray], place: np.ndarray) -> np.ndarray:
-    ids = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
-    ids = ids[ids < len(place)]
-    rows = place[ids]
-    present: np.ndarray = rows[rows >= 0]
-    return present
+def _rows(parts: Sequence[Any], place: np.ndarray) -> np.ndarray:
+    ids = np.concatenate(parts).astype(np.int64)
+    rows: np.ndarray = place[ids[ids < len(place)]]
+    return rows[rows >= 0]
 
 
 def class_figures(
@@ -122,9 +116,8 @@ def ranked(
         block_queries = _unit(queries[start : start + block], computing)
         cosines = np.empty((len(block_queries), len(database)), dtype=np.float32)
         for low in range(0, len(database), many):
-            cosines[:, low : low + many] = (
-                (block_queries @ _unit(database[low : low + many], computing).T).float().cpu().numpy()
-            )
+            products = block_queries @ _unit(database[low : low + many], computing).T
+            cosines[:, low : low + many] = products.float().cpu().numpy()
         for number, row in enumerate(cosines):
             yield start + number, np.argsort(-row, kind="stable")
 

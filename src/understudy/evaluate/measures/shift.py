@@ -80,14 +80,15 @@ def summary(accuracy: dict[tuple[str, int], float], *, normalize: bool) -> Figur
     With `normalize` "mce" too, over the corruptions that AlexNet's errors are known of, which are means over five
     severities: over corruptions of which all five are there.
     """
-    mean: Figures = {}
-    for corruption in dict.fromkeys(name for name, _ in accuracy):
-        mean[corruption] = float(np.mean([value for (name, _), value in accuracy.items() if name == corruption]))
+    mean = {
+        corruption: float(np.mean([value for (name, _), value in accuracy.items() if name == corruption]))
+        for corruption in dict.fromkeys(name for name, _ in accuracy)
+    }
     # The extra corruptions of the released sets (speckle noise, spatter, ...) are for validation, not for the mean.
-    counted = [float(mean[name]) for name in mean if name in CORRUPTIONS]
-    figures: Figures = dict(mean)
+    counted = [mean[name] for name in mean if name in CORRUPTIONS]
+    figures: Figures = {**mean}
     missing = [name for name in CORRUPTIONS if name not in mean]
-    notes: list[str] = []
+    notes = [f"Means are over {len(counted)} of 15 corruptions; missing: {', '.join(missing)}."] if missing else []
     if counted:
         figures["mean_error"] = 100.0 - float(np.mean(counted))
         for severity in sorted({severity for _, severity in accuracy}):
@@ -95,13 +96,11 @@ def summary(accuracy: dict[tuple[str, int], float], *, normalize: bool) -> Figur
             figures[f"severity_{severity}"] = float(np.mean(own))
         if normalize:
             whole = [name for name in mean if name in ALEXNET_ERROR and all((name, s) in accuracy for s in range(1, 6))]
-            errors = [(100.0 - float(mean[name])) / ALEXNET_ERROR[name] for name in whole]
+            errors = [(100.0 - mean[name]) / ALEXNET_ERROR[name] for name in whole]
             if errors:
                 figures["mce"] = float(np.mean(errors))
             if len(whole) < len(counted):
                 notes.append(f"The mCE is over {len(whole)} corruptions: of the others some severities are missing.")
-    if missing:
-        notes.insert(0, f"Means are over {len(counted)} of 15 corruptions; missing: {', '.join(missing)}.")
     if notes:
         figures["note"] = " ".join(notes)
     return figures
@@ -125,12 +124,8 @@ def corruption_figures(encoded_set: EncodedSet, settings: EvaluationSettings, ow
     whole = dataclasses.replace(contract, crop=1.0)  # the corrupted image is what the encoder sees, cropped already
     kinds = [(name, severity) for name in names for severity in own.severities]
     # One pass over all of them: reader processes start once, and of an image no more than its class is kept.
-    every = JoinedImages(
-        [
-            CorruptedImages(source, contract.size, contract.crop, contract.interpolation, *kind, photographs)
-            for kind in kinds
-        ]
-    )
+    geometry = contract.size, contract.crop, contract.interpolation
+    every = JoinedImages([CorruptedImages(source, *geometry, *kind, photographs) for kind in kinds])
     encode = encoded_set.encoder.features
 
     def guesses(images: Tensor) -> Tensor:
@@ -177,8 +172,7 @@ def _vote(encoded_set: EncodedSet, settings: EvaluationSettings, present: Bool[n
     if not len(rows):
         return 0.0
     k = min(K, len(rows))
-    near = search(data.test, rows, k, memory_mb=settings.memory_mb, device=encoded_set.device)
-    ranking = weighted_vote(
-        near, labels, data.classes, [k], temperature=TEMPERATURE, top=1, memory_mb=settings.memory_mb
-    )
+    memory_mb = settings.memory_mb
+    near = search(data.test, rows, k, memory_mb=memory_mb, device=encoded_set.device)
+    ranking = weighted_vote(near, labels, data.classes, [k], temperature=TEMPERATURE, top=1, memory_mb=memory_mb)
     return 100.0 * float((ranking[k][:, 0] == data.test_labels).mean())

@@ -71,14 +71,13 @@ def _rows(encoded_set: EncodedSet) -> tuple[np.ndarray, np.ndarray]:
     if encoded_set.reference is None:
         raise DataError(f"Fidelity compares with a teacher, and {encoded_set.name} has none.")
     own, reference = encoded_set.test, encoded_set.reference.test
+    name, other = encoded_set.name, encoded_set.reference.name
     if len(own) != len(reference):
-        raise ShapeError(
-            f"{encoded_set.name} has {len(own)} test rows, {encoded_set.reference.name} has {len(reference)}."
-        )
+        raise ShapeError(f"{name} has {len(own)} test rows, {other} has {len(reference)}.")
     if len(own) < 3:
         raise DataError(f"Fidelity needs at least 3 test images, there are {len(own)}. Check --eval-data.")
-    check_finite(own, f"{encoded_set.name} features of the test images")
-    check_finite(reference, f"{encoded_set.reference.name} features of the test images")
+    check_finite(own, f"{name} features of the test images")
+    check_finite(reference, f"{other} features of the test images")
     return own, reference
 
 
@@ -86,10 +85,9 @@ def _cosines(encoded_set: EncodedSet, sample: tuple[np.ndarray, np.ndarray], mea
     """The two terms of CoSS, over all test images."""
     assert encoded_set.reference is not None
     own, reference = encoded_set.test, encoded_set.reference.test
-    if own.shape[1] != reference.shape[1]:
-        raise ShapeError(
-            f"{encoded_set.name} has width {own.shape[1]}, {encoded_set.reference.name} {reference.shape[1]}."
-        )
+    width, other_width = own.shape[1], reference.shape[1]
+    if width != other_width:
+        raise ShapeError(f"{encoded_set.name} has width {width}, {encoded_set.reference.name} {other_width}.")
     student, teacher = (torch.as_tensor(np.asarray(rows, dtype=np.float64)) for rows in (own, reference))
     mean("row_cosine", row_cosine(student, teacher).numpy())
 
@@ -114,10 +112,10 @@ def _geometry(
     spaces = tuple(geometry.distances(one) for one in units)
     halves("cka_debiased", _of(geometry.debiased_cka, *(geometry.gram(one) for one in rows)))
     halves("distance_correlation", _of(geometry.distance_correlation, *spaces))
-    for number, end in enumerate(("", "_teacher")):
-        halves(f"intrinsic_dimension{end}", _of(geometry.two_nn, spaces[number]))
-        halves(f"effective_rank{end}", _of_rows(geometry.effective_rank, rows[number]))
-        figures[f"dead_dimensions{end}"] = geometry.dead_dimensions(rows[number])
+    for end, of_space, space in zip(("", "_teacher"), rows, spaces, strict=True):
+        halves(f"intrinsic_dimension{end}", _of(geometry.two_nn, space))
+        halves(f"effective_rank{end}", _of_rows(geometry.effective_rank, of_space))
+        figures[f"dead_dimensions{end}"] = geometry.dead_dimensions(of_space)
 
 
 def _topology(figures: Figures, units: tuple[np.ndarray, np.ndarray], seed: int, draws: int) -> None:
@@ -184,7 +182,7 @@ def _of(measure: Callable[..., float], *matrices: np.ndarray) -> Callable[[np.nd
 
 
 def _of_rows(measure: Callable[[np.ndarray], float], rows: np.ndarray) -> Callable[[np.ndarray], float]:
-    """A measure of rows as one of the images at some positions."""
+    """The same of rows."""
     return lambda part: measure(rows[part])
 
 

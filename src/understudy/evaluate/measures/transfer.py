@@ -7,8 +7,8 @@ import numpy as np
 from understudy.errors import DataError
 from understudy.evaluate.encoded_set import EncodedSet, Figures, check_finite
 from understudy.evaluate.measures.accuracy import accuracies, average_precision_11
-from understudy.evaluate.measures.finetune import finetuned
 from understudy.evaluate.measures.probe import fit_probe, validation_split
+from understudy.evaluate.measures.training import finetuned
 from understudy.evaluate.settings import EvaluationSettings
 
 
@@ -42,28 +42,26 @@ def _held_out(encoded_set: EncodedSet, labels: np.ndarray, seed: int) -> np.ndar
 
 def _several_labels(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
     """VOC 2007: marks in place of labels."""
-    if (
-        encoded_set.dataset is None
-        or encoded_set.train is None
-        or encoded_set.train_source is None
-        or encoded_set.test_source is None
-    ):
+    dataset, rows, train, test = (
+        encoded_set.dataset,
+        encoded_set.train,
+        encoded_set.train_source,
+        encoded_set.test_source,
+    )
+    if dataset is None or rows is None or train is None or test is None:
         raise DataError("The 11-point mAP needs training and test images with marks.")
-    for rows, split in ((encoded_set.train, "training"), (encoded_set.test, "test")):
-        check_finite(rows, f"{encoded_set.name} features of the {split} images")
-    metadata = encoded_set.dataset.metadata
-    marks = np.asarray(metadata["train_marks"][encoded_set.train_source.ids], dtype=np.int64)
-    truth = np.asarray(metadata["test_marks"][encoded_set.test_source.ids], dtype=np.int64)
+    check_finite(rows, f"{encoded_set.name} features of the training images")
+    check_finite(encoded_set.test, f"{encoded_set.name} features of the test images")
+    marks = np.asarray(dataset.metadata["train_marks"][train.ids], dtype=np.int64)
+    truth = np.asarray(dataset.metadata["test_marks"][test.ids], dtype=np.int64)
     probe = fit_probe(
-        encoded_set.train, marks, _held_out(encoded_set, marks, settings.seed), metric="map11",
+        rows, marks, _held_out(encoded_set, marks, settings.seed), metric="map11",
         device=encoded_set.device, memory_mb=settings.memory_mb, progress=encoded_set.progress,
     )  # fmt: skip
     precision = average_precision_11(probe.classifier.scores(encoded_set.test), truth)
     if not len(precision):
-        raise DataError(f"No test image of {encoded_set.dataset.name} is marked with a class.")
+        raise DataError(f"No test image of {dataset.name} is marked with a class.")
     figures: Figures = {"map11": 100.0 * float(precision.mean()), "validation": probe.validation, "l2": probe.l2}
-    if len(precision) < truth.shape[1]:
-        figures["note"] = (
-            f"The mean is over {len(precision)} of {truth.shape[1]} classes: the others have no test image."
-        )
+    if (count := len(precision)) < (classes := truth.shape[1]):
+        figures["note"] = f"The mean is over {count} of {classes} classes: the others have no test image."
     return figures

@@ -65,7 +65,7 @@ class LinearSgd(Protocol):
         Raises:
             DataError: no labels, one class, features that are not finite, no pixels, or a loss that is not finite.
         """
-        from understudy.evaluate.measures.sgd_classifier import train_classifier
+        from understudy.evaluate.measures.training import train_classifier
 
         return train_classifier(encoded_set, settings.group(LinearSgdSettings), settings.seed)
 
