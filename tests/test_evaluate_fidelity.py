@@ -7,9 +7,8 @@ import pytest
 
 from understudy.errors import DataError, ShapeError
 from understudy.evaluate.encoded_set import EncodedSet
-from understudy.evaluate.measures import geometry, neighborhoods, spaces
-from understudy.evaluate.measures.geometry import linear_cka
-from understudy.evaluate.measures.neighborhoods import neighbor_order, trust_and_continuity, trustworthiness
+from understudy.evaluate.measures import geometry, spaces
+from understudy.evaluate.measures.geometry import linear_cka, neighbor_order, trust_and_continuity, trustworthiness
 from understudy.evaluate.protocols.fidelity import Fidelity, FidelitySettings
 from understudy.evaluate.settings import EvaluationSettings
 
@@ -39,7 +38,7 @@ def test_trustworthiness_is_scikit_learns(k: int, monkeypatch: pytest.MonkeyPatc
     expected = oracle(teacher, unit, n_neighbors=k, metric="cosine")
     assert trustworthiness(teacher, student, k) == pytest.approx(expected, abs=1e-12)
     assert 0.5 < expected < 0.99
-    monkeypatch.setattr(neighborhoods, "RANKS", 150 * 40)  # four blocks of ranks instead of one
+    monkeypatch.setattr(geometry, "RANKS", 150 * 40)  # four blocks of ranks instead of one
     assert trustworthiness(teacher, student, k) == pytest.approx(expected, abs=1e-12)
 
 

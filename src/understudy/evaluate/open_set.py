@@ -81,13 +81,8 @@ def has_halves(spec: str) -> bool:
     root = Path(spec).expanduser()
     folders = {name for name in ("train", *HELD_OUT_SPLITS) if (root / name).is_dir()}
     # A folder down only where it is the one folder: beside others it is one set of several.
-    alone = len([path for path in root.glob("*/") if path.is_dir() and not path.name.startswith(".")]) == 1
-    files = [
-        {
-            split_of(path.relative_to(root).as_posix())
-            for depth in (("", "*/") if alone else ("",))
-            for path in root.glob(f"{depth}*{ending}")
-        }
-        for ending in holders()
-    ]
+    alone = sum(path.is_dir() and not path.name.startswith(".") for path in root.glob("*/")) == 1
+    depths = ("", "*/") if alone else ("",)
+    paths = ([path for depth in depths for path in root.glob(f"{depth}*{ending}")] for ending in holders())
+    files = [{split_of(path.relative_to(root).as_posix()) for path in of_kind} for of_kind in paths]
     return any("train" in splits and bool(splits & set(HELD_OUT_SPLITS)) for splits in (folders, *files))

@@ -65,11 +65,7 @@ class Results:
         return [task for task in plan.tasks if not self._has(task)]
 
     def _has(self, task: Task) -> bool:
-        figures = [
-            of_encoder[task.name]
-            for name, of_encoder in self.whole.items()
-            if name != "about" and task.name in of_encoder
-        ]
+        figures = [one[task.name] for name, one in self.whole.items() if name != "about" and task.name in one]
         same = self.about.get("tasks", {}).get(task.name) == task.identity
         return same and not any("error" in one for one in figures)
 
@@ -108,12 +104,10 @@ class Results:
                 if encoder in figures:
                     evaluation[encoder][task.name] = figures[encoder]
         evaluation["about"] = {
-            **about,
-            "protocols": display_tables(evaluation),
+            **about, "protocols": display_tables(evaluation),
             "tasks": tasks | {task.name: task.identity for task in missing},
-            **{name: value for name, value in self.about.items() if name.startswith("sample")},
-            **self.sample,
-        }
+            **{name: value for name, value in self.about.items() if name.startswith("sample")}, **self.sample,
+        }  # fmt: skip
         write_json(self.path, evaluation)
         self.partial_path.unlink(missing_ok=True)
         return evaluation
@@ -121,12 +115,11 @@ class Results:
     def _stays(self, name: str, identity: Mapping[str, str], plan: EvaluationPlan) -> bool:
         """Whether figures of an earlier call belong beside those of this one: same encoders, settings and images."""
         protocol, _, dataset = name.partition("@")
-        task = next((task for task in plan.tasks if task.name == name), None)
-        if task is not None:
-            return self._has(task)
-        if protocol not in PROTOCOLS:
-            return False
-        if identity["settings"] != settings_identity(self.settings, protocol, self.encoders):
+        for task in plan.tasks:
+            if task.name == name:
+                return self._has(task)
+        known = protocol in PROTOCOLS
+        if not known or identity["settings"] != settings_identity(self.settings, protocol, self.encoders):
             return False
         # A set that is not named this time cannot be compared.
         main = [None, *main_identity(PROTOCOLS[protocol].requirements, plan.main, None)]

@@ -88,10 +88,15 @@ def evaluate_run(
         run.path / "features", in_teacher_space=bool(origin) and bool(metadata.get("in_teacher_space", True)),
     )  # fmt: skip
 
-    def draw(encoded_sets: Mapping[str, EncodedSet], source: Source) -> None:
+    def draw(sets: Mapping[str, EncodedSet], source: Source) -> None:
+        run.sample_path.unlink(missing_ok=True)  # an older one must not pass for this student's
+        results.sample = {"sample": "", "sample_of": results.sample_identity(plan)}
         with extractor.stage("sample"):
-            reason = _sample(run, encoded_sets, source, settings)
-            results.sample = {"sample": reason, "sample_of": results.sample_identity(plan)}
+            try:
+                seed, memory_mb = settings.seed, settings.memory_mb
+                write_sample(run, sets["student"], sets["student_embed"], source, seed=seed, memory_mb=memory_mb)
+            except UnderstudyError as error:
+                results.sample["sample"] = f"No sample of images for the report: {error}"
 
     return _Evaluation(settings, extractor, plan, results).run(None if found.sampled else draw)
 
@@ -241,11 +246,8 @@ class _Evaluation:
         notify = self.extractor.resources.notify
         if notify is None or not sources:
             return
-        halves = {
-            name: list(of_set.values())
-            for name, of_set in sources.items()
-            if not name or of_set or name in self.plan.datasets
-        }
+        opened = {"", *self.plan.datasets}
+        halves = {name: list(of_set.values()) for name, of_set in sources.items() if of_set or name in opened}
         protocols = {name: [task.protocol for task in tasks[name]] for name in sources}
         for sentence in estimate(self.extractor, self.settings, halves, protocols):
             notify(sentence)
@@ -305,17 +307,15 @@ class _Evaluation:
         if teacher is None:
             return None
         identity = self.settings.identity_settings(task.protocol)
-        key = fingerprint(
-            FORMAT, __version__, task.protocol, _teacher_key(teacher), teacher.contract.table(), task.images, identity
-        )
+        known = _teacher_key(teacher), teacher.contract.table()
+        key = fingerprint(FORMAT, __version__, task.protocol, *known, task.images, identity)
         return self.extractor.resources.teacher_root / "evaluations" / f"{task.protocol}-{key}.json"
 
     def _describe(self, tasks: list[str]) -> dict[str, Any]:
         """Where the figures of some tasks come from: images, settings, machine, versions."""
         main, before, teacher = self.plan.main, self.results.about, self.extractor.teacher
         class_names = main.train.class_names if main is not None and main.train is not None else None
-        images = self.extractor.images
-        counts = images.get("", {})
+        images, counts = self.extractor.images, self.extractor.images.get("", {})
         train_fingerprint, test_fingerprint = (None, None) if main is None else main.fingerprints
         settings = {key: value for key, value in as_table(self.settings).items() if key not in WITHOUT_EFFECT}
         return {
@@ -334,23 +334,8 @@ class _Evaluation:
             "settings": json.loads(json.dumps(settings)),
             "hardware": hardware(torch.device(self.extractor.resources.device)),
             "versions": {
-                "understudy": __version__,
-                "python": platform.python_version(),
-                "torch": torch.__version__,
+                "understudy": __version__, "python": platform.python_version(), "torch": torch.__version__,
                 "numpy": np.__version__,
             },
             "seconds": {**before.get("seconds", {}), **self.extractor.seconds},
-        }
-
-
-def _sample(run: Run, encoded_sets: Mapping[str, EncodedSet], source: Source, settings: EvaluationSettings) -> str:
-    """Write sample.npz; the reason in a sentence where there can be none, else nothing."""
-    run.sample_path.unlink(missing_ok=True)  # an older one must not pass for this student's
-    try:
-        write_sample(
-            run, encoded_sets["student"], encoded_sets["student_embed"], source,
-            seed=settings.seed, memory_mb=settings.memory_mb,
-        )  # fmt: skip
-    except UnderstudyError as error:
-        return f"No sample of images for the report: {error}"
-    return ""
+        }  # fmt: skip

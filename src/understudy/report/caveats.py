@@ -19,22 +19,22 @@ COLLAPSED = 0.9
 
 def caveats(results: Results) -> list[str]:
     """The sentences, in the order of the page."""
-    return [
-        *_unmeasured(results), *_uncertain(results), *_compared(results), *_trained(results.main),
-        *_spaces(results.main),
-    ]  # fmt: skip
+    ours = [*_trained(results.main), *_spaces(results.main)]
+    return [*_unmeasured(results), *_uncertain(results), *_compared(results), *ours]
 
 
 def _unmeasured(results: Results) -> list[str]:
     main, lead, sentences = results.main, headline(results), []
     if not main.student:
-        sentences.append("Training has not ended, so parameters, cost and final figures are missing. Train on: it "
-                         "resumes by itself.")  # fmt: skip
+        unfinished = "Training has not ended, so parameters, cost and final figures are missing."
+        sentences.append(f"{unfinished} Train on: it resumes by itself.")
     if not main.scores:
         sentences.append("Nothing has been measured on held-out images. Run `understudy evaluate` on this folder.")
     elif lead is None or not lead[0].accuracy:
-        sentences.append("No accuracy was measured: agreement with the teacher is all this page can judge by, and a "
-                         "student can agree with a teacher that is bad at your task.")  # fmt: skip
+        sentences.append(
+            "No accuracy was measured: agreement with the teacher is all this page can judge by, and a student can "
+            "agree with a teacher that is bad at your task."
+        )
     listed = main.about.get("caveats")
     return sentences + [str(caveat) for caveat in (listed if isinstance(listed, list) else ())]
 

@@ -102,12 +102,10 @@ def statistics(variants: Sequence[Mapping[str, Any]], protocols: Mapping[str, An
         for label, seeds in rows.items():
             sample = list(seeds.values())
             summary[label][key] = {
-                "mean": plain.fmean(sample),
-                "std": plain.stdev(sample) if len(sample) > 1 else None,
-                "n": len(sample),
+                "mean": plain.fmean(sample), "std": plain.stdev(sample) if len(sample) > 1 else None, "n": len(sample),
                 "half_width": half_width(sample),
                 "difference": None if label == best[key] else paired(seeds, rows[best[key]]),
-            }
+            }  # fmt: skip
     return {"best": best, "summary": summary}
 
 

@@ -51,8 +51,7 @@ def _verdict(comparison: Values, figures: Sequence[Figure]) -> str:
     best = comparison["best"][first.key]
     entry = comparison["summary"][best][first.key]
     sentence = f"Highest {first.phrase}: {best}, {format_mean(first, entry)} (n = {entry['n']})."
-    close: list[str] = []
-    below: list[str] = []
+    close, below = list[str](), list[str]()
     for variant in comparison["variants"]:
         difference = (comparison["summary"][variant["label"]].get(first.key) or {}).get("difference")
         if difference is not None:
@@ -88,16 +87,13 @@ def _result(comparison: Values, figures: Sequence[Figure]) -> Table:
 
 
 def _differences(comparison: Values, figures: Sequence[Figure]) -> Table | None:
-    summary = comparison["summary"]
+    summary, best = comparison["summary"], comparison["best"]
     if not any(entry["difference"] for row in summary.values() for entry in row.values()):
         return None
     rows = []
     for label in (variant["label"] for variant in comparison["variants"]):
-        cells = [
-            _difference(figure, summary[label].get(figure.key), label == comparison["best"][figure.key])
-            for figure in figures
-        ]
-        rows.append(Row(label, cells))
+        entries = ((figure, summary[label].get(figure.key)) for figure in figures)
+        rows.append(Row(label, [_difference(figure, entry, label == best[figure.key]) for figure, entry in entries]))
     caption = (
         "Mean difference to the column's best, paired by seed, with its 95 % confidence interval (Student's t, n - 1 "
         "degrees of freedom); n is the number of pairs."
@@ -130,11 +126,8 @@ def _axes(comparison: Values) -> dict[str, list[str]]:
 def _chart(comparison: Values, figure: Figure, axes: Mapping[str, list[str]]) -> charts.Chart:
     """A figure of all variants: as a curve over one varied key, as a heat map over two, else as dots."""
     summary = comparison["summary"]
-    entries = [
-        (variant, summary[variant["label"]][figure.key])
-        for variant in comparison["variants"]
-        if figure.key in summary[variant["label"]]
-    ]
+    every = ((variant, summary[variant["label"]].get(figure.key)) for variant in comparison["variants"])
+    entries = [(variant, entry) for variant, entry in every if entry is not None]
     bound = teacher_figures(comparison, [figure])[figure.key]
     caption = f"{figure.phrase[0].upper()}{figure.phrase[1:]}{', %' if '%' in figure.title else ''}"
     if len(axes) == 2:
@@ -167,9 +160,8 @@ def _chart(comparison: Values, figure: Figure, axes: Mapping[str, list[str]]) ->
     )
     words = "; ".join(f"{name} {format_mean(figure, entry)}" for name, (_, entry) in zip(names, entries, strict=True))
     description = f"{figure.phrase} {f'over {key}' if key else 'by variant'}: {words}."
-    if key:
-        return charts.Chart(drawn, description, "small", caption=caption)
-    return charts.Chart(drawn, description, height=70 + 34 * len(entries), caption=caption)
+    size, height = ("small", None) if key else ("", 70 + 34 * len(entries))
+    return charts.Chart(drawn, description, size, height, caption)
 
 
 def _heat(
@@ -184,11 +176,9 @@ def _heat(
     hover = f"{charts.escaped(down)} %{{y}}, {charts.escaped(across)} %{{x}}: %{{text}}"
     words = "; ".join(f"{y}, {x}: {format_mean(figure, entry)}" for (y, x), entry in by_place.items())
     return charts.Chart(
-        charts.heat_map(means, texts, names | titles, hover),
-        f"{figure.phrase} over {down} and {across}: {words}.",
-        height=110 + 48 * len(rows),
-        caption=caption,
-    )
+        charts.heat_map(means, texts, names | titles, hover), f"{figure.phrase} over {down} and {across}: {words}.",
+        height=110 + 48 * len(rows), caption=caption,
+    )  # fmt: skip
 
 
 def _broken(label: str) -> str:

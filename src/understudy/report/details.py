@@ -82,10 +82,8 @@ def protocol_parts(results: Results) -> list[dict[str, Any]]:
 def _part(results: Results, name: str, keys: Sequence[str]) -> dict[str, Any]:
     display = results.displays.display(name)
     drawn = [chart for key in keys for chart in _charts(results, key, len(keys) > 1)]
-    shown = [
-        row for row in results.rows
-        if any(results.measurement(row, key, metric) for key in keys for metric in results.metrics(key))
-    ]  # fmt: skip
+    measured = [(key, metric) for key in keys for metric in results.metrics(key)]
+    shown = [row for row in results.rows if any(results.measurement(row, *one) for one in measured)]
     return {
         "display": display,
         "sets": "" if name == "cost" else f": {', '.join(set_title(split(key)[1]) for key in keys)}",
@@ -208,11 +206,9 @@ def _along(
         own_key = teacher_key(key) if row.is_teacher else key
         line: dict[str, Measurement] = {}
         for place, metric in metrics.items():
-            measurement = results.measurement(row, own_key, metric)
-            if measurement is not None:
+            if (measurement := results.measurement(row, own_key, metric)) is not None:
                 line[place] = measurement
-                chance = results.chance(row, key, metric)
-                if chance is not None:
+                if (chance := results.chance(row, key, metric)) is not None:
                     chances[place] = chance
         whole_key = "@".join(filter(None, (axis.whole, split(key)[1])))
         if axis.whole and line and (whole := results.measurement(row, whole_key, "top1")) is not None:
@@ -243,8 +239,6 @@ def _corruptions(results: Results, key: str, suffix: str) -> charts.Chart | None
     )
     caption = "Top-1 by corruption, mean over severities, %"
     return charts.Chart(
-        charts.heat_map(values, texts, axes, "%{y}, %{x}: %{text}"),
-        f"{caption}. {words}.",
-        height=120 + 26 * len(lines),
-        caption=caption + suffix,
-    )
+        charts.heat_map(values, texts, axes, "%{y}, %{x}: %{text}"), f"{caption}. {words}.",
+        height=120 + 26 * len(lines), caption=caption + suffix,
+    )  # fmt: skip

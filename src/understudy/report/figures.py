@@ -69,11 +69,9 @@ def curve(name: str, lines: Sequence[Line]) -> charts.Chart:
         finite = y[np.isfinite(y)]
         words.append(f"{line.name} from {finite[0]:.3g} to {finite[-1]:.3g}")
     figure = charts.plotly_figure(
-        traces,
-        hovermode="x unified",
-        xaxis={"title": {"text": "image passes"}, "hoverformat": ".2f"},
+        traces, hovermode="x unified", xaxis={"title": {"text": "image passes"}, "hoverformat": ".2f"},
         yaxis={"rangemode": "tozero" if name in FROM_ZERO else "normal"},
-    )
+    )  # fmt: skip
     title = TITLES.get(name, name.replace("_", " "))
     return charts.Chart(figure, f"{title} over image passes: {'; '.join(words)}.", "small", caption=title)
 
@@ -156,18 +154,14 @@ def shares_chart(entries: Sequence[TeacherShare], runs: Sequence[str], *, less: 
     labels = [charts.escaped(entry.label).replace("\n", "<br>") for entry in entries]
     most = max([100.0, *(value for entry in entries for value in entry.shares.values())])
     traces = [_share_bars(entries, labels, series, run, most) for series, run in enumerate(runs)]
-    guessing = [
-        (label, entry.chance) for label, entry in zip(labels, entries, strict=True)
-        if entry.chance is not None and entry.chance <= most  # a teacher worse than guessing would set the scale
-    ]  # fmt: skip
+    # A teacher worse than guessing would set the scale.
+    chances = ((label, entry.chance) for label, entry in zip(labels, entries, strict=True))
+    guessing = [(label, chance) for label, chance in chances if chance is not None and chance <= most]
     if guessing:
         mark = {"symbol": "line-ns", "size": 16, "line": {"width": 2.5, "color": "var(--ink)"}}
-        traces.append(
-            charts.scatter(
-                y=[label for label, _ in guessing], x=[value for _, value in guessing], name="guessing",
-                mode="markers", marker=mark, hovertemplate="guessing: %{x:.1f} %<extra></extra>",
-            )
-        )  # fmt: skip
+        y, x = ([pair[place] for pair in guessing] for place in (0, 1))
+        hover = "guessing: %{x:.1f} %<extra></extra>"
+        traces.append(charts.scatter(y=y, x=x, name="guessing", mode="markers", marker=mark, hovertemplate=hover))
     figure = charts.plotly_figure(
         traces, barmode="group", bargap=0.25, hovermode="closest", margin={"l": 8, "r": 40, "t": 8, "b": 8},
         shapes=[charts.reference("x", 100)],
@@ -180,11 +174,9 @@ def shares_chart(entries: Sequence[TeacherShare], runs: Sequence[str], *, less: 
         for entry in entries
     )
     return charts.Chart(
-        figure,
-        f"Share of the teacher\u2019s figure. {words}.",
-        height=70 + (18 * len(runs) + 16) * len(entries),
+        figure, f"Share of the teacher\u2019s figure. {words}.", height=70 + (18 * len(runs) + 16) * len(entries),
         caption="What they cost" if less else "What the students keep",
-    )
+    )  # fmt: skip
 
 
 def _share_bars(entries: Sequence[TeacherShare], labels: Sequence[str], series: int, run: str, most: float) -> Any:

@@ -109,13 +109,8 @@ class Results:
         The teacher's side of a comparison ("effective_rank_teacher") is no figure of its own: it stands in its column.
         """
         names, counts = self.all_metrics(key), self.displays.display(key).counts
-        return [
-            name
-            for name in names
-            if not CERTAINTY.fullmatch(name)
-            and name not in counts
-            and not (name.endswith("_teacher") and name.removesuffix("_teacher") in names)
-        ]
+        figures = [name for name in names if not CERTAINTY.fullmatch(name) and name not in counts]
+        return [name for name in figures if not name.endswith("_teacher") or name.removesuffix("_teacher") not in names]
 
     def all_metrics(self, key: str) -> list[str]:
         """Every name that any model's table has for one protocol on one set."""
@@ -159,10 +154,8 @@ class Results:
 
 def _counted_on(record: RunRecord, key: str, metric: str, figures: Mapping[str, float]) -> int | None:
     """How many images (or queries) one figure was counted on, None where the files do not say."""
-    if "recall@" in metric:
-        n = figures.get("queries")
-        return None if n is None else int(n)
-    return int(figures["images"]) if "images" in figures else record.images(split(key)[1])
+    noun = "queries" if "recall@" in metric else "images"
+    return int(figures[noun]) if noun in figures else record.images(split(key)[1]) if noun == "images" else None
 
 
 def _models(records: Sequence[RunRecord]) -> list[Model]:

@@ -142,22 +142,18 @@ def what_was_done(results: Results) -> dict[str, dict[str, str]]:
     student, teacher, config, about = main.student, main.teacher, main.config, main.about
     groups: dict[str, dict[str, Any]] = {
         "Teacher": {
-            "Model": teacher.get("spec") or config.get("teacher"),
-            "Weights": teacher.get("weights"),
-            "Embedding width": teacher.get("width"),
-            "Parameters": _count(teacher.get("parameters")),
+            "Model": teacher.get("spec") or config.get("teacher"), "Weights": teacher.get("weights"),
+            "Embedding width": teacher.get("width"), "Parameters": _count(teacher.get("parameters")),
             "Multiply-adds per image": _count(teacher.get("flops")),
             "Forward passes": _count(main.end.get("teacher_forwards")),
         },
         "Student": _student_facts(student, config),
         "Data": {
-            "Training images": main.data.get("spec") or config.get("data"),
-            "Number": _count(main.data.get("images")),
+            "Training images": main.data.get("spec") or config.get("data"), "Number": _count(main.data.get("images")),
             "Unreadable, skipped": len(student.get("skipped") or ()) or None,
             "Evaluation images": about.get("eval_data") or config.get("eval_data"),
             "Labeled training images": _count(about.get("train_images") or None),
-            "Test images": _count(images_tested(results)),
-            "Classes": about.get("classes"),
+            "Test images": _count(images_tested(results)), "Classes": about.get("classes"),
             "Listing fingerprint": main.data.get("fingerprint"),
         },
         "Training": _training_facts(results),
@@ -165,7 +161,7 @@ def what_was_done(results: Results) -> dict[str, dict[str, str]]:
             **{key: value for key, value in main.start.items() if key not in NOT_OF_THE_MACHINE},
             "understudy": student.get("understudy"),
         },
-    }
+    }  # fmt: skip
     if student and not teacher:
         groups["Teacher"] = {"Model": "none: this method learns without a teacher"}
     known = {title: known_facts(facts) for title, facts in groups.items()}

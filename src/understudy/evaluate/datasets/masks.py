@@ -135,18 +135,13 @@ def open_masks(root: Path) -> tuple[Masks, Masks]:
     )
 
 
-def _table(number: Callable[[int], int]) -> tuple[int, ...]:
-    return tuple(number(i) for i in range(256))
-
-
 def _voc(root: Path, split: str) -> Masks:
     listing = root / "ImageSets" / "Segmentation" / f"{split}.txt"
     names = read_expected(listing, VOC_SOURCE).decode().split()
-    table = _table(lambda i: i if i <= 20 or i == IGNORED else -1)
-    return _split(
-        listing, [root / "JPEGImages" / f"{name}.jpg" for name in names],
-        [root / "SegmentationClass" / f"{name}.png" for name in names], ("background", *VOC_CLASSES), table, VOC_SOURCE,
-    )  # fmt: skip
+    images = [root / "JPEGImages" / f"{name}.jpg" for name in names]
+    masks = [root / "SegmentationClass" / f"{name}.png" for name in names]
+    classes = ("background", *VOC_CLASSES)
+    return _split(listing, images, masks, classes, lambda i: i if i <= 20 or i == IGNORED else -1, VOC_SOURCE)
 
 
 def _ade(root: Path, split: str) -> Masks:
@@ -154,21 +149,18 @@ def _ade(root: Path, split: str) -> Masks:
     images = _listed(folder, ADE_SOURCE)
     masks = [root / "annotations" / split / f"{path.stem}.png" for path in images]
     # The file objectInfo150.txt names the classes; the numbers are what is scored.
-    return _split(folder, images, masks, (), _table(lambda i: IGNORED if i == 0 else i - 1 if i <= 150 else -1),
-                  ADE_SOURCE, count=150)  # fmt: skip
+    return _split(folder, images, masks, 150, lambda i: IGNORED if i == 0 else i - 1 if i <= 150 else -1, ADE_SOURCE)
 
 
 def _cityscapes(root: Path, split: str) -> Masks:
     folder = root / "leftImg8bit" / split
     ending = "_leftImg8bit.png"
     images = [path for path in _listed(folder, CITYSCAPES_SOURCE, "*/*") if path.name.endswith(ending)]
-    masks = [
-        root / "gtFine" / split / path.parent.name / f"{path.name.removesuffix(ending)}_gtFine_labelIds.png"
-        for path in images
-    ]
+    names = [f"{path.parent.name}/{path.name.removesuffix(ending)}_gtFine_labelIds.png" for path in images]
+    masks = [root / "gtFine" / split / name for name in names]
     scored = {number: place for place, number in enumerate(CITYSCAPES_CLASSES)}
-    return _split(folder, images, masks, tuple(CITYSCAPES_CLASSES.values()), _table(lambda i: scored.get(i, IGNORED)),
-                  CITYSCAPES_SOURCE)  # fmt: skip
+    classes = tuple(CITYSCAPES_CLASSES.values())
+    return _split(folder, images, masks, classes, lambda i: scored.get(i, IGNORED), CITYSCAPES_SOURCE)
 
 
 def _plain(root: Path, split: str) -> Masks:
@@ -178,7 +170,7 @@ def _plain(root: Path, split: str) -> Masks:
     folder = root / "images" / split
     images = _listed(folder, "")
     masks = [root / "masks" / split / f"{path.stem}.png" for path in images]
-    return _split(folder, images, masks, names, _table(lambda i: i if i < len(names) or i == IGNORED else -1), "")
+    return _split(folder, images, masks, names, lambda i: i if i < len(names) or i == IGNORED else -1, "")
 
 
 def _listed(folder: Path, source: str, pattern: str = "*") -> list[Path]:
@@ -189,8 +181,8 @@ def _listed(folder: Path, source: str, pattern: str = "*") -> list[Path]:
 
 
 def _split(
-    name: Path, images: list[Path], masks: list[Path], classes: tuple[str, ...], table: tuple[int, ...], source: str,
-    *, count: int | None = None,
+    name: Path, images: list[Path], masks: list[Path], classes: tuple[str, ...] | int, number: Callable[[int], int],
+    source: str,
 ) -> Masks:  # fmt: skip
     if not images:
         raise DataError(f"{name} lists no images.")
@@ -198,7 +190,8 @@ def _split(
         if not path.is_file():
             where = f" It comes from {source}." if source else ""
             raise DataError(f"{path} was expected and does not exist.{where}")
-    return Masks(str(name), images, masks, classes, count or len(classes), table)
+    names, count = ((), classes) if isinstance(classes, int) else (classes, len(classes))
+    return Masks(str(name), images, masks, names, count, tuple(number(i) for i in range(256)))
 
 
 class MasksDataset(Dataset):

@@ -253,11 +253,9 @@ def _detect(detector: nn.Module, objects: Objects, masks: bool, encoded_set: Enc
         scores, labels = output["scores"].cpu().tolist(), output["labels"].cpu().tolist()
         for place, (x0, y0, x1, y1) in enumerate(corners.tolist()):
             one = {
-                "image_id": objects.images[row]["id"],
-                "category_id": objects.categories[labels[place] - 1]["id"],
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "score": scores[place],
-            }
+                "image_id": objects.images[row]["id"], "category_id": objects.categories[labels[place] - 1]["id"],
+                "bbox": [x0, y0, x1 - x0, y1 - y0], "score": scores[place],
+            }  # fmt: skip
             if masks:
                 inside = (output["masks"][place, 0] > 0.5).to(torch.uint8).cpu().numpy()
                 one["segmentation"] = tools.encode(np.asfortranarray(inside))

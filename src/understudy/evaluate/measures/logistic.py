@@ -1,8 +1,4 @@
-"""Multinomial logistic regression on frozen features, to its optimum, by L-BFGS.
-
-Features are centered and rotated to their principal axes, and each axis is scaled by the curvature there. The bias and
-the rotation absorb this exactly: the optimum is the same, and L-BFGS reaches it in far fewer steps.
-"""
+"""Multinomial logistic regression on frozen features, to its optimum, by L-BFGS; `protocols.linear` says how."""
 
 from __future__ import annotations
 

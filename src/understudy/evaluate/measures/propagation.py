@@ -158,22 +158,20 @@ def _decided(mask: Float[Tensor, "M h w"], size: tuple[int, int], frame: Image.I
     return np.asarray(numbers.resize(frame.size, Image.Resampling.NEAREST))
 
 
+Mask = Bool[np.ndarray, "H W"]
+
 TOLERANCE = 0.008
 """How far two outlines may lie apart and still agree, as a share of the image's diagonal."""
 
 
-def jaccard(
-    predicted: Bool[np.ndarray, "H W"], truth: Bool[np.ndarray, "H W"], void: Bool[np.ndarray, "H W"] | None = None
-) -> float:
+def jaccard(predicted: Mask, truth: Mask, void: Mask | None = None) -> float:
     """J: intersection over union of two masks, 1 where both are empty; `void` pixels do not count."""
     scored = np.ones_like(truth) if void is None else ~void
     union = ((predicted | truth) & scored).sum()
     return 1.0 if union == 0 else float((predicted & truth & scored).sum() / union)
 
 
-def boundary_measure(
-    predicted: Bool[np.ndarray, "H W"], truth: Bool[np.ndarray, "H W"], void: Bool[np.ndarray, "H W"] | None = None
-) -> float:
+def boundary_measure(predicted: Mask, truth: Mask, void: Mask | None = None) -> float:
     """F: harmonic mean of precision and recall of outlines; `void` pixels do not count.
 
     A pixel of one outline agrees where the other one passes within 0.008 of the image's diagonal, rounded up to whole
@@ -192,8 +190,8 @@ def boundary_measure(
     return 0.0 if precision + recall == 0 else float(2 * precision * recall / (precision + recall))
 
 
-def outline(mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
-    """Pixels that differ from their neighbor to the right, below, or to the lower right."""
+def outline(mask: Mask) -> Mask:
+    """Mask that differ from their neighbor to the right, below, or to the lower right."""
     edge = np.zeros_like(mask)
     edge[:, :-1] |= mask[:, :-1] != mask[:, 1:]
     edge[:-1] |= mask[:-1] != mask[1:]
@@ -201,7 +199,7 @@ def outline(mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
     return edge
 
 
-def _widened(edge: Bool[np.ndarray, "H W"], reach: int) -> Bool[np.ndarray, "H W"]:
+def _widened(edge: Mask, reach: int) -> Mask:
     """All pixels within `reach` of one of the edge."""
     axis = torch.arange(-reach, reach + 1)
     disk = (axis[:, None] ** 2 + axis**2 <= reach**2).float()

@@ -12,9 +12,8 @@ import torch
 from understudy.errors import DataError, MissingDependency, ShapeError
 from understudy.evaluate.encoded_set import EncodedSet, Figures, check_finite
 from understudy.evaluate.measures import geometry
-from understudy.evaluate.measures.neighborhoods import neighbor_order, trust_and_continuity, trustworthiness
-from understudy.evaluate.measures.topology import IMAGES as TOPOLOGY_IMAGES
-from understudy.evaluate.measures.topology import topology_distance
+from understudy.evaluate.measures.geometry import neighbor_order, trust_and_continuity, trustworthiness
+from understudy.evaluate.measures.topology import TOPOLOGY_IMAGES, topology_distance
 from understudy.evaluate.settings import EvaluationSettings
 from understudy.losses.base.similarity import column_cosine, row_cosine
 from understudy.neighbors.vote import shared_by_image

@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 
 from understudy.errors import MissingDependency
 
-IMAGES = 200
+TOPOLOGY_IMAGES = 200
 """Images of the sample: loops cost the cube of them."""
 
 Diagram = Float[np.ndarray, "_ 2"]

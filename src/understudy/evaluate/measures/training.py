@@ -182,8 +182,7 @@ def finetuned(
     model.eval()
 
     def best_classes(images: Tensor) -> Tensor:
-        scores: Tensor = model(images)
-        return scores.topk(min(5, data.classes), dim=1).indices.float()
+        return torch.topk(model(images), min(5, data.classes), dim=1).indices.float()
 
     inference = Inference(encoded_set.device, settings.batch_size, encoded_set.workers)
     ranked, readable, _ = extract(best_classes, encoded_set.encoder.contract, test, inference)

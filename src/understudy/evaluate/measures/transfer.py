@@ -43,11 +43,8 @@ def _held_out(encoded_set: EncodedSet, labels: np.ndarray, seed: int) -> np.ndar
 def _several_labels(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
     """VOC 2007: marks in place of labels."""
     dataset, rows, train, test = (
-        encoded_set.dataset,
-        encoded_set.train,
-        encoded_set.train_source,
-        encoded_set.test_source,
-    )
+        encoded_set.dataset, encoded_set.train, encoded_set.train_source, encoded_set.test_source,
+    )  # fmt: skip
     if dataset is None or rows is None or train is None or test is None:
         raise DataError("The 11-point mAP needs training and test images with marks.")
     check_finite(rows, f"{encoded_set.name} features of the training images")

@@ -9,10 +9,7 @@ from understudy.evaluate.protocol import Protocol
 from understudy.registry import Registry
 
 PROTOCOLS: Registry[Protocol] = Registry(
-    "understudy.evaluate.protocols",
-    "Protocol",
-    "protocol",
-    first=(
+    "understudy.evaluate.protocols", "Protocol", "protocol", first=(
         "knn", "linear", "linear_sgd", "asymmetric_knn", "semi", "transfer", "retrieval", "robustness", "fidelity",
         "cost", "detection", "segmentation", "davis",
     ),
