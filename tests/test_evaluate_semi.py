@@ -9,8 +9,8 @@ from PIL import Image
 
 from understudy.errors import ConfigError, DataError
 from understudy.evaluate.encoded_set import Embedding, EncodedSet
-from understudy.evaluate.measures.few_labels import draw
 from understudy.evaluate.measures.logistic import logistic_regression
+from understudy.evaluate.measures.probe import draw
 from understudy.evaluate.measures.training import finetuned
 from understudy.evaluate.protocols.semi import Semi, SemiSettings
 from understudy.evaluate.settings import EvaluationSettings, FinetuneSettings

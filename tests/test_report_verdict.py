@@ -10,14 +10,13 @@ import pytest
 
 from test_report_page import make_run
 from understudy.artifacts import Run, write_json
-from understudy.report.caveats import caveats, constant_answer, mean_cosine
 from understudy.report.figures import POINTS, thinned
 from understudy.report.gallery import chosen_queries, shared_neighbors, thumbnail_sheet
 from understudy.report.numbers import count, distinguishable, duration, interval, percent
 from understudy.report.provenance import read_records
 from understudy.report.results import Results
 from understudy.report.spaces import aligned, groups, tsne_or_pca
-from understudy.report.verdict import verdict
+from understudy.report.verdict import caveats, constant_answer, mean_cosine, verdict
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 10), (10, 10), (328, 360), (1, 2000), (5000, 10000)])

@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 
 from understudy.report import charts
-from understudy.report.caveats import constant_answer
 from understudy.report.numbers import interval, percent
 from understudy.report.provenance import RunRecord
 from understudy.report.results import Model, Results
 from understudy.report.shares import TeacherShare
 from understudy.report.spaces import Groups
-from understudy.report.verdict import Measure, images_tested
+from understudy.report.verdict import Measure, constant_answer, images_tested
 
 POINTS = 300
 """Points a curve is thinned to."""

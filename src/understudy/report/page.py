@@ -8,7 +8,6 @@ from typing import Any
 
 from understudy.artifacts import Run, write_text
 from understudy.report import charts, figures, gallery, spaces
-from understudy.report.caveats import caveats
 from understudy.report.details import protocol_parts
 from understudy.report.numbers import count, duration, percent, share
 from understudy.report.provenance import RunRecord, read_records
@@ -16,7 +15,7 @@ from understudy.report.rendering import render
 from understudy.report.results import Results
 from understudy.report.shares import cost_shares, quality_shares
 from understudy.report.tables import figures_table, glance_table, what_was_done
-from understudy.report.verdict import OVERLAP, headline, verdict
+from understudy.report.verdict import OVERLAP, caveats, headline, verdict
 
 SIDES = gallery.SIDES
 

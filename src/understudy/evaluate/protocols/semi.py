@@ -80,7 +80,7 @@ class Semi(Protocol):
             ConfigError: a share that is none.
             DataError: no labels, one class, features that are not finite, or a list of images that are not there.
         """
-        from understudy.evaluate.measures.few_labels import few_label_figures
+        from understudy.evaluate.measures.probe import few_label_figures
 
         return few_label_figures(encoded_set, settings, settings.group(SemiSettings))
 

@@ -68,7 +68,7 @@ class Transfer(Protocol):
         Raises:
             DataError: no labels, one class, features that are not finite, or no class with two images.
         """
-        from understudy.evaluate.measures.transfer import transfer_figures
+        from understudy.evaluate.measures.probe import transfer_figures
 
         return transfer_figures(encoded_set, settings)
 
