@@ -87,14 +87,9 @@ def below(path: str, first: str, *, home: str) -> Path:
     """
     root = Path(path).expanduser()
     parts = Path(first).parts
-    for number in range(len(parts)):
-        # .../VOC2007 for VOCdevkit/VOC2007/ImageSets: the user may name any folder on the way.
-        folder = root
-        for _ in range(number):
-            folder = folder.parent
-        if number and Path(*root.parts[-number:]) != Path(*parts[:number]):
-            continue
-        if (folder / first).exists():
+    # .../VOC2007 for VOCdevkit/VOC2007/ImageSets: the user may name any folder on the way.
+    for number, folder in zip(range(len(parts)), (root, *root.parents), strict=False):
+        if root.parts[len(root.parts) - number :] == parts[:number] and (folder / first).exists():
             return folder
     raise DataError(f"{root / first} does not exist. Give the folder that holds {first}; the set is had at {home}.")
 

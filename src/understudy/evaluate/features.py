@@ -217,17 +217,17 @@ class FeatureExtractor:
             DataError: test images alone, of classes that the main evaluation images lack, or there are none of those.
         """
         test, train, queries = (features.get(role) for role in ("test", "train", "queries"))
-        shifted = dataset is not None and dataset.kind == "shift"
         numbers: np.ndarray | None = None if test is None else test.source.labels
-        if shifted:
-            assert dataset is not None
+        if dataset is None or dataset.kind != "shift":
+            base = None
+        else:
             assert test is not None
             test, numbers = _numbered(dataset, test, base)
         headless = self.student is not None and self.student.headless
         roots = {name: root for name, (_, root, _) in self.stores.items()}
         sets: dict[str, EncodedSet] = {}
         for name, encoder in self.encoders.items():
-            main = base[name] if shifted and base else None
+            main = base[name] if base else None
             learned: dict[str, Any] = {}
             if main is not None:
                 learned = {

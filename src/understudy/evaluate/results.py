@@ -52,8 +52,7 @@ class Results:
     @property
     def about(self) -> dict[str, Any]:
         """What the whole file says of itself."""
-        about: dict[str, Any] = self.whole.get("about", {})
-        return about
+        return dict(self.whole.get("about", {}))
 
     def sample_identity(self, plan: EvaluationPlan) -> str:
         """What a sample drawn now would be drawn from."""

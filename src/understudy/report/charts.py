@@ -112,8 +112,7 @@ def plotly_figure(data: Sequence[Mapping[str, Any]], **layout: Any) -> dict[str,
         "xaxis": axis | layout.pop("xaxis", {}), "yaxis": axis | layout.pop("yaxis", {}),
     }  # fmt: skip
     traces = [{**trace, "name": escaped(trace["name"])} if "name" in trace else dict(trace) for trace in data]
-    figure: dict[str, Any] = go.Figure(traces, look | layout).to_dict()
-    return figure
+    return dict(go.Figure(traces, look | layout).to_dict())
 
 
 def reference(axis: str, value: float) -> dict[str, Any]:

@@ -174,9 +174,8 @@ def mean_cost(variant: Mapping[str, Any], name: str) -> float | None:
 def footnotes(comparison: Mapping[str, Any]) -> list[str]:
     """What must be said under the table."""
     about, notes = comparison["about"], []
-    low = [variant["label"] for variant in comparison["variants"] if variant["edge"] == "low"]
-    high = [variant["label"] for variant in comparison["variants"] if variant["edge"] == "high"]
-    for names, sign, word in ((low, "<", "smallest"), (high, ">", "largest")):
+    for edge, sign, word in (("low", "<", "smallest"), ("high", ">", "largest")):
+        names = [variant["label"] for variant in comparison["variants"] if variant["edge"] == edge]
         if names:
             notes.append(
                 f"{sign} The best learning rate of {', '.join(names)} is the {word} of the {about['trials']} tried, so "

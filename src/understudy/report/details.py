@@ -27,13 +27,9 @@ CORRUPTIONS = (
 class Axis:
     """A chart of figures whose names differ in one place only, drawn for any protocol that has them.
 
-    Args:
-        caption: its heading.
-        title: what the places along the axis are.
-        unit: what the figures are.
-        pattern: of the figures; its first group is the place, in the order of the evaluation unless `places` says it.
-        places: in order.
-        whole: a further place "all", and the protocol whose `top1` stands there.
+    The first group of the pattern is the place, in the order of the evaluation unless `places` says it; the title says
+    what the places are, the unit what the figures are. `whole` is the protocol whose `top1` stands at a further place
+    "all".
     """
 
     caption: str

@@ -167,11 +167,9 @@ def shares_chart(entries: Sequence[TeacherShare], runs: Sequence[str], *, less: 
         xaxis={"title": {"text": "% of the teacher" + (", less is better" if less else "")}, "rangemode": "tozero"},
         yaxis={"range": [len(entries) - 0.5, -0.5], "type": "category", "showgrid": False, "categoryarray": labels},
     )  # fmt: skip
-    words = "; ".join(
-        f"{entry.label.replace(chr(10), ' on ')}: "
-        + ", ".join(f"{run} {percent(value)}" for run, value in entry.shares.items())
-        for entry in entries
-    )
+    names = [entry.label.replace("\n", " on ") for entry in entries]
+    texts = (", ".join(f"{run} {percent(value)}" for run, value in entry.shares.items()) for entry in entries)
+    words = "; ".join(f"{name}: {text}" for name, text in zip(names, texts, strict=True))
     return charts.Chart(
         figure, f"Share of the teacher\u2019s figure. {words}.", height=70 + (18 * len(runs) + 16) * len(entries),
         caption="What they cost" if less else "What the students keep",
@@ -193,11 +191,8 @@ def _share_bars(entries: Sequence[TeacherShare], labels: Sequence[str], series: 
 
 def column_cosines(records: Sequence[RunRecord]) -> charts.Chart:
     """Histogram of each dimension's cosine: the first run as bars, further runs and the constant answer as lines."""
-    known = {
-        series: (record.name, cosines[np.isfinite(cosines)])
-        for series, record in enumerate(records)
-        if (cosines := record.sample.get("column_cosine", np.zeros(0)).astype(np.float64)).size
-    }
+    cosines = [record.sample.get("column_cosine", np.zeros(0)).astype(np.float64) for record in records]
+    known = {i: (records[i].name, one[np.isfinite(one)]) for i, one in enumerate(cosines) if one.size}
     constant = constant_answer(records[0].sample.get("teacher"))
     every = np.concatenate([values for _, values in known.values()] + ([] if constant is None else [constant]))
     bins = int(np.clip(2 * math.sqrt(len(known[0][1])), 10, 40))

@@ -64,15 +64,13 @@ def thumbnail_sheet(thumbnails: np.ndarray) -> Sheet:
 def shared_neighbors(sample: Mapping[str, np.ndarray]) -> np.ndarray:
     """(n,) how many of the student's listed neighbors of an image are in the teacher's list too."""
     teacher, student = sample["teacher_neighbors"], sample["student_neighbors"]
-    shared: np.ndarray = ((student[:, :, None] == teacher[:, None, :]).any(axis=2) & (student >= 0)).sum(axis=1)
-    return shared
+    return np.asarray(((student[:, :, None] == teacher[:, None, :]).any(axis=2) & (student >= 0)).sum(axis=1))
 
 
 def chosen_queries(shared: np.ndarray) -> np.ndarray:
     """Queries at even quantiles of agreement, from the worst to the best: nobody picked them."""
     order = np.argsort(shared, kind="stable")
-    picks: np.ndarray = order[np.linspace(0, len(order) - 1, min(QUERIES, len(order))).round().astype(int)]
-    return picks
+    return np.asarray(order[np.linspace(0, len(order) - 1, min(QUERIES, len(order))).round().astype(int)])
 
 
 def queries(sample: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:

@@ -116,11 +116,8 @@ def _result(results: Results) -> dict[str, Any]:
 
 
 def _curves(records: Sequence[RunRecord]) -> dict[str, Any]:
-    groups = [
-        {"title": title, "note": note, "charts": drawn}
-        for kind, (title, note) in CURVES.items()
-        if (drawn := figures.curves(records, kind))
-    ]
+    drawn = ((title, note, figures.curves(records, kind)) for kind, (title, note) in CURVES.items())
+    groups = [{"title": title, "note": note, "charts": some} for title, note, some in drawn if some]
     keys = [charts.series_key(i, record.name) for i, record in enumerate(records)]
     if any("teacher_knn" in row for record in records for row in record.signals):
         keys.append(charts.LegendKey("teacher", dash="dash"))

@@ -24,22 +24,13 @@ NOT_COMPARED = frozenset({"out", "store", "device", "workers", "checkpoint_minut
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run folder.
+    """One run folder; what was not written yet is empty.
 
-    Args:
-        name: the folder's name, made unique among the runs of the page.
-        config: the resolved configuration, keys dotted; empty when there is none.
-        config_text: the same file as it was written.
-        student: student.json; empty until training has ended.
-        scores: model name ("teacher", "student", "student_embed") -> its measured figures; empty before evaluation.
-        notes: PROTOCOL or PROTOCOL@SET -> what it said in words (a figure left out, say), each sentence once.
-        failures: what was not measured, or is no figure, and why; each sentence once.
-        about: what the evaluation says of itself (images, classes, versions).
-        start: the first line of metrics.jsonl, with hardware and versions.
-        end: the last line of a finished training.
-        steps: the "step" lines in order.
-        signals: the "signal" lines in order.
-        sample: arrays of sample.npz; empty before evaluation.
+    The name is the folder's, made unique among the runs of the page; the configuration is the resolved one, keys
+    dotted, beside its file's text. Scores are figures by model ("teacher", "student", "student_embed"). Notes are what
+    a PROTOCOL or PROTOCOL@SET said in words (a figure left out, say), failures what was not measured, or is no figure,
+    and why; each sentence once. `about` is what the evaluation says of itself. Start (with hardware and versions), end,
+    steps and signals are lines of metrics.jsonl, the sample the arrays of sample.npz.
     """
 
     name: str

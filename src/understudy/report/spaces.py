@@ -41,8 +41,7 @@ def label_names(sample: Mapping[str, np.ndarray]) -> list[str | None] | None:
     labels = sample.get("labels")
     if labels is None or not (labels >= 0).any():
         return None
-    names = [str(name) for name in sample.get("class_names", ())]
-    known = dict(enumerate(names))
+    known = {number: str(name) for number, name in enumerate(sample.get("class_names", ()))}
     return [None if label < 0 else known.get(label, f"class {label}") for label in labels.tolist()]
 
 
@@ -65,8 +64,7 @@ def groups(sample: Mapping[str, np.ndarray]) -> Groups:
 def unit(embeddings: np.ndarray) -> np.ndarray:
     """(n, D) float64 rows of length one; a zero row stays zero."""
     rows = np.asarray(embeddings, np.float64)
-    unit_rows: np.ndarray = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    return unit_rows
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))
 
 
 def tsne_or_pca(embeddings: np.ndarray) -> np.ndarray | None:
@@ -151,8 +149,7 @@ def aligned(points: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """
     points, reference = points - points.mean(axis=0), reference - reference.mean(axis=0)
     left, _, right = np.linalg.svd(points.T @ reference)  # orthogonal Procrustes, Schönemann 1966
-    turned: np.ndarray = points @ left @ right
-    return turned
+    return np.asarray(points @ left @ right)
 
 
 def layouts(teacher: np.ndarray, student: np.ndarray) -> tuple[dict[str, dict[str, np.ndarray]], str]:

@@ -82,12 +82,9 @@ def headline(results: Results) -> tuple[Measure, Model] | None:
 
 def rivals(measure: Measure, student: Model, rows: Sequence[Model]) -> list[tuple[float, Model]]:
     """Other runs' rows of the same part that have the figure, best first."""
-    others = [
-        (value, row)
-        for row in rows
-        if not row.is_teacher and not row.main and row.part == student.part and (value := measure.of(row)) is not None
-    ]
-    return sorted(others, key=lambda pair: -pair[0])
+    others = [row for row in rows if not row.is_teacher and not row.main and row.part == student.part]
+    figures = [(value, row) for row in others if (value := measure.of(row)) is not None]
+    return sorted(figures, key=lambda pair: -pair[0])
 
 
 def images_tested(results: Results, measure: Measure | None = None) -> int | None:
@@ -242,10 +239,8 @@ def _trained(main: RunRecord) -> list[str]:
             "usually still rise at this point."
         )
     skipped = main.about.get("skipped")
-    for kind, number in (
-        ("training", len(main.student.get("skipped") or ())),
-        ("evaluation", int(skipped) if isinstance(skipped, int | float) else 0),
-    ):
+    numbers = len(main.student.get("skipped") or ()), int(skipped) if isinstance(skipped, int | float) else 0
+    for kind, number in zip(("training", "evaluation"), numbers, strict=True):
         if number:
             sentences.append(f"{number:,} unreadable {kind} image{'s were' if number > 1 else ' was'} skipped.")
     return sentences

@@ -97,8 +97,7 @@ def snow(x: Pixels, c: tuple[float, ...], rng: Draws) -> Pixels:
     flakes = _trail(np.clip(flakes, 0, 1), int(c[4]), c[5], rng.uniform(-135, -45))
     gray = (x @ np.array([0.299, 0.587, 0.114]))[:, :, None]
     white = c[6] * x + (1 - c[6]) * np.maximum(x, 1.5 * gray + 0.5)
-    snowy: np.ndarray = white + flakes + flakes[::-1, ::-1]
-    return snowy
+    return np.asarray(white + flakes + flakes[::-1, ::-1])
 
 
 def frost(x: Pixels, c: tuple[float, float], rng: Draws, photographs: list[np.ndarray]) -> Pixels:
@@ -106,31 +105,27 @@ def frost(x: Pixels, c: tuple[float, float], rng: Draws, photographs: list[np.nd
     photograph = photographs[int(rng.integers(len(photographs)))]
     height, width = x.shape[:2]
     top, left = (int(rng.integers(0, room + 1)) for room in (photograph.shape[0] - height, photograph.shape[1] - width))
-    frosted: np.ndarray = c[0] * x + c[1] * photograph[top : top + height, left : left + width]
-    return frosted
+    return np.asarray(c[0] * x + c[1] * photograph[top : top + height, left : left + width])
 
 
 def fog(x: Pixels, c: tuple[float, float], rng: Draws) -> Pixels:
     """A plasma cloud of strength c[0], its detail falling by c[1] an octave."""
     side = 1 << (max(x.shape[:2]) - 1).bit_length()
     cloud = _plasma(side, c[1], rng)[: x.shape[0], : x.shape[1], None]
-    foggy: np.ndarray = (x + c[0] * cloud) * x.max() / (x.max() + c[0])
-    return foggy
+    return np.asarray((x + c[0] * cloud) * x.max() / (x.max() + c[0]))
 
 
 def brightness(x: Pixels, c: float, rng: Draws) -> Pixels:  # noqa: ARG001
     """The value of hue, saturation and value raised by c."""
     value = x.max(axis=2, keepdims=True)
     raised = np.clip(value + c, 0, 1)
-    bright: np.ndarray = np.where(value > 0, x * raised / np.maximum(value, 1e-12), raised)
-    return bright
+    return np.asarray(np.where(value > 0, x * raised / np.maximum(value, 1e-12), raised))
 
 
 def contrast(x: Pixels, c: float, rng: Draws) -> Pixels:  # noqa: ARG001
     """Distances from each channel's mean times c."""
     mean = x.mean(axis=(0, 1), keepdims=True)
-    changed: np.ndarray = (x - mean) * c + mean
-    return changed
+    return np.asarray((x - mean) * c + mean)
 
 
 def elastic_transform(x: Pixels, c: tuple[float, float, float], rng: Draws) -> Pixels:
@@ -243,14 +238,10 @@ def corrupt(
     number = list(CORRUPTIONS).index(name)
     rng = np.random.Generator(np.random.Philox(key=[image_id, 100 * number + severity]))
     x, c = pixels / 255.0, strengths[name][severity - 1]
-    if name == "frost":
-        if not photographs:
-            raise DataError("Frost is laid over photographs, and there are none.")
-        corrupted = frost(x, c, rng, photographs)
-    else:
-        corrupted = CORRUPTIONS[name](x, c, rng)
-    result: np.ndarray = np.asarray(_image(corrupted))
-    return result
+    if name == "frost" and not photographs:
+        raise DataError("Frost is laid over photographs, and there are none.")
+    corrupted = CORRUPTIONS[name](x, c, rng, *([photographs] if name == "frost" else []))
+    return np.asarray(_image(corrupted))
 
 
 class CorruptedImages:
@@ -313,8 +304,7 @@ def _image(x: np.ndarray) -> Image.Image:
 
 
 def _normal(x: np.ndarray, sigma: float) -> np.ndarray:
-    blurred: np.ndarray = ndimage.gaussian_filter(x, (sigma, sigma, 0), mode="nearest")
-    return blurred
+    return np.asarray(ndimage.gaussian_filter(x, (sigma, sigma, 0), mode="nearest"))
 
 
 def _trail(x: np.ndarray, radius: int, sigma: float, degrees: float) -> np.ndarray:
@@ -333,13 +323,10 @@ def _trail(x: np.ndarray, radius: int, sigma: float, degrees: float) -> np.ndarr
 
 def _zoomed(x: np.ndarray, factor: float) -> np.ndarray:
     """The middle of the image, enlarged by the factor to the image's own size."""
-    cuts, factors = [], []
-    for side in x.shape[:2]:
-        extent = int(np.ceil(side / factor))
-        start = (side - extent) // 2
-        cuts.append(slice(start, start + extent))
-        factors.append(factor)
-    large = ndimage.zoom(x[cuts[0], cuts[1]], (*factors, 1), order=1)
+    extents = [int(np.ceil(side / factor)) for side in x.shape[:2]]
+    corners = [(side - extent) // 2 for side, extent in zip(x.shape, extents, strict=False)]
+    rows, columns = (slice(start, start + extent) for start, extent in zip(corners, extents, strict=True))
+    large = ndimage.zoom(x[rows, columns], (factor, factor, 1), order=1)
     starts = [(have - want) // 2 for have, want in zip(large.shape[:2], x.shape[:2], strict=True)]
     middle = large[starts[0] : starts[0] + x.shape[0], starts[1] : starts[1] + x.shape[1]]
     return np.array(middle)

@@ -218,10 +218,9 @@ def _rate(step: int, steps: int) -> float:
 
 def _flipped(image: Tensor, target: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     """Mirrored left to right, boxes and masks with it."""
-    flipped = dict(target)
-    width = image.shape[-1]
-    flipped["boxes"] = torch.stack([width - target["boxes"][:, 2], target["boxes"][:, 1],
-                                  width - target["boxes"][:, 0], target["boxes"][:, 3]], dim=1)  # fmt: skip
+    flipped, width = dict(target), image.shape[-1]
+    left, top, right, bottom = target["boxes"].unbind(1)
+    flipped["boxes"] = torch.stack([width - right, top, width - left, bottom], dim=1)
     if "masks" in target:
         flipped["masks"] = target["masks"].flip(-1)
     return image.flip(-1), flipped
@@ -280,8 +279,7 @@ def outline_mask(outline: Any, height: int, width: int) -> np.ndarray:
     with warnings.catch_warnings():
         # pycocotools 2.0.11 hands its array over without numpy 2's `copy` keyword.
         warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
-        drawn: np.ndarray = tools.decode(runs)
-    return drawn
+        return np.asarray(tools.decode(runs))
 
 
 def mask_tools() -> Any:

@@ -28,16 +28,14 @@ def unit(rows: Float[np.ndarray, "N F"]) -> Float[np.ndarray, "N F"]:
     """The rows in float64 at length 1; rows of zero stay zero."""
     rows = np.asarray(rows, dtype=np.float64)
     length = np.linalg.norm(rows, axis=1, keepdims=True)
-    scaled: np.ndarray = np.where(length > 1e-12, rows / np.maximum(length, 1e-300), 0.0)
-    return scaled
+    return np.where(length > 1e-12, rows / np.maximum(length, 1e-300), 0.0)
 
 
 def gram(rows: Float[np.ndarray, "N F"]) -> Float[np.ndarray, "N N"]:
     """Inner products of rows about their mean, in float64."""
     centered = np.asarray(rows, dtype=np.float64)
     centered = centered - centered.mean(axis=0)
-    products: np.ndarray = centered @ centered.T
-    return products
+    return np.asarray(centered @ centered.T)
 
 
 def distances(rows: Float[np.ndarray, "N F"]) -> Float[np.ndarray, "N N"]:
@@ -107,8 +105,7 @@ def distance_correlation(first: Float[np.ndarray, "N N"], second: Float[np.ndarr
 
 
 def _centered(matrix: np.ndarray) -> np.ndarray:
-    centered: np.ndarray = matrix - matrix.mean(axis=0) - matrix.mean(axis=1, keepdims=True) + matrix.mean()
-    return centered
+    return np.asarray(matrix - matrix.mean(axis=0) - matrix.mean(axis=1, keepdims=True) + matrix.mean())
 
 
 def two_nn(matrix: Float[np.ndarray, "N N"]) -> float:
@@ -227,8 +224,7 @@ def neighbor_order(unit: Float[np.ndarray, "N F"]) -> Int[np.ndarray, "N M"]:
     """(N, N - 1) the other images by falling cosine, equal ones by row."""
     cosines = unit @ unit.T
     np.fill_diagonal(cosines, -np.inf)
-    order: np.ndarray = np.argsort(-cosines, axis=1, kind="stable")[:, :-1].astype(np.int32)
-    return order
+    return np.argsort(-cosines, axis=1, kind="stable")[:, :-1].astype(np.int32)
 
 
 def trust_and_continuity(
@@ -238,10 +234,8 @@ def trust_and_continuity(
     count = len(part)
     place = np.full(len(original), -1, dtype=np.int32)
     place[part] = np.arange(count)
-    orders = [
-        order_of_part[order_of_part >= 0].reshape(count, count - 1)
-        for order_of_part in (place[order[part]] for order in (original, mapped))
-    ]
+    places = (place[order[part]] for order in (original, mapped))
+    orders = [order[order >= 0].reshape(count, count - 1) for order in places]
     scores = []
     for here, there in (orders, orders[::-1]):
         ranks = np.empty((count, count), dtype=np.int32)

@@ -27,8 +27,7 @@ class Classifier:
 
     def scores(self, features: Float[np.ndarray, "M F"]) -> Float[np.ndarray, "M C"]:
         """(M, C) logits."""
-        scores: np.ndarray = np.asarray(features, dtype=np.float64) @ self.weight.T + self.bias
-        return scores
+        return np.asarray(np.asarray(features, dtype=np.float64) @ self.weight.T + self.bias)
 
 
 def logistic_regression(

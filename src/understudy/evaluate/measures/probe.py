@@ -141,8 +141,7 @@ def _held_out(encoded_set: EncodedSet, labels: np.ndarray, seed: int) -> np.ndar
     own = None if encoded_set.dataset is None else encoded_set.dataset.metadata.get("validation")
     if own is None or encoded_set.train_source is None:
         return validation_split(labels, seed)
-    held_out: np.ndarray = np.isin(encoded_set.train_source.ids, own)
-    return held_out
+    return np.isin(encoded_set.train_source.ids, own)
 
 
 def _several_labels(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:

@@ -132,9 +132,7 @@ def positions(
     ranking: Int[np.ndarray, " M"], good: Int[np.ndarray, " n"], junk: Int[np.ndarray, " j"]
 ) -> Int[np.ndarray, " n"]:
     """Places, counted from 0, of the good rows in a ranking, best first, without its junk."""
-    cleaned = ranking[~np.isin(ranking, junk)]
-    places: np.ndarray = np.flatnonzero(np.isin(cleaned, good))
-    return places
+    return np.flatnonzero(np.isin(ranking[~np.isin(ranking, junk)], good))
 
 
 def trapezia(places: Int[np.ndarray, " n"]) -> float:

@@ -194,8 +194,7 @@ def _predict(
         total = total + F.pad(torch.cat([scores, torch.ones_like(scores[:, :1])], dim=1), room)
     mean = total[:, :-1] / total[:, -1:]
     enlarged = F.interpolate(mean, (image.height, image.width), mode="bilinear", align_corners=False)
-    classes: np.ndarray = enlarged.argmax(1)[0].cpu().numpy()
-    return classes
+    return np.asarray(enlarged.argmax(1)[0].cpu().numpy())
 
 
 def windows(height: int, width: int, side: int) -> Iterator[tuple[int, int]]:
