@@ -5,8 +5,8 @@ Of an `--on` set of test images alone: ImageNet-v2, -Sketch, -A and -R, and the 
 training images, beside the 10-NN vote of `knn`. A set with some of the classes, as ImageNet-A and -R with 200 of 1,000,
 is judged among those alone, as its authors do.
 
-Of the main test images: the same corruptions made on the fly (`data.corruptions`), the linear probe alone. That takes
-an image pass for each corruption and severity, so at most `robustness.images` images are looked at.
+Of the main test images: the same corruptions made on the fly (`measures.corruptions`), the linear probe alone. That
+takes an image pass for each corruption and severity, so at most `robustness.images` images are looked at.
 
 "mce" is the mean corruption error, each corruption's error divided by AlexNet's on ImageNet-C; it has a meaning for
 ImageNet-C alone. "mean_error" is the plain mean over corruptions, CIFAR-10-C's convention.
