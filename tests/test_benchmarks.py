@@ -14,6 +14,8 @@ from PIL import Image
 
 import launch
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu.sh"
 
 

@@ -152,6 +152,7 @@ WITH_PYTHON = [path for path in PAGES if any(blocks(path, "python")) and path.na
 """The recipes of CONTRIBUTING.md have a test of their own."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", WITH_PYTHON, ids=name_of)
 def test_the_python_runs(path: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch):
     import understudy
@@ -166,6 +167,7 @@ def test_the_python_runs(path: Path, workplace: Path, monkeypatch: pytest.Monkey
 MARKED = [(path, code) for path in PAGES for mark, code in blocks(path, "sh") if mark == "run"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "code"), MARKED, ids=[name_of(path) for path, _ in MARKED])
 def test_the_marked_commands_run(path: Path, code: str, workplace: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(workplace)
@@ -192,6 +194,7 @@ def test_the_picture_of_the_rooms_is_current():
     assert architecture.PICTURE.read_text(encoding="utf-8") == architecture.svg(), "run: python docs/architecture.py"
 
 
+@pytest.mark.slow
 def test_the_pages_build_without_a_warning(tmp_path: Path):
     from sphinx.cmd.build import main as sphinx
 

@@ -34,6 +34,7 @@ def shown(found: list[Check], width: int = 100) -> str:
     return page.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_this_installation_is_sound(tmp_path: Path):
     found = examination.checks(store=str(tmp_path / "store"))
@@ -44,6 +45,7 @@ def test_this_installation_is_sound(tmp_path: Path):
     assert not (tmp_path / "store").exists()  # it looks, it does not write
 
 
+@pytest.mark.slow
 def test_a_library_that_cannot_be_imported_becomes_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
     (tmp_path / "timm.py").write_text("print('noise'); __version__ = '1.0'\n")

@@ -250,6 +250,7 @@ tests.embed(tests.teacher_of(before=before), tests.open_source(photos), root, te
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "moment",
     [
@@ -357,6 +358,7 @@ def test_real_teacher_on_real_images(tmp_path: Path, shared: Path):
     assert (labels[graph[:, 0]] == labels).mean() > 0.85
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_source(tmp_path: Path):
     """156 MiB of rows pass through; the process may hold a batch of them."""
     if sys.platform != "linux":

@@ -12,6 +12,8 @@ import pytest
 
 import launch
 
+pytestmark = pytest.mark.slow
+
 
 def test_streams_status_folder_and_environment(tmp_path: Path):
     code = (

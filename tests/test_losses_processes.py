@@ -11,6 +11,8 @@ import torch
 import launch
 from understudy.losses import LOSSES
 
+pytestmark = pytest.mark.slow
+
 CASES = {
     "coss": ("coss", {"weight": 0.7}),
     "coss balanced": ("coss", {"weight": "balanced"}),

@@ -12,6 +12,8 @@ import pytest
 
 from understudy.models.malloc import _glibc
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = """
 import resource
 import torch

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from test_models_teacher import onnx_file, structured
-from test_train_runs import TEACHER
+from toy_runs import TEACHER
 from understudy.artifacts import Run, Store, StoreKey
 from understudy.cli import main
 from understudy.errors import ConfigError, ModelError, StoreError

@@ -16,7 +16,7 @@ from torch import nn
 
 from test_models_teacher import onnx_file, structured
 from test_processes import TRAIN, files, under_torchrun, weights
-from test_train_runs import TEACHER
+from toy_runs import TEACHER
 from understudy.artifacts import ALONE, Writers
 from understudy.cli import main
 from understudy.errors import ConfigError, ModelError
@@ -28,6 +28,8 @@ from understudy.pipeline import RunSettings, train_stage
 from understudy.plan import plan
 from understudy.settings import resolve
 from understudy.train.compile import can_compile
+
+pytestmark = pytest.mark.slow
 
 SHARED = {
     **TRAIN, "teacher": "python:thumbnail:transformer", "data": "images", "holdout": 16, "probes": 2, "passes": 1,

@@ -103,6 +103,7 @@ graph.build_graph(Store(sys.argv[1]), NeighborSettings(k=3, n=12), progress=prog
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "had_one"),
     [

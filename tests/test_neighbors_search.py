@@ -207,6 +207,7 @@ def test_budget_too_small_names_one_that_is_enough():
         search(rows, rows, 5, memory_mb=enough - 2)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's record of peak memory")
 @pytest.mark.parametrize(("rows", "width", "budget", "scan"), [(20_000, 1024, 110, "32"), (30_000, 32, 130, "64")])
 def test_peak_memory_stays_within_the_budget(rows: int, width: int, budget: int, scan: str):

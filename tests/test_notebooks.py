@@ -11,6 +11,8 @@ from nbclient import NotebookClient
 
 import launch
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {
     "first_student": 'MODEL, PASSES, LIMIT = "small:resnet8x0.25", 6, 96',

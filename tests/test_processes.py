@@ -21,13 +21,15 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
 import launch
-from test_train_runs import TEACHER
+from toy_runs import TEACHER
 from understudy.artifacts import Run
 from understudy.errors import TrainingError
 from understudy.pipeline import RunSettings, train_stage
 from understudy.settings import resolve
 from understudy.train import distributed, loop
 from understudy.train.distributed import Processes
+
+pytestmark = pytest.mark.slow
 
 TRAIN = {
     "data": "digits.npy", "holdout": 0, "probes": 0, "workers": 0, "device": "cpu", "batch_size": 16, "image_size": 32,

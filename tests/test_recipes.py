@@ -278,6 +278,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("recipes")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPECTED)
 def test_every_recipe_runs_at_tiny_size(workplace: Path, monkeypatch: pytest.MonkeyPatch, name: str):
     monkeypatch.chdir(workplace)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import launch
-from test_train_runs import TEACHER
+from toy_runs import TEACHER
 from understudy.artifacts import Run
 from understudy.errors import TrainingError
 from understudy.models.contract import Contract
@@ -180,6 +180,7 @@ def test_true_and_false_may_be_written_as_words_or_as_booleans():
     assert resolve(RunSettings, {"data": "digits", "student": "s"}).compile == "auto"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_the_default_backend_computes_what_the_network_does():
     torch._dynamo.reset()
@@ -268,6 +269,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "student.safetensors")
 
 
+@pytest.mark.slow
 def test_a_compiled_run_trains_the_weights_of_an_eager_one_under_the_same_names(trained: Path):
     compiled, eager = weights(trained / "alone"), weights(trained / "eager")
     assert list(compiled) == list(eager)
@@ -279,6 +281,7 @@ def test_a_compiled_run_trains_the_weights_of_an_eager_one_under_the_same_names(
             torch.testing.assert_close(compiled[name], value, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_compiled_run_that_was_stopped_ends_with_the_same_bits(trained: Path):
     kinds = [row["kind"] for row in Run(trained / "stopped").metrics()]
     assert kinds.count("resume") == 1
@@ -286,6 +289,7 @@ def test_a_compiled_run_that_was_stopped_ends_with_the_same_bits(trained: Path):
     assert all(torch.equal(stopped[name], value) for name, value in undisturbed.items())
 
 
+@pytest.mark.slow
 def test_chunks_and_the_average_that_makes_keys_are_compiled_too(trained: Path):
     run = Run(trained / "key")
     rows = run.metrics()
@@ -293,6 +297,7 @@ def test_chunks_and_the_average_that_makes_keys_are_compiled_too(trained: Path):
     assert all(np.isfinite(row["loss"]) for row in rows if row["kind"] == "step")
 
 
+@pytest.mark.slow
 def test_two_compiled_processes_train_the_weights_of_one(trained: Path):
     run(trained, *launch.torchrun("job.py", "two"))
     one, two = weights(trained / "one"), weights(trained / "two")

@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 import launch
 from understudy.train import loop
 
+pytestmark = pytest.mark.slow
+
 METHODS = ["attndistill", "proteus"]
 
 # Sixteen patches on both sides: 64 pixels in patches of 16, and 32 in patches of 8. Other heads, widths and depths.
