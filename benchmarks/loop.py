@@ -30,9 +30,9 @@ from understudy.pipeline import RunSettings, resolve_method
 from understudy.settings import resolve
 from understudy.sources.pixels import decoded
 from understudy.sources.source import Source, open_source
-from understudy.train.data import TrainingData
 from understudy.train.distributed import Processes
 from understudy.train.loop import train
+from understudy.train.setup import TrainingData
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -141,9 +141,9 @@ def ours(options: argparse.Namespace, folder: Path, side: str) -> Found:
     from understudy.pipeline import RunSettings, resolve_method
     from understudy.settings import resolve
     from understudy.sources.source import open_source
-    from understudy.train.data import TrainingData
     from understudy.train.distributed import Processes
     from understudy.train.loop import train
+    from understudy.train.setup import TrainingData
 
     device = torch.device(options.device)
     torch.manual_seed(0)

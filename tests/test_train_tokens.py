@@ -36,7 +36,7 @@ from understudy.artifacts import Run
 from understudy.settings import resolve
 from understudy.sources.source import open_source
 from understudy.models.teacher import build_teacher
-from understudy.train.data import TrainingData
+from understudy.train.setup import TrainingData
 from understudy.train.distributed import join
 from understudy.train.loop import train
 from understudy.train.settings import TrainSettings

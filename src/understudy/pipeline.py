@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from understudy.models.settings import TeacherSettings
     from understudy.models.teacher import Teacher
     from understudy.sources.source import Source
-    from understudy.train.data import TrainingData
     from understudy.train.distributed import Processes
+    from understudy.train.setup import TrainingData
     from understudy.train.signals import Probe
 
 Result = TypeVar("Result")
@@ -225,8 +225,8 @@ def data_stage(
     """The training images, with the store, the graph and the transform that the settings need."""
     from understudy.embed.transform import transform_of
     from understudy.sources.formats.address import RemoteImages
-    from understudy.train.data import TrainingData
     from understudy.train.log import notify
+    from understudy.train.setup import TrainingData
 
     rows, store, graph, transform = source, None, None, None
     if teacher is not None and needs_store(settings):
@@ -377,7 +377,7 @@ def probe_of(
     from understudy.models.student import student_encoder
     from understudy.sources.evaluation import open_evaluation
     from understudy.sources.source import limited
-    from understudy.train.held_out import build_probe
+    from understudy.train.signals import build_probe
 
     if settings.probes == 0 or (held_out is None and settings.eval_data is None):
         return None

@@ -21,7 +21,7 @@ from understudy.errors import ConfigError
 from understudy.pipeline import RunSettings, resolve_method, teacher_of, training_images
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
 
     from understudy.models.student import Student
     from understudy.models.teacher import Teacher
@@ -212,7 +212,6 @@ def measure(settings: RunSettings, source: Source, teacher: Teacher, seconds: fl
     from understudy.losses import build
     from understudy.train import setup
     from understudy.train.distributed import choose_device
-    from understudy.views.augmentation import photometry
     from understudy.views.batches import NeighborBatches
     from understudy.views.tuning import max_workers
 
@@ -226,17 +225,10 @@ def measure(settings: RunSettings, source: Source, teacher: Teacher, seconds: fl
     if views.teacher is not None:
         both, batch = reading_rate(source, batches, views, seconds)
         cut = max(0.0, (1 / both - 1 / read) / len(loss.needs.teacher_views))
-    images = [
-        photometry(pixels.to(device), rows, views.recipe) for pixels, rows in zip(batch.pixels, batch.rows, strict=True)
-    ]
-    return Measured(
-        read,
-        max_workers(source) if settings.workers is None else settings.workers,
-        teacher_rate(teacher, batch, images, views.recipe, seconds),
-        student_rate(student, teacher(images[0]), batch, images, views.recipe, seconds, loss.needs.student_views),
-        free_bytes(Path(settings.store)),
-        cut,
-    )
+    workers = max_workers(source) if settings.workers is None else settings.workers
+    student_views = loss.needs.student_views
+    rates = network_rates(teacher, student, batch, views.recipe, student_views, device, seconds)
+    return Measured(read, workers, *rates, free_bytes(Path(settings.store)), cut)
 
 
 def reading_rate(source: Source, batches: NeighborBatches, views: Views, seconds: float) -> tuple[float, ImageBatch]:
@@ -251,36 +243,13 @@ def reading_rate(source: Source, batches: NeighborBatches, views: Views, seconds
     return images_per_s, batch
 
 
-def teacher_rate(teacher: Teacher, batch: ImageBatch, images: list[Tensor], recipe: Recipe, seconds: float) -> float:
-    """Views/s through the teacher, with the colors of those that are cut for it alone."""
-    from understudy.train.compile import wait
-    from understudy.views.augmentation import photometry
+def network_rates(
+    teacher: Teacher, student: Student, batch: ImageBatch, recipe: Recipe, student_views: tuple[int, ...],
+    device: torch.device, seconds: float,
+) -> tuple[float, float]:  # fmt: skip
+    """Views/s through the teacher, and images/s through a training step without it.
 
-    own, device = batch.teacher, images[0].device
-
-    def forward() -> int:
-        shown = images[0] if own is None else photometry(own.pixels.to(device), own.rows, recipe)
-        teacher(shown)
-        wait(device)
-        return len(shown)
-
-    return rate(forward, seconds)
-
-
-def student_rate(
-    student: Student, target: Tensor, batch: ImageBatch, images: list[Tensor], recipe: Recipe, seconds: float,
-    views: tuple[int, ...],
-) -> float:  # fmt: skip
-    """Images/s through a training step; that of the simplest loss stands for any, which cost little beside networks.
-
-    Args:
-        student: on its device.
-        target: (B, D).
-        batch: as it was read.
-        images: its views on the device.
-        recipe: of their colors, which are part of a step.
-        seconds: how long it is timed.
-        views: which of them the student gets.
+    The step of the simplest loss stands for that of any: beside the networks, losses of embeddings cost little.
     """
     import torch
 
@@ -288,9 +257,18 @@ def student_rate(
     from understudy.train.compile import wait
     from understudy.views.augmentation import photometry
 
-    loss, device = build("mse"), target.device
-    pixels, targets = torch.cat([images[view] for view in views]), target.repeat(len(views), 1)
+    images = [
+        photometry(pixels.to(device), rows, recipe) for pixels, rows in zip(batch.pixels, batch.rows, strict=True)
+    ]
+    own, loss, pixels = batch.teacher, build("mse"), torch.cat([images[view] for view in student_views])
+    targets = teacher(images[0]).repeat(len(student_views), 1)
     student.train()
+
+    def teacher_pass() -> int:
+        shown = images[0] if own is None else photometry(own.pixels.to(device), own.rows, recipe)
+        teacher(shown)
+        wait(device)
+        return len(shown)
 
     def step() -> int:
         for view, rows in zip(batch.pixels, batch.rows, strict=True):
@@ -301,7 +279,7 @@ def student_rate(
         wait(device)
         return len(batch.index)
 
-    return rate(step, seconds)
+    return rate(teacher_pass, seconds), rate(step, seconds)
 
 
 def free_bytes(folder: Path) -> int:

@@ -125,15 +125,16 @@ def choose(
     measures = device.type == "cuda" and not torch.are_deterministic_algorithms_enabled()
     if setting == "false" or (setting == "auto" and before is None and not measures):
         return networks, Compiled(student=False, teacher=False, device=device.type)
-    trials = {"student": (student_pass(workload, device), functools.partial(with_compiled_student, networks))}
+    passes = {"student": student_pass(workload, device)}
     if networks.teacher is not None and can_compile(networks.teacher):
-        trials["teacher"] = teacher_pass(workload, device), functools.partial(with_compiled_teacher, networks)
+        passes["teacher"] = teacher_pass(workload, device)
     chosen, compiled, findings = networks, {"student": False, "teacher": False}, []
-    for name, (run, compile_it) in trials.items():
+    for name, run in passes.items():
         required = setting == "true" if before is None else bool(getattr(before, name))
         if before is not None and not required:
             continue
-        trial, finding = measure(run, networks, compile_it, workload.steps, device, required=required)
+        compile_part = functools.partial(with_compiled, networks, name)
+        trial, finding = measure(run, networks, compile_part, workload.steps, device, required=required)
         findings.append(f"{name} {finding}")
         if not processes.agree(trial is None) and trial is not None:
             compiled[name] = True
@@ -253,16 +254,13 @@ def compiled_teacher(teacher: Teacher) -> Teacher:
     return shallow
 
 
-def with_compiled_student(networks: Networks) -> Networks:
-    """The same networks, student and average compiled."""
+def with_compiled(networks: Networks, part: str) -> Networks:
+    """The same networks, "teacher" compiled, or "student" and its average."""
+    if part == "teacher":
+        assert networks.teacher is not None
+        return dataclasses.replace(networks, teacher=compiled_teacher(networks.teacher))
     key = None if networks.key is None else compiled_copy(networks.key)
     return dataclasses.replace(networks, student=compiled_copy(networks.student), key=key)
-
-
-def with_compiled_teacher(networks: Networks) -> Networks:
-    """The same networks, the teacher compiled."""
-    assert networks.teacher is not None
-    return dataclasses.replace(networks, teacher=compiled_teacher(networks.teacher))
 
 
 def noise(count: int, size: int, device: torch.device) -> torch.Tensor:

@@ -11,12 +11,12 @@ from understudy.artifacts import Run
 from understudy.models.malloc import keep_freed_memory
 from understudy.models.teacher import Teacher
 from understudy.train.checkpoint import save_checkpoint
-from understudy.train.data import TrainingData
 from understudy.train.distributed import Processes
 from understudy.train.finish import costs_of, finish
 from understudy.train.monitor import Monitor
 from understudy.train.resume import refuse_other_settings
 from understudy.train.settings import TrainSettings
+from understudy.train.setup import TrainingData
 from understudy.train.signals import Probe
 from understudy.train.state import TrainState
 from understudy.train.step import compute_loss
@@ -56,7 +56,7 @@ def train(
     refuse_other_settings(run, settings)
     if run.trained:
         return True
-    state = TrainState.build(settings, data, teacher, processes)
+    state = TrainState(settings, data, teacher, processes)
     state.resume(run)
     monitor = Monitor(state, run, probe, quiet)
     monitor.announce()

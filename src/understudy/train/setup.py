@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
-from understudy.embed.recorded import RecordedViews
+from understudy.artifacts import Store
+from understudy.embed.recorded import Recorded, RecordedViews
 from understudy.embed.transform import Transform
 from understudy.errors import ConfigError
-from understudy.losses import Loss, build
+from understudy.losses import Loss
 from understudy.models.outputs import require_outputs
 from understudy.models.settings import StudentSettings
 from understudy.models.student import Student, build_student
 from understudy.models.teacher import Teacher
-from understudy.train.data import TrainingData
+from understudy.sources.source import Source
 from understudy.train.settings import TrainSettings
 from understudy.views.augmentation import at_ratio, recipe_for
 from understudy.views.reader import TeacherInput, Views
@@ -25,16 +26,24 @@ from understudy.views.settings import ViewSettings
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def build_loss(method: Mapping[str, Any], teacher: Teacher | None) -> Loss:
-    """The loss of a method.
+@dataclass(frozen=True)
+class TrainingData:
+    """The images of a training with everything that belongs to them row by row.
 
-    Raises:
-        ConfigError: it needs a teacher and there is none.
+    Args:
+        source: training images; row i of `graph` belongs to image i.
+        graph: (N, K) int32 neighbors, or None when `neighbors.k` is 0.
+        store: the teacher's embeddings of these images; None when no setting needs them.
+        transform: of the teacher's space, fitted on that store; None when the settings name none.
+        listing: fingerprint of all images that were listed; that of `source` unless given. They differ where unreadable
+            images were left out.
     """
-    loss = build(**method)
-    if loss.needs.teacher and teacher is None:
-        raise ConfigError(f"Method '{method['name']}' needs a teacher. Give one with --teacher.")
-    return loss
+
+    source: Source
+    graph: np.ndarray | None = None
+    store: Store | None = None
+    transform: Transform | None = None
+    listing: str = ""
 
 
 def build_trained_student(
@@ -76,12 +85,6 @@ def require_requested_outputs(settings: TrainSettings, loss: Loss, student: Stud
         )
 
 
-def average_of(student: Student) -> Student:
-    """A frozen copy in evaluation mode, to follow the student as its exponential moving average."""
-    copied: Student = copy.deepcopy(student).eval()
-    return copied.requires_grad_(False)
-
-
 def build_views(settings: ViewSettings, seed: int, loss: Loss, student: Student, teacher: Teacher | None) -> Views:
     """What is cut from each image: the same crops in the same colors for both networks, each at its own size.
 
@@ -101,25 +104,20 @@ def build_views(settings: ViewSettings, seed: int, loss: Loss, student: Student,
 
 
 def build_recorded(
-    settings: ViewSettings, views: Views, data: TrainingData, teacher: Teacher | None, batch_size: int
-) -> RecordedViews | None:
-    """The teacher's recorded views, or None where it is run on every view.
-
-    Args:
-        settings: of the views.
-        views: what is cut.
-        data: whose store they lie beside.
-        teacher: of a method that needs one, else None.
-        batch_size: views that the teacher gets at once.
-    """
+    settings: ViewSettings, views: Views, store: Store | None, teacher: Teacher | None, batch_size: int
+) -> tuple[RecordedViews | None, Views]:
+    """The teacher's recorded views beside its store, or None where it runs on every view; and views without those."""
     if teacher is None or settings.teacher != "recorded":
-        return None
-    assert data.store is not None
+        return None, views
+    assert store is not None
     size = teacher.contract.size
-    return RecordedViews(
-        data.store, teacher, recipe=at_ratio(views.recipe, size / max(size, views.size)), size=size, seed=views.seed,
+    recorded = RecordedViews(
+        store, teacher, recipe=at_ratio(views.recipe, size / max(size, views.size)), size=size, seed=views.seed,
         batch_size=batch_size, dtype=settings.dtype,
     )  # fmt: skip
+    if views.teacher is not None:
+        views = replace(views, teacher=replace(views.teacher, recorded=Recorded(recorded.folder)))
+    return recorded, views
 
 
 def choose_arithmetic(precision: str, device: torch.device) -> tuple[str, torch.autocast, torch.amp.GradScaler]:
@@ -128,10 +126,3 @@ def choose_arithmetic(precision: str, device: torch.device) -> tuple[str, torch.
         precision = "bf16" if device.type == "cuda" else "fp32"
     autocast = torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
     return precision, autocast, torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-
-
-def as_tensors(transform: Transform | None, device: torch.device) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Mean (D,) and matrix (D, D) of a transform in single precision."""
-    if transform is None:
-        return None
-    return tuple(torch.from_numpy(part).float().to(device) for part in (transform.mean, transform.matrix))  # type: ignore[return-value]

@@ -12,10 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from understudy.embed.transform import Transform
 from understudy.losses.base.similarity import column_cosine, row_cosine
+from understudy.models.contract import Contract
 from understudy.models.student import Student
+from understudy.models.teacher import Teacher
 from understudy.neighbors.search import search
 from understudy.neighbors.vote import neighbor_overlap, weighted_vote
+from understudy.sources.source import Source
+from understudy.views.loader import ImageLoader
+
+TEST_IMAGES, BANK_IMAGES = 512, 2048
+"""Held-out images and labeled training images at most: small enough to cost seconds a run."""
 
 NEIGHBORS = 10
 COLLAPSED = 1e-4
@@ -25,7 +33,7 @@ a large mean, so healthy small students lie as low as 0.007; a constant one lies
 
 @dataclass
 class Probe:
-    """A slice of images, decoded once, with what the teacher says of them.
+    """A slice of images, decoded once, with the teacher's embeddings of them.
 
     Args:
         pixels: (M, 3, S, S) uint8, un-augmented held-out images.
@@ -92,6 +100,51 @@ class Probe:
                     signals["knn_relative"] = 100 * knn / self.teacher_knn
         student.train(was_training)
         return signals
+
+
+def build_probe(
+    test: Source,
+    bank: Source | None,
+    contract: Contract,
+    *,
+    teacher: Teacher | None,
+    transform: Transform | None,
+    device: torch.device,
+    seed: int,
+) -> Probe:
+    """A probe of at most `TEST_IMAGES` images, with at most `BANK_IMAGES` that vote where both have labels.
+
+    Args:
+        test: images that are not trained on.
+        bank: labeled training images, or None.
+        contract: of the student.
+        teacher: on the device, or None.
+        transform: of the space that the student is trained in, or None.
+        device: of the teacher.
+        seed: decides which images are taken.
+    """
+    size = max(contract.size, teacher.contract.size if teacher is not None else 0)
+
+    def read(source: Source, count: int) -> tuple[Tensor, np.ndarray | None, np.ndarray | None]:
+        generator = np.random.Generator(np.random.Philox(key=[seed, 0x51]))
+        source = source.subset(np.sort(generator.permutation(len(source))[:count]))
+        loader = ImageLoader(
+            source, size=size, crop=contract.crop, interpolation=contract.interpolation, batch_size=64, workers=0
+        )
+        parts = [(indices, pixels) for indices, pixels, _ in loader]
+        pixels = torch.cat([part[1] for part in parts])
+        readable = np.concatenate([part[0] for part in parts])
+        embeddings = None
+        if teacher is not None:
+            images = (chunk.to(device).float() / 255 for chunk in pixels.split(64))
+            embeddings = torch.cat([teacher(image).float().cpu() for image in images]).numpy()
+        return pixels, embeddings, None if source.labels is None else source.labels[readable]
+
+    pixels, embeddings, labels = read(test, TEST_IMAGES)
+    target = None if embeddings is None or transform is None else transform.apply(embeddings)
+    if bank is None or labels is None:
+        return Probe(pixels, embeddings, target=target)
+    return Probe(pixels, embeddings, labels, *read(bank, BANK_IMAGES), target=target)
 
 
 def verdict(signals: dict[str, float]) -> str:

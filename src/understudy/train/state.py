@@ -3,150 +3,96 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
 from understudy.artifacts import Run, write_text
-from understudy.embed.recorded import Recorded, RecordedViews
-from understudy.errors import DataError
-from understudy.losses import Loss
+from understudy.errors import ConfigError, DataError
+from understudy.losses import build
 from understudy.models.student import Student
 from understudy.models.teacher import Teacher
 from understudy.settings import write_toml
 from understudy.train import setup
 from understudy.train.checkpoint import load_checkpoint
 from understudy.train.compile import Compiled, Networks, Workload, choose
-from understudy.train.data import TrainingData
 from understudy.train.distributed import Processes
 from understudy.train.resume import resolved
 from understudy.train.schedule import build_optimizer, learning_rate
 from understudy.train.settings import TrainSettings
+from understudy.train.setup import TrainingData
 from understudy.views.batches import NeighborBatches
 from understudy.views.loader import Loader, Reading, Share
-from understudy.views.reader import ImageBatch, Views
+from understudy.views.reader import ImageBatch
 
 
-@dataclass
 class TrainState:
-    """A training between two steps.
+    """A training between two steps: all that it consists of.
 
     Args:
         settings: what is trained and how.
         data: the images.
+        teacher: on the device, or None for methods that need none.
         processes: this process' place among all.
-        loss: with its queues and its own parameters.
-        student: what is trained.
-        average: the moving average of the student that makes the keys; None for methods without keys.
-        teacher: None for methods that need none.
-        recorded: the teacher's recorded views; None where it is run on every view.
-        batches: which images meet.
-        views: what is cut from them.
-        optimizer: of student and loss.
-        scaler: of the gradients; it does something in fp16 only.
-        precision: of the student, "fp32", "bf16" or "fp16".
-        autocast: the same as a context.
-        steps: length of training.
-        warmup_steps: of the learning rate, counted inside `steps`.
-        networks: student, average and live teacher as they are called, compiled or not.
-        compiled: which of them are compiled; None until it is chosen.
-        step: steps that are done.
-        seconds_before: seconds of training up to the last checkpoint.
-        skipped: images that could not be read, with the reason.
+
+    Raises:
+        ConfigError: settings that exclude each other, or a teacher that is missing.
+        ModelError: a network that the method cannot be used with.
     """
 
-    settings: TrainSettings
-    data: TrainingData
-    processes: Processes
-    loss: Loss
-    student: Student
-    average: Student | None
-    teacher: Teacher | None
-    recorded: RecordedViews | None
-    batches: NeighborBatches
-    views: Views
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    precision: str
-    autocast: torch.autocast
-    steps: int
-    warmup_steps: int
-    networks: Networks
-    compiled: Compiled | None = None
-    step: int = 0
-    seconds_before: float = 0.0
-    skipped: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.started = time.monotonic()
-        self.transform = setup.as_tensors(self.data.transform, self.device)
-        self.requested = setup.requested_outputs(self.loss)
-        self.trained: nn.Module = self.student
-        """The student as the loop calls it: in DDP where there are several processes."""
-
-    @classmethod
-    def build(
-        cls, settings: TrainSettings, data: TrainingData, teacher: Teacher | None, processes: Processes
-    ) -> TrainState:
-        """The state before the first step: the method says what it needs, the teacher how wide the space is.
-
-        Raises:
-            ConfigError: settings that exclude each other, or a teacher that is missing.
-            ModelError: a network that the method cannot be used with.
-        """
-        device = processes.device
-        loss = setup.build_loss(settings.method, teacher)
+    def __init__(
+        self, settings: TrainSettings, data: TrainingData, teacher: Teacher | None, processes: Processes
+    ) -> None:
+        self.settings, self.data, self.teacher, self.processes = settings, data, teacher, processes
+        self.device = device = processes.device
+        # The method says what it needs, the teacher how wide the space is, the student adapts to both.
+        loss = build(**settings.method)
+        if loss.needs.teacher and teacher is None:
+            raise ConfigError(f"Method '{settings.method['name']}' needs a teacher. Give one with --teacher.")
         torch.manual_seed(settings.seed)
-        student = setup.build_trained_student(settings.student_settings, loss, teacher, device)
+        self.student = student = setup.build_trained_student(settings.student_settings, loss, teacher, device)
         setup.require_requested_outputs(settings, loss, student, teacher)
         loss.prepare(student.width, teacher.width if teacher is not None else 0)
-        loss = loss.to(device)
-        average = setup.average_of(student) if loss.needs.key else None
+        self.loss = loss.to(device)
+        self.requested = setup.requested_outputs(loss)
+        self.average: Student | None = None
+        """The moving average of the student that makes the keys."""
+        if loss.needs.key:
+            self.average = copy.deepcopy(student).eval().requires_grad_(False)
 
-        neighbors = settings.neighbors
-        batches = NeighborBatches(
-            len(data.source), settings.batch_size, k=neighbors.k, n=neighbors.n, seed=settings.seed,
-            graph=data.graph,
-        )  # fmt: skip
+        k, n = settings.neighbors.k, settings.neighbors.n
+        self.batches = batches = NeighborBatches(
+            len(data.source), settings.batch_size, k=k, n=n, seed=settings.seed, graph=data.graph
+        )
+        self.share = batches.batch_size // processes.world
+        """Images of a batch on this process."""
+        self.teacher_batch = len(loss.needs.teacher_views) * batches.batch_size // processes.world
+        """Views of a batch that the teacher gets on this process."""
         views = setup.build_views(settings.views, settings.seed, loss, student, teacher)
-        teacher_batch = len(loss.needs.teacher_views) * batches.batch_size // processes.world
         needed = teacher if loss.needs.teacher else None
-        recorded = setup.build_recorded(settings.views, views, data, needed, teacher_batch)
-        if recorded is not None and views.teacher is not None:
-            teacher_input = dataclasses.replace(views.teacher, recorded=Recorded(recorded.folder))
-            views = dataclasses.replace(views, teacher=teacher_input)
+        self.recorded, self.views = setup.build_recorded(settings.views, views, data.store, needed, self.teacher_batch)
+        self.transform = None if data.transform is None else [
+            torch.from_numpy(part).float().to(device) for part in (data.transform.mean, data.transform.matrix)
+        ]  # fmt: skip
 
-        optimizer = build_optimizer([student, loss], settings.optimizer, device)
-        precision, autocast, scaler = setup.choose_arithmetic(settings.precision, device)
-        steps, warmup_steps = (
+        self.optimizer = build_optimizer([student, loss], settings.optimizer, device)
+        self.precision, self.autocast, self.scaler = setup.choose_arithmetic(settings.precision, device)
+        self.steps, self.warmup_steps = (
             batches.steps_for(passes, whole_epochs=settings.optimizer.whole_epochs)
             for passes in (settings.passes, settings.optimizer.warmup)
         )
-        return cls(
-            settings, data, processes, loss, student, average, teacher, recorded, batches, views, optimizer, scaler,
-            precision, autocast, steps, warmup_steps, Networks(student, average, needed if recorded is None else None),
-        )  # fmt: skip
-
-    @property
-    def device(self) -> torch.device:
-        """Where this process computes."""
-        return self.processes.device
-
-    @property
-    def share(self) -> int:
-        """Images of a batch on this process."""
-        return self.batches.batch_size // self.processes.world
-
-    @property
-    def teacher_batch(self) -> int:
-        """Views of a batch that the teacher gets on this process."""
-        return len(self.loss.needs.teacher_views) * self.batches.batch_size // self.processes.world
+        self.networks = Networks(student, self.average, needed if self.recorded is None else None)
+        """What the loop calls, compiled or not; `trained` is the student in it, in DDP where there are processes."""
+        self.trained: nn.Module = student
+        self.compiled: Compiled | None = None
+        self.step, self.seconds_before, self.started = 0, 0.0, time.monotonic()
+        self.skipped: dict[str, str] = {}
 
     @property
     def teacher_size(self) -> int:
