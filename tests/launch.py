@@ -127,9 +127,8 @@ def torchrun(*arguments: str) -> list[str]:
 
 def program(folder: Path) -> Path:
     """An executable in place of the interpreter, for what is no Python and starts some."""
-    address()
     path = folder / "python"
-    path.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{__file__}" forked "$@"\n')
+    path.write_text(f'#!/bin/sh\n{ADDRESS}="{address()}" exec "{sys.executable}" "{__file__}" forked "$@"\n')
     path.chmod(0o755)
     return path
 
@@ -199,27 +198,26 @@ def serve(path: str) -> None:
             request = json.loads(_line(reply))
             pid = os.fork()
             if not pid:
-                for held in (listener, *replies.values(), reply):
+                for held in (listener, *replies.values()):
                     held.close()
                 signal.set_wakeup_fd(-1)
                 os.close(woken)
                 os.close(wake)
-                _become(request, standard)
+                _become(request, standard, reply)
             for number in standard:
                 os.close(number)
             replies[pid] = reply
-            reply.sendall(b"%d\n" % pid)
 
 
 def _line(connection: socket.socket) -> str:
-    """A line of a socket, or what there is of it when the other side is gone."""
+    """A line of a socket and nothing after it, or what there is of it when the other side is gone."""
     received = b""
-    while not received.endswith(b"\n") and (part := connection.recv(1 if received.endswith(b"}") else 65536)):
+    while not received.endswith(b"\n") and (part := connection.recv(1)):
         received += part
     return received.decode().strip()
 
 
-def _become(request: dict[str, Any], standard: list[int]) -> None:
+def _become(request: dict[str, Any], standard: list[int], reply: socket.socket) -> None:
     """Turn a fork into the process that was asked for, and end it as an interpreter ends."""
     for number, held in enumerate(standard):
         os.dup2(held, number)
@@ -234,6 +232,8 @@ def _become(request: dict[str, Any], standard: list[int]) -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: nothing outlives the server
     if request["session"]:
         os.setsid()
+    reply.sendall(b"%d\n" % os.getpid())  # not before it has its session, which the caller may want to kill
+    reply.close()
     where = os.environ[ADDRESS]
     os.environ.clear()
     os.environ.update(request["env"] | {ADDRESS: where})

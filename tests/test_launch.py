@@ -62,3 +62,21 @@ def test_what_it_starts_is_forked_too_and_other_programs_run():
 def test_too_long_is_stopped():
     with pytest.raises(subprocess.TimeoutExpired):
         launch.run([sys.executable, "-c", "import time; time.sleep(60)"], timeout=0.3)
+
+
+def test_a_session_of_its_own_is_there_when_its_number_is():
+    with launch.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True) as process:
+        assert os.getpgid(process.pid) == process.pid
+        process.kill()
+
+
+def test_a_script_starts_forks_by_a_program(tmp_path: Path):
+    script = f'echo "import sys; print(sys.argv, \\"torch\\" in sys.modules)" | {launch.program(tmp_path)} - a; exit 3'
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (3, "['-', 'a'] True\n")
+
+
+def test_torchrun_s_workers_are_forked(tmp_path: Path):
+    (tmp_path / "work.py").write_text("import os, sys; print(os.environ['RANK'], 'torch' in sys.modules)")
+    done = launch.run(launch.torchrun("work.py"), cwd=tmp_path, capture_output=True, text=True)
+    assert sorted(done.stdout.splitlines()) == ["0 True", "1 True"], done.stderr
