@@ -265,7 +265,7 @@ def test_a_killed_torchrun_takes_its_workers_along_and_the_same_command_goes_on_
         time.sleep(0.05)
     process.kill()
     workers = (undisturbed / "processes").read_text().split()
-    under_torchrun(undisturbed, "orphaned.py", seconds=60)
+    under_torchrun(undisturbed, "orphaned.py", seconds=240)
     assert len(workers) == 2
     deadline = time.monotonic() + 10  # the one without the lock ends when it looks for its torchrun the next time
     while any(map(is_alive, workers)):
