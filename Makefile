@@ -1,5 +1,5 @@
-# make demo    the whole flow on embedded real data, at most five minutes on two cores
-# make check   linter, formatter, type checker, unit tests: two minutes on two cores
+# make demo    the whole flow on embedded real data: some minutes on two cores
+# make check   linter, formatter, type checker, and the tests that are not marked slow
 # make test    the same with all tests: what CI runs
 # make docs    the pages below docs/ as HTML in docs/build; warnings are errors
 # make setup   the isolated environment in .venv that all need; a second call returns at once
