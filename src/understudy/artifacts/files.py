@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from understudy.artifacts.regular import read_regular
 from understudy.errors import StoreError, UnderstudyError
 
 FULL = 2**16  # a disk with fewer bytes left is full: not every library says why it could not write
@@ -87,11 +88,13 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """Read JSON.
 
     Raises:
-        StoreError: the file is missing or is not JSON.
+        StoreError: the file is missing, is no regular file, or is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(read_regular(path))
     except FileNotFoundError:
         raise StoreError(f"{path} does not exist. Was the step that writes it run to its end?") from None
-    except json.JSONDecodeError as error:
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read ({error.strerror}).") from None
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or nested deeper than Python can follow
         raise StoreError(f"{path} is not valid JSON ({error}). Delete it and run the step again.") from None
