@@ -181,6 +181,7 @@ def detection(
     return Detection.evaluate(encoded_set, EvaluationSettings(detection=settings, seed=3))
 
 
+@pytest.mark.slow
 def test_a_detector_trains_and_resumes_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = squares(tmp_path / "data")
     torch.manual_seed(0)

@@ -226,6 +226,7 @@ def test_without_a_head_both_sides_of_the_student_are_one(
     assert "column_cosine" in result["student"]["fidelity"]
 
 
+@pytest.mark.slow
 def test_without_evaluation_images_fidelity_alone_with_its_caveat(
     finished: Callable[..., Run], digits: Path, tmp_path: Path
 ) -> None:

@@ -43,6 +43,7 @@ def test_draws_are_balanced_repeatable_and_different() -> None:
             draw(wrong, labels, seed=0, number=0)
 
 
+@pytest.mark.slow
 def test_mean_and_deviation_over_draws() -> None:
     """One image a class: nothing to choose the l2 weight with, so it is 1; the fits by hand."""
     train, labels = clouds(400)
@@ -116,6 +117,7 @@ def test_fine_tuning_learns_and_leaves_the_encoder_alone(tmp_path: Path) -> None
     assert again["finetuned_top1 50%"] == figures["finetuned_top1 50%"]
 
 
+@pytest.mark.slow
 def test_fine_tuning_by_color(tmp_path: Path) -> None:
     """A task that augmentation leaves whole: bright against dark."""
     generator = np.random.default_rng(0)

@@ -87,6 +87,7 @@ def test_small_images_are_timed_as_a_run_reads_them(tmp_path, monkeypatch, capsy
     assert "70 images" in capsys.readouterr().out and not (tmp_path / "store").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_real_plan(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("understudy.plan.plan.__kwdefaults__", {"seconds": 0.2})

@@ -340,6 +340,7 @@ def test_the_default_is_a_method_with_a_name_on_random_batches(workplace: Path, 
     assert run is not None and run.student["method"] == {"name": "coss_centered"}
 
 
+@pytest.mark.slow
 def test_one_command_runs_a_recipe_from_end_to_end(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -353,6 +354,7 @@ def test_one_command_runs_a_recipe_from_end_to_end(
     assert run.evaluation["about"]["test_images"] == 128
 
 
+@pytest.mark.slow
 def test_the_api_takes_recipes_and_presets(workplace: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(workplace)
     run = understudy.distill(

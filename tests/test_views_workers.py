@@ -162,6 +162,7 @@ def test_without_shared_memory_this_process_reads(folder: Source, monkeypatch: p
     )  # half of the ten are the other process'
 
 
+@pytest.mark.slow
 def test_a_batch_that_finds_no_shared_memory_is_read_again_in_this_process(
     folder: Source, monkeypatch: pytest.MonkeyPatch
 ):
