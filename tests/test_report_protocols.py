@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -399,6 +400,16 @@ def test_pacmap_is_the_same_on_every_call_and_keeps_neighbors(digits: np.ndarray
     unit = digits / np.linalg.norm(digits, axis=1, keepdims=True)
     assert trustworthiness(unit, first, n_neighbors=10) > 0.9
     assert trustworthiness(unit, np.random.default_rng(0).normal(size=(150, 2)), n_neighbors=10) < 0.6
+
+
+def test_a_report_leaves_the_number_of_threads() -> None:
+    """PaCMAP sets that of the whole process when it is imported, and a second run would sum in another order."""
+    script = (
+        "import numpy, torch; torch.set_num_threads(1); from understudy.report.spaces import layouts;"
+        "rows = numpy.random.default_rng(0).normal(size=(80, 8)); layouts(rows, rows[:, ::-1]);"
+        "print(torch.get_num_threads())"
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.split()[-1] == "1"
 
 
 def test_pacmap_ends_on_few_or_equal_images(digits: np.ndarray) -> None:

@@ -120,25 +120,29 @@ def pacmap(embeddings: np.ndarray) -> np.ndarray | None:
         Wang, Huang, Rudin & Shaposhnik, "Understanding how dimension reduction tools work", JMLR 2021
         (arXiv 2012.04456).
     """
-    try:
-        import numba
-        from pacmap import PaCMAP
-    except ImportError:
-        raise MissingDependency("PaCMAP maps need pacmap: `pip install 'understudy[maps]'`.") from None
-    import faiss
+    from threadpoolctl import threadpool_limits
 
-    rows, components = _principal(embeddings)
-    # It draws 20 far pairs an image, and with fewer images than that it does not end.
-    if components is None or len(rows) < FEWEST_FOR_TSNE or not components[:, 1].any():
-        return None
-    logging.getLogger("pacmap").setLevel(logging.ERROR)  # it warns of being given a seed
-    threads, searching = numba.get_num_threads(), faiss.omp_get_max_threads()
-    numba.set_num_threads(1)  # as for t-SNE
-    try:
-        flat: np.ndarray = PaCMAP(random_state=0, apply_pca=False).fit_transform(rows, init=components)
-    finally:
-        numba.set_num_threads(threads)
-        faiss.omp_set_num_threads(searching)  # it sets one for the whole process
+    # As for t-SNE; and PaCMAP sets the number of threads of the whole process, already when it is imported.
+    with threadpool_limits(1, user_api="openmp"):
+        try:
+            import numba
+            from pacmap import PaCMAP
+        except ImportError:
+            raise MissingDependency("PaCMAP maps need pacmap: `pip install 'understudy[maps]'`.") from None
+        import faiss
+
+        rows, components = _principal(embeddings)
+        # It draws 20 far pairs an image, and with fewer images than that it does not end.
+        if components is None or len(rows) < FEWEST_FOR_TSNE or not components[:, 1].any():
+            return None
+        logging.getLogger("pacmap").setLevel(logging.ERROR)  # it warns of being given a seed
+        threads, searching = numba.get_num_threads(), faiss.omp_get_max_threads()
+        numba.set_num_threads(1)
+        try:
+            flat: np.ndarray = PaCMAP(random_state=0, apply_pca=False).fit_transform(rows, init=components)
+        finally:
+            numba.set_num_threads(threads)
+            faiss.omp_set_num_threads(searching)
     return flat.astype(np.float64)
 
 
