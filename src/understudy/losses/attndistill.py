@@ -68,20 +68,7 @@ class AttnDistill(Loss):
     settings: Settings
 
     def forward(self, student: Tensor, teacher: Tensor, student_attention: Tensor, teacher_attention: Tensor) -> Terms:
-        """Loss of a batch.
-
-        Args:
-            student: (B, D) embeddings, raw; receives the gradient.
-            teacher: (B, D) embeddings, raw; detached.
-            student_attention: (B, H, 1 + N) shares, the class token's own first; receives the gradient.
-            teacher_attention: (B, G, 1 + M) shares, alike; detached.
-
-        Returns:
-            Terms with parts "mse", in squared units of the teacher's embedding, and "attention", in nats; 0 = perfect.
-
-        Raises:
-            ShapeError: shapes that do not fit; both are in the sentence.
-        """
+        """Parts "mse", in squared units of the teacher's embedding, and "attention", in nats; 0 = perfect."""
         check_pair(student, teacher)
         _check_attention(student_attention, teacher_attention, len(student))
         s, t = exact_pair(student, teacher)

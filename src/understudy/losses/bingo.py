@@ -8,21 +8,11 @@ import torch
 from torch import Tensor
 
 from understudy.errors import ShapeError
-from understudy.losses.base import (
-    Loss,
-    Queue,
-    Requirements,
-    Terms,
-    check_pair,
-    exact_pair,
-    infonce,
-    next_in_bag,
-    unit_rows,
-)
+from understudy.losses.base import QueueLoss, Requirements, Terms, check_pair, infonce, next_in_bag, unit_pair
 from understudy.settings import setting
 
 
-class BINGO(Loss):
+class BINGO(QueueLoss):
     """InfoNCE with teacher keys: of an image x, of its neighbor x+, and of a CutMix of the two, averaged.
 
     With l(q, k) the InfoNCE of the student's q against the teacher's k, and both models seeing different views:
@@ -77,39 +67,18 @@ class BINGO(Loss):
 
     settings: Settings
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
-        self.queue = Queue(settings.queue)
-
     def forward(
         self, student: Tensor, teacher: Tensor, bags: Tensor, passes: float, mixed: Tensor, share: Tensor
     ) -> Terms:
-        """Loss of a batch; the teacher's embeddings enter the queue afterwards.
-
-        Args:
-            student: (B, D) embeddings of the first view; receives the gradient.
-            teacher: (B, D) embeddings of the second view; detached.
-            bags: (B,) integers, equal within a bag, whose images stand together.
-            passes: image passes done so far.
-            mixed: (B, D) student embeddings of the first view with a box of the next image's pasted in; receives the
-                gradient.
-            share: (B,) the share of each mixed image that is still its own, in [0, 1].
-
-        Returns:
-            Terms with parts "anchor", "neighbor" and "mixture", in nats.
-
-        Raises:
-            ShapeError: shapes that do not fit; both are in the sentence.
-        """
-        check_pair(student, teacher)
+        """Parts "anchor", "neighbor" and "mixture", in nats; the teacher's embeddings enter the queue afterwards."""
+        s, t = unit_pair(student, teacher)
         check_pair(student, mixed, ("student", "mixed"))
         if bags.shape != student.shape[:1] or share.shape != student.shape[:1]:
             raise ShapeError(
                 f"Each of the {len(student)} images needs one bag and one share; got bags {tuple(bags.shape)}, share "
                 f"{tuple(share.shape)}."
             )
-        s, t = (unit_rows(x) for x in exact_pair(student, teacher))
-        m = unit_rows(exact_pair(mixed, teacher)[0])
+        m = unit_pair(mixed, teacher)[0]
         following = next_in_bag(bags)
         t_next = t[following]
         negatives, mixed_negatives = ((self.queue.scores(q) / self.settings.temperature).logsumexp(1) for q in (s, m))

@@ -7,17 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from understudy.errors import ShapeError
-from understudy.losses.base import (
-    Loss,
-    Queue,
-    Requirements,
-    Terms,
-    check_pair,
-    exact_pair,
-    relative_entropy,
-    unit_pair,
-    unit_rows,
-)
+from understudy.losses.base import Loss, Queue, Requirements, Terms, relative_entropy, unit_pair
 from understudy.settings import setting
 
 
@@ -84,27 +74,18 @@ class CompRess(Loss):
         self.student_queue = Queue(settings.queue) if self.needs.key else None
 
     def forward(self, student: Tensor, teacher: Tensor, key: Tensor | None = None) -> Terms:
-        """Loss of a batch; the embeddings enter the queues afterwards.
-
-        Args:
-            student: (B, D) embeddings; receives the gradient.
-            teacher: (B, D) embeddings; detached.
-            key: (B, D) embeddings of the same images by the averaged student, with two queues only; detached.
-
-        Returns:
-            Terms with part "divergence", in nats, 0 = perfect.
+        """Part "divergence", in nats, 0 = perfect; the embeddings enter the queues afterwards.
 
         Raises:
-            ShapeError: shapes that do not fit, or a key that is missing or not asked for.
+            ShapeError: also where a key is missing (two queues) or not asked for (one).
         """
-        check_pair(student, teacher)
+        s, t = unit_pair(student, teacher)
         if (key is not None) != self.needs.key:
             raise ShapeError(
                 "CompRess with 2 queues needs `key`, the averaged student's embeddings (set queues to 1 to do without)."
                 if self.needs.key
                 else "CompRess with 1 queue takes no `key`. Leave it out, or set queues to 2."
             )
-        s, t = (unit_rows(x) for x in exact_pair(student, teacher))
         scores_t, scores_s = self.teacher_queue.scores(t), (self.student_queue or self.teacher_queue).scores(s)
         divergence = relative_entropy(scores_t / self.settings.temperature, scores_s / self.settings.temperature).mean()
         self.teacher_queue.push(t)

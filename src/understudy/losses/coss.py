@@ -18,7 +18,6 @@ from understudy.losses.base import (
     FLOOR,
     Loss,
     Terms,
-    check_pair,
     column_correlation,
     cosine_from_sums,
     cosine_of_rows,
@@ -71,7 +70,6 @@ def coss(
         Singh and Wang, "Simple Unsupervised Knowledge Distillation With Space Similarity", ECCV 2024, arXiv
         2409.13939, section 3; constants as in the authors' code, github.com/paganpasta/coss-pytorch.
     """
-    check_pair(student, teacher)
     return _coss(*smaller_pair(student, teacher), weight, scale, scope == "global", center)
 
 
@@ -183,7 +181,7 @@ class CoSS(Loss):
     settings: Settings
 
     def forward(self, student: Tensor, teacher: Tensor) -> Terms:
-        """Args as in `coss`: student (B, D) with gradient, teacher (B, D)."""
+        """As `coss` says of the settings."""
         own = self.settings
         scale = SCALES[own.scale] if isinstance(own.scale, str) else own.scale
         return coss(student, teacher, own.weight, scale=scale, scope=own.scope, center=self.center)

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from understudy.losses.base import (
-    Loss,
-    Queue,
+    QueueLoss,
     Requirements,
     Terms,
     check_pair,
@@ -20,7 +19,7 @@ from understudy.losses.base import (
 from understudy.settings import setting
 
 
-class DisCo(Loss):
+class DisCo(QueueLoss):
     """InfoNCE of the student against keys from its own average, plus squared distances to the teacher on both views.
 
     One embedding serves both terms: the output of the student's head, row-normalized, in the teacher's width. The
@@ -70,25 +69,10 @@ class DisCo(Loss):
 
     settings: Settings
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
-        self.key_momentum = settings.momentum
-        self.queue = Queue(settings.queue)
-
     def forward(self, student: Tensor, teacher: Tensor, key: Tensor) -> Terms:
-        """Loss of a batch; the keys enter the queue afterwards.
+        """Parts "infonce", in nats, and "distance"; the keys enter the queue afterwards.
 
-        Args:
-            student: (2, B, D) embeddings of both views; receives the gradient.
-            teacher: (2, B, D) embeddings of both views; detached.
-            key: (B, D) embeddings of the second view by the averaged student; detached.
-
-        Returns:
-            Terms with parts "infonce", in nats, and "distance", squared, summed over dimensions and the two views,
-            averaged over images, in [0, 8], 0 = perfect.
-
-        Raises:
-            ShapeError: shapes that do not fit; both are in the sentence.
+        "distance" is squared, summed over dimensions and the two views, averaged over images: in [0, 8], 0 = perfect.
         """
         check_views(student, 2, "student")
         check_views(teacher, 2, "teacher")

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from understudy.losses.base import Loss, Queue, Requirements, Terms, relative_entropy, unit_pair
+from understudy.losses.base import QueueLoss, Requirements, Terms, relative_entropy, unit_pair
 from understudy.settings import setting
 
 
-class ISD(Loss):
+class ISD(QueueLoss):
     """Divergence between the averaged student's softmax over past keys, on one view, and the student's on another.
 
     Differs from MoCo by soft targets: past images that are alike to the key are not pushed away. Differs from the
@@ -59,24 +59,8 @@ class ISD(Loss):
 
     settings: Settings
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
-        self.key_momentum = settings.momentum
-        self.queue = Queue(settings.queue)
-
     def forward(self, student: Tensor, key: Tensor) -> Terms:
-        """Loss of a batch; the keys enter the queue afterwards.
-
-        Args:
-            student: (B, D) embeddings of the first view; receives the gradient.
-            key: (B, D) embeddings of the second view by the averaged student; detached.
-
-        Returns:
-            Terms with part "divergence", in nats, 0 = perfect.
-
-        Raises:
-            ShapeError: shapes that do not fit; both are in the sentence.
-        """
+        """Part "divergence", in nats, 0 = perfect; the keys enter the queue afterwards."""
         s, k = unit_pair(student, key, ("student", "key"))
         scores_k, scores_s = self.queue.scores(k), self.queue.scores(s)
         divergence = relative_entropy(scores_k / self.settings.temperature, scores_s / self.settings.temperature).mean()

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from understudy.losses.base import Loss, Queue, Requirements, Terms, infonce, unit_pair
+from understudy.losses.base import QueueLoss, Requirements, Terms, infonce, unit_pair
 from understudy.settings import setting
 
 
-class MoCo(Loss):
+class MoCo(QueueLoss):
     """InfoNCE of a view against the key of another view of the same image, among a queue of past keys.
 
     Differs from the authors' in two ways, both needed for one result on any number of processes: the key encoder
@@ -54,24 +54,8 @@ class MoCo(Loss):
 
     settings: Settings
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
-        self.key_momentum = settings.momentum
-        self.queue = Queue(settings.queue)
-
     def forward(self, student: Tensor, key: Tensor) -> Terms:
-        """Loss of a batch; the keys enter the queue afterwards.
-
-        Args:
-            student: (B, D) embeddings of the first view; receives the gradient.
-            key: (B, D) embeddings of the second view from the averaged encoder; detached.
-
-        Returns:
-            Terms with part "infonce", in nats.
-
-        Raises:
-            ShapeError: shapes that do not fit; both are in the sentence.
-        """
+        """Part "infonce", in nats; the keys enter the queue afterwards."""
         s, k = unit_pair(student, key, ("student", "key"))
         negatives = (self.queue.scores(s) / self.settings.temperature).logsumexp(1)
         contrast = infonce((s * k).sum(1) / self.settings.temperature, negatives).mean()

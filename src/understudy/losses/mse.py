@@ -41,18 +41,7 @@ class MSE(Loss):
     }  # fmt: skip
 
     def forward(self, student: Tensor, teacher: Tensor) -> Terms:
-        """Loss of a batch.
-
-        Args:
-            student: (B, D) embeddings, raw; receives the gradient.
-            teacher: (B, D) embeddings, raw; detached.
-
-        Returns:
-            Terms with part "mse", in squared units of the teacher's embedding, 0 = perfect.
-
-        Raises:
-            ShapeError: shapes that do not fit; both are in the sentence.
-        """
+        """Part "mse", in squared units of the teacher's embedding, 0 = perfect."""
         check_pair(student, teacher)
         s, t = exact_pair(student, teacher)
         mse = (s - t).square().mean()

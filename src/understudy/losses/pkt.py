@@ -57,18 +57,7 @@ class PKT(Loss):
     settings: Settings
 
     def forward(self, student: Tensor, teacher: Tensor) -> Terms:
-        """Loss of a batch.
-
-        Args:
-            student: (B, D) embeddings, raw; receives the gradient.
-            teacher: (B, D) embeddings, raw; detached.
-
-        Returns:
-            Terms with part "divergence", in nats per pair of images, 0 = perfect.
-
-        Raises:
-            ShapeError: shapes that do not fit; both are in the sentence.
-        """
+        """Part "divergence", in nats per pair of images, 0 = perfect."""
         check_pair(student, teacher)
         s, t = exact_pair(student, teacher)
         q, p = _neighbors(s, all_rows(s)), _neighbors(t, gather_rows(t))

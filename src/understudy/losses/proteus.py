@@ -85,24 +85,9 @@ class Proteus(Loss):
         self, student: Tensor, teacher: Tensor, student_tokens: Tensor, teacher_tokens: Tensor,
         masked_tokens: Tensor | None = None, masks: Tensor | None = None, masked: Tensor | None = None,
     ) -> Terms:  # fmt: skip
-        """Loss of a batch.
+        """Parts "token", "feature" and, with masks, "patch", in squared units of the teacher's tokens, 0 = perfect.
 
-        Args:
-            student: (B, D) embeddings, raw; receives the gradient.
-            teacher: (B, D) embeddings, raw; detached.
-            student_tokens: (B, N, F) patch tokens; receives the gradient.
-            teacher_tokens: (B, N, D) patch tokens; detached.
-            masked_tokens: (M, N, F) the student's patch tokens of images with hidden patches; receives the gradient.
-                This and what follows is there unless the weight of the third term is 0.
-            masks: (M, N) True where a patch was hidden.
-            masked: (M,) the positions of these images in the batch.
-
-        Returns:
-            Terms with parts "token", "feature" and, with masks, "patch", in squared units of the teacher's tokens, 0 =
-            perfect. "patch" is 0 where no patch is hidden.
-
-        Raises:
-            ShapeError: shapes that do not fit; both are in the sentence.
+        "patch" is 0 where no patch is hidden. The last three inputs are there unless its weight is 0.
         """
         check_pair(student, teacher)
         _check_tokens(student_tokens, teacher_tokens, student)

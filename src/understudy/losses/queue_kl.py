@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from understudy.losses.base import Loss, Queue, Terms, relative_entropy, unit_pair
+from understudy.losses.base import QueueLoss, Terms, relative_entropy, unit_pair
 from understudy.settings import setting
 
 
-class QueueKL(Loss):
+class QueueKL(QueueLoss):
     """Divergence between the teacher's and the student's softmax over the latest teacher embeddings.
 
     Differs from CompRess with one queue by a queue that already holds the batch itself, so each image is also compared
@@ -55,23 +55,8 @@ class QueueKL(Loss):
 
     settings: Settings
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
-        self.queue = Queue(settings.queue)
-
     def forward(self, student: Tensor, teacher: Tensor) -> Terms:
-        """Loss of a batch; the teacher's embeddings enter the queue before.
-
-        Args:
-            student: (B, D) embeddings; receives the gradient.
-            teacher: (B, D) embeddings; detached.
-
-        Returns:
-            Terms with part "divergence", in nats, 0 = perfect.
-
-        Raises:
-            ShapeError: shapes that do not fit; both are in the sentence.
-        """
+        """Part "divergence", in nats, 0 = perfect; the teacher's embeddings enter the queue before."""
         s, t = unit_pair(student, teacher)
         self.queue.push(t)
         scores_t, scores_s = self.queue.scores(t), self.queue.scores(s)

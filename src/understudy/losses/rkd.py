@@ -10,17 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from understudy.losses.base import (
-    Loss,
-    Terms,
-    all_rows,
-    check_pair,
-    exact_pair,
-    gather_rows,
-    max_over_processes,
-    power_below,
-    sum_over_processes,
-)
+from understudy.losses.base import Loss, Terms, all_rows, gather_rows, scaled_pair, sum_over_processes
 from understudy.settings import setting
 
 CHUNK = 2**24
@@ -77,22 +67,11 @@ class RKD(Loss):
     settings: Settings
 
     def forward(self, student: Tensor, teacher: Tensor) -> Terms:
-        """Loss of a batch.
+        """Parts "distance", in units of the mean distance, and "angle", of cosines; 0 = perfect.
 
-        Args:
-            student: (B, D) embeddings, raw; receives the gradient.
-            teacher: (B, D) embeddings, raw; detached.
-
-        Returns:
-            Terms with parts "distance", in units of the mean distance, and "angle", of cosines; 0 = perfect. With
-            B = 1 both are 0.
-
-        Raises:
-            ShapeError: shapes that do not fit; both are in the sentence.
+        With B = 1 both are 0.
         """
-        check_pair(student, teacher)
-        # Only ratios of distances count.
-        s, t = (x / power_below(max_over_processes(x.detach().abs().amax())) for x in exact_pair(student, teacher))
+        s, t = scaled_pair(student, teacher)  # only ratios of distances count
         s_own, s_all, s_distances = _in_mean_distances(s, all_rows(s))
         t_own, t_all, t_distances = _in_mean_distances(t, gather_rows(t))
         distance = F.smooth_l1_loss(s_distances, t_distances)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from understudy.losses.base import Loss, Queue, Terms, unit_pair
+from understudy.losses.base import QueueLoss, Terms, unit_pair
 from understudy.settings import setting
 
 
-class SEED(Loss):
+class SEED(QueueLoss):
     """Cross entropy between the teacher's and the student's softmax over [t, Q], Q the past teacher embeddings.
 
     Differs from CompRess by one queue for both models, by the image's own teacher embedding among the candidates, and
@@ -58,23 +58,8 @@ class SEED(Loss):
 
     settings: Settings
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
-        self.queue = Queue(settings.queue)
-
     def forward(self, student: Tensor, teacher: Tensor) -> Terms:
-        """Loss of a batch; the teacher's embeddings enter the queue afterwards.
-
-        Args:
-            student: (B, D) embeddings; receives the gradient.
-            teacher: (B, D) embeddings; detached.
-
-        Returns:
-            Terms with part "cross_entropy", in nats.
-
-        Raises:
-            ShapeError: shapes that do not fit; both are in the sentence.
-        """
+        """Part "cross_entropy", in nats; the teacher's embeddings enter the queue afterwards."""
         s, t = unit_pair(student, teacher)
         student_logits, teacher_logits = (
             torch.cat([(x * t).sum(1, keepdim=True), self.queue.scores(x)], dim=1) for x in (s, t)

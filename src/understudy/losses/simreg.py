@@ -39,18 +39,7 @@ class SimReg(Loss):
     }  # fmt: skip
 
     def forward(self, student: Tensor, teacher: Tensor) -> Terms:
-        """Loss of a batch.
-
-        Args:
-            student: (B, D) embeddings, raw; receives the gradient.
-            teacher: (B, D) embeddings, raw; detached.
-
-        Returns:
-            Terms with part "distance", in [0, 4], 0 = perfect. A row that is all zero counts as cosine 0.
-
-        Raises:
-            ShapeError: shapes that do not fit; both are in the sentence.
-        """
+        """Part "distance", in [0, 4], 0 = perfect. A row that is all zero counts as cosine 0."""
         check_pair(student, teacher)
         distance = (2 - 2 * row_cosine(student, teacher.detach())).mean()
         return Terms(distance, {"distance": distance})

@@ -64,18 +64,9 @@ class SMD(Loss):
             self.needs = Requirements(passes=True)
 
     def forward(self, student: Tensor, teacher: Tensor, passes: float) -> Terms:
-        """Loss of a batch.
+        """Parts "metric", at least 0, and "cosine", the mean of -cos, -1 = perfect.
 
-        Args:
-            student: (2, B, D) embeddings of both views, or (B, D) with one view; receives the gradient.
-            teacher: the same shape; detached.
-            passes: image passes done so far.
-
-        Returns:
-            Terms with parts "metric", at least 0, and "cosine", the mean of -cos, -1 = perfect.
-
-        Raises:
-            ShapeError: shapes that do not fit; both are in the sentence.
+        With the setting `views` 2 embeddings are those of both views, (2, B, D), with 1 of one, (B, D).
         """
         if self.settings.views == 1:
             student, teacher = student[None], teacher[None]

@@ -6,17 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from understudy.losses.base import (
-    Loss,
-    Terms,
-    all_rows,
-    check_pair,
-    exact_pair,
-    gather_rows,
-    max_over_processes,
-    power_below,
-    unit_rows,
-)
+from understudy.losses.base import Loss, Terms, all_rows, gather_rows, scaled_pair, unit_rows
 from understudy.settings import setting
 
 
@@ -62,21 +52,8 @@ class SP(Loss):
     settings: Settings
 
     def forward(self, student: Tensor, teacher: Tensor) -> Terms:
-        """Loss of a batch.
-
-        Args:
-            student: (B, D) embeddings, raw; receives the gradient.
-            teacher: (B, D) embeddings, raw; detached.
-
-        Returns:
-            Terms with part "similarity", the squared Frobenius norm over B^2, in [0, 4 / B], 0 = perfect.
-
-        Raises:
-            ShapeError: shapes that do not fit; both are in the sentence.
-        """
-        check_pair(student, teacher)
-        # Fourth powers are summed, and only their ratios count.
-        s, t = (x / power_below(max_over_processes(x.detach().abs().amax())) for x in exact_pair(student, teacher))
+        """Part "similarity", the squared Frobenius norm over B^2, in [0, 4 / B], 0 = perfect."""
+        s, t = scaled_pair(student, teacher)  # fourth powers are summed, and only their ratios count
         alike_s, alike_t = unit_rows(s @ all_rows(s).T), unit_rows(t @ gather_rows(t).T)
         similarity = (alike_s - alike_t).square().mean()
         return Terms(self.settings.weight * similarity, {"similarity": similarity})

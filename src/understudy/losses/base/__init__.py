@@ -3,8 +3,8 @@
 from understudy.losses.base.bags import next_in_bag
 from understudy.losses.base.checks import check_pair, check_views
 from understudy.losses.base.loss import Loss, NoSettings, Terms
-from understudy.losses.base.processes import all_rows, gather_rows, max_over_processes, sum_over_processes
-from understudy.losses.base.queue import Queue
+from understudy.losses.base.processes import all_rows, gather_rows, sum_over_processes
+from understudy.losses.base.queue import Queue, QueueLoss
 from understudy.losses.base.requirements import Requirements
 from understudy.losses.base.similarity import (
     FLOOR,
@@ -14,18 +14,18 @@ from understudy.losses.base.similarity import (
     exact,
     exact_pair,
     infonce,
-    power_below,
     relative_entropy,
     row_correlation,
     row_cosine,
+    scaled_pair,
     smaller_pair,
     unit_pair,
     unit_rows,
 )
 
 __all__ = [
-    "FLOOR", "Loss", "NoSettings", "Queue", "Requirements", "Terms", "all_rows", "check_pair", "check_views",
-    "column_correlation", "cosine_from_sums", "cosine_of_rows", "exact", "exact_pair", "gather_rows", "infonce",
-    "max_over_processes", "next_in_bag", "power_below", "relative_entropy", "row_correlation", "row_cosine",
-    "smaller_pair", "sum_over_processes", "unit_pair", "unit_rows",
+    "FLOOR", "Loss", "NoSettings", "Queue", "QueueLoss", "Requirements", "Terms", "all_rows", "check_pair",
+    "check_views", "column_correlation", "cosine_from_sums", "cosine_of_rows", "exact", "exact_pair", "gather_rows",
+    "infonce", "next_in_bag", "relative_entropy", "row_correlation", "row_cosine", "scaled_pair", "smaller_pair",
+    "sum_over_processes", "unit_pair", "unit_rows",
 ]  # fmt: skip

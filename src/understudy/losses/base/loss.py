@@ -38,6 +38,10 @@ class Loss(nn.Module):
     attribute is what the default setting needs. Queues and pointers are buffers, so a checkpoint holds them. Parameters
     of a loss, built in `prepare`, are trained with the student and thrown away after training.
 
+    `forward` is called with what `needs` asks for, as `Requirements` says: raw embeddings of one process, the student's
+    with gradient, all others without. It gives `Terms`, and refuses shapes that do not fit by a `ShapeError` that has
+    them. A method says of its `forward` what its parts are, and what it takes beyond `student` and `teacher`.
+
     Args:
         settings: the method's own, checked: `losses.build` makes them from a table.
     """

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from understudy.errors import ConfigError, ShapeError
+from understudy.losses.base.loss import Loss
 from understudy.losses.base.processes import gather_rows
 
 
@@ -83,3 +84,13 @@ class Queue(nn.Module):
             self.keys = self.keys.new_zeros(saved.shape, dtype=saved.dtype)
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._count = int(self.pushed)
+
+
+class QueueLoss(Loss):
+    """A method with one queue, as long as its setting `queue`, and keys of the average of its setting `momentum`."""
+
+    def __init__(self, settings: Any) -> None:
+        super().__init__(settings)
+        self.queue = Queue(settings.queue)
+        if self.needs.key:
+            self.key_momentum = settings.momentum

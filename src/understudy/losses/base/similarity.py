@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from understudy.losses.base.checks import check_pair
-from understudy.losses.base.processes import sum_over_processes
+from understudy.losses.base.processes import max_over_processes, sum_over_processes
 
 EPS = 1e-12
 """A row or column whose norm is at most this has no direction: its cosine is 0 and so is its gradient."""
@@ -35,7 +35,12 @@ def exact_pair(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def smaller_pair(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """`exact_pair` times `SMALLER`, for what does not depend on length."""
+    """Two (B, D) embeddings as `exact_pair`, times `SMALLER`, for what does not depend on length.
+
+    Raises:
+        ShapeError: as `check_pair`.
+    """
+    check_pair(student, teacher)
     s, t = exact_pair(student, teacher)
     return s * SMALLER, t * SMALLER
 
@@ -45,6 +50,17 @@ def power_below(largest: Tensor) -> Tensor:
     """The power of two next below each number, 1 for 0: a division by it changes no bit."""
     power = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1)
     return torch.where(largest > 0, power, torch.ones_like(power))
+
+
+def scaled_pair(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Two (B, D) embeddings as `exact_pair`, each in a power of two near its largest number of all processes.
+
+    Raises:
+        ShapeError: as `check_pair`.
+    """
+    check_pair(student, teacher)
+    s, t = (x / power_below(max_over_processes(x.detach().abs().amax())) for x in exact_pair(student, teacher))
+    return s, t
 
 
 def unit_rows(x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
