@@ -104,6 +104,14 @@ def test_table_round_trip() -> None:
         ({"size": [32, 48], "mean": [0, 0, 0], "std": [1, 1, 1]}, "32 x 48"),
         ({"size": 32, "mean": [0, 0], "std": [1, 1, 1]}, "three numbers"),
         ({"size": 32, "mean": [0, 0, 0], "std": [1, 0, 1]}, "positive"),
+        ({"size": "large", "mean": [0, 0, 0], "std": [1, 1, 1]}, "could not convert|invalid literal"),
+        ({"size": None, "mean": [0, 0, 0], "std": [1, 1, 1]}, "NoneType"),
+        ({"size": [], "mean": [0, 0, 0], "std": [1, 1, 1]}, "must be square"),
+        ({"size": 1e400, "mean": [0, 0, 0], "std": [1, 1, 1]}, "infinity"),
+        ({"size": 32, "mean": 0.5, "std": [1, 1, 1]}, "numbers for size, mean"),
+        ({"size": 32, "mean": ["a", 0, 0], "std": [1, 1, 1]}, "numbers for size, mean"),
+        ({"size": 32, "mean": [0, 0, 0], "std": [1, 1, 1], "crop": {}}, "numbers for size, mean"),
+        ({"size": 10**6, "mean": [0, 0, 0], "std": [1, 1, 1]}, "at most 4096; got 1000000"),
         ({"size": 0, "mean": [0, 0, 0], "std": [1, 1, 1]}, "got 0"),
         ({"size": 32, "mean": [0, 0, 0], "std": [1, 1, 1], "crop": 1.5}, "got 1.5"),
         ({"size": 32, "mean": [0, 0, 0], "std": [1, 1, 1], "interpolation": "cubic"}, "Did you mean 'bicubic'"),
@@ -112,6 +120,35 @@ def test_table_round_trip() -> None:
 def test_unusable_contracts_are_sentences(table: dict[str, object], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         Contract.from_table(table)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "divided"),
+    [
+        ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), "mean 0.485,0.456,0.406 and std 0.229,0.224,0.225"),
+        ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5), "mean 0.5,0.5,0.5 and std 0.5,0.5,0.5"),
+        ((0.485, 0.456, 0.406), (58.395, 57.12, 57.375), "mean 0.485,0.456,0.406 and std 0.229,0.224,0.225"),
+        ((0, 0, 0), (255, 255, 255), "mean 0,0,0 and std 1,1,1"),
+        ((102, 102, 102), (1, 1, 1), "mean 0.4,0.4,0.4 and std 0.00392157,0.00392157,0.00392157"),
+        ((102, 102, 102), (0.2, 0.3, 0.4), "mean 0.4,0.4,0.4 and std 0.2,0.3,0.4"),
+        ((0.4, 0.4, 1.5), (0.2, 0.2, 0.2), "mean 0.00156863,0.00156863,0.00588235 and std 0.2,0.2,0.2"),
+    ],
+)
+def test_statistics_of_pixels_up_to_255_are_refused_with_the_divided_ones(
+    mean: tuple[float, ...], std: tuple[float, ...], divided: str
+) -> None:
+    with pytest.raises(ModelError, match=rf"from 0 to 255; here they lie in \[0, 1\]. Divided by 255: {divided}\."):
+        Contract(32, mean, std)
+
+
+def test_unusual_statistics_on_the_right_scale_pass() -> None:
+    for mean, std in (
+        ((0, 0, 0), (1, 1, 1)),
+        ((1, 1, 1), (0.5, 0.5, 0.5)),
+        ((0.5,) * 3, (2, 2, 2)),
+        ((-1,) * 3, (1,) * 3),
+    ):
+        assert Contract(32, mean, std).mean == mean
 
 
 def test_preprocess_takes_gray_palette_and_alpha_and_refuses_16_bit() -> None:

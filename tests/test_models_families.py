@@ -70,6 +70,39 @@ def test_a_vit_with_local_weights_is_resampled_to_another_size(tmp_path: Path) -
     assert torch.equal(teacher.module.blocks[0].attn.qkv.weight, source.blocks[0].attn.qkv.weight)
 
 
+@pytest.mark.parametrize("spec", ["timm:test_vit", "timm:vit_tiny_patch16_224", "torchvision:vit_b_32"])
+def test_position_embeddings_are_taken_at_the_grid_of_the_file(tmp_path: Path, spec: str) -> None:
+    """Asked for at that size they are the file's, at another they are resampled from it, never left random."""
+    source = build_encoder(spec, pretrained=False, image_size=128).module
+    name = next(name for name in source.state_dict() if "pos_embed" in name)
+    state = {key: torch.rand_like(tensor) for key, tensor in source.state_dict().items()}
+    torch.save(state, tmp_path / "vit.pth")
+    there = build_encoder(f"{spec}@{tmp_path / 'vit.pth'}", pretrained=True, image_size=128)
+    assert torch.equal(there.module.state_dict()[name], state[name])
+    state[name][:] = 0.25  # a grid of one value is that value at any size
+    torch.save(state, tmp_path / "vit.pth")
+    for pretrained in (True, False):
+        other = build_encoder(f"{spec}@{tmp_path / 'vit.pth'}", pretrained=pretrained, image_size=192)
+        found = other.module.state_dict()[name]
+        assert found.shape[1] != state[name].shape[1]
+        torch.testing.assert_close(found, torch.full_like(found, 0.25))
+        assert "missing: none; position embeddings resampled from 128 to 192 pixels" in other.weights
+    own = build_encoder(f"{spec}@{tmp_path / 'vit.pth'}", pretrained=True)
+    torch.testing.assert_close(own.module.state_dict()[name], torch.full_like(own.module.state_dict()[name], 0.25))
+
+
+def test_patches_of_another_size_are_refused(tmp_path: Path) -> None:
+    """A patch-14 embedding in a patch-16 model: 224 pixels of either kind, and 256 patches of the one are 16 x 16."""
+    import timm
+
+    source = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=224, patch_size=14)
+    torch.save(source.state_dict(), tmp_path / "vit.pth")
+    with pytest.raises(
+        ModelError, match="patch_embed.proj.weight is 192 x 3 x 14 x 14 in the file and 192 x 3 x 16 x 16"
+    ):
+        build_encoder(f"timm:vit_tiny_patch16_224@{tmp_path / 'vit.pth'}", pretrained=True)
+
+
 def test_torchvision_weights_load_into_timm_and_back(tmp_path: Path) -> None:
     torch.manual_seed(0)
     theirs = build_encoder("torchvision:resnet18", pretrained=False, image_size=64)

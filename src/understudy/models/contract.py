@@ -15,12 +15,16 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from understudy.errors import ModelError, ShapeError
+from understudy.errors import ModelError, ShapeError, first_line
 from understudy.settings import nearest
 from understudy.sources.decode import RESAMPLING, center
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+LARGEST = 4096  # pixels of a side: a number in a file must not ask for all memory
+
+TENS = 10.0  # from here on a std is one of pixels in 0..255; on [0, 1] it is at most 0.5, and 1 means none
 
 SMALL = 64
 """At this size or below an untrained network sees the whole image in evaluation; above it, the usual 0.875 of it."""
@@ -56,12 +60,32 @@ class Contract:
             object.__setattr__(self, name, numbers)
         if min(self.std) <= 0:
             raise ModelError(f"An input std is positive in every channel; got {self.std}.")
-        if self.size < 1:
-            raise ModelError(f"An input size is at least 1 pixel; got {self.size}.")
+        self._refuse_other_scale()
+        if not 1 <= self.size <= LARGEST:
+            raise ModelError(f"An input size is at least 1 pixel and at most {LARGEST}; got {self.size}.")
         if not 0 < self.crop <= 1:
             raise ModelError(f"A crop share lies in (0, 1]; got {self.crop}.")
         if self.interpolation not in RESAMPLING:
             raise ModelError(f"Unknown interpolation '{self.interpolation}'. {nearest(self.interpolation, RESAMPLING)}")
+
+    def _refuse_other_scale(self) -> None:
+        """Refuse the statistics of pixels in 0..255, with those that were meant.
+
+        Raises:
+            ModelError: the mean is beyond 1, or the std is one of tens.
+        """
+        if max(map(abs, self.mean)) <= 1 and max(self.std) < TENS:
+            return
+        # A std of 1 beside a mean of 0..255 leaves those pixels undivided; a smaller one was divided already.
+        scales = (255 if max(map(abs, self.mean)) > 1 else 1, 255 if max(self.std) >= 1 else 1)
+        means, stds = (
+            ",".join(f"{number / scale:.6g}" for number in numbers)
+            for numbers, scale in zip((self.mean, self.std), scales, strict=True)
+        )
+        raise ModelError(
+            f"An input mean of {_listed(self.mean)} with a std of {_listed(self.std)} is for pixels from 0 to 255; "
+            f"here they lie in [0, 1]. Divided by 255: mean {means} and std {stds}."
+        )
 
     @classmethod
     def untrained(cls, size: int, interpolation: str = "bilinear") -> Contract:
@@ -86,14 +110,18 @@ class Contract:
         if missing := [name for name in ("size", "mean", "std") if name not in table]:
             raise ModelError(f"An input contract needs size, mean, std; {', '.join(missing)} missing in {dict(table)}.")
         size = table["size"]
-        if isinstance(size, list | tuple):
-            if len(set(size)) != 1:
-                raise ModelError(f"An input must be square; this contract asks for {' x '.join(map(str, size))}.")
-            size = size[0]
-        return cls(
-            size=int(size), mean=tuple(table["mean"]), std=tuple(table["std"]),
-            interpolation=str(table.get("interpolation", "bilinear")), crop=float(table.get("crop", 1.0)),
-        )  # fmt: skip
+        try:
+            if isinstance(size, list | tuple):
+                if len(set(size)) != 1:
+                    raise ModelError(f"An input must be square; this contract asks for {' x '.join(map(str, size))}.")
+                size = size[0]
+            values = int(size), tuple(map(float, table["mean"])), tuple(map(float, table["std"]))
+            interpolation, crop = str(table.get("interpolation", "bilinear")), float(table.get("crop", 1.0))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ModelError(
+                f"An input contract has numbers for size, mean, std and crop ({first_line(error)}); got {dict(table)}."
+            ) from None
+        return cls(*values, interpolation, crop)
 
     def preprocess(self, image: Image.Image) -> Float32[Tensor, "3 S S"]:
         """One decoded image as the network wants it: resized, center cropped, normalized.
@@ -146,6 +174,10 @@ class Contract:
         """Pixels in [0, 1] by this network's mean and std, whatever their size."""
         mean, std = _statistics(self.mean, self.std, images.device, images.dtype)
         return (images - mean) / std
+
+
+def _listed(numbers: tuple[float, ...]) -> str:
+    return ", ".join(f"{number:g}" for number in numbers)
 
 
 @functools.cache

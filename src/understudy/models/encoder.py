@@ -64,7 +64,10 @@ def build_encoder(
             f"{architecture} has no weights, and a random teacher would only distill noise. Add {architecture}@FILE, "
             "or train a teacher without labels first (understudy pretrain) and use run:FOLDER."
         )
-    contract = network.contract.override(size=image_size, mean=mean, std=std)
+    try:
+        contract = network.contract.override(size=image_size, mean=mean, std=std)
+    except ModelError as error:
+        raise ModelError(f"{spec}: {error}") from None
     digest = ""
     if network.weights:
         digest = network.fingerprint or fingerprint(architecture, fingerprint_weights(network.module))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -41,11 +41,14 @@ class Request:
         """Whether the published weights are asked for."""
         return self.pretrained and self.file is None
 
-    def load_file(self, module: nn.Module) -> str:
-        """Load the local weight file, if there is one, into a network; one line on it, or ""."""
+    def load_file(self, module: nn.Module, fit: Callable[[Mapping[str, Sequence[int]]], bool] | None = None) -> str:
+        """Load the local weight file, if there is one, into a network, whole if it is a teacher's; one line, or "".
+
+        `fit` is as in `checkpoints.load_into`.
+        """
         from understudy.models.checkpoints import load_into
 
-        return load_into(module, self.file) if self.file else ""
+        return load_into(module, self.file, whole=self.pretrained, fit=fit) if self.file else ""
 
     def downloaded(self, build: Callable[[], nn.Module]) -> nn.Module:
         """What `build` returns, which downloads weights.

@@ -35,7 +35,10 @@ class Onnx(Family):
                 '{"size": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], '
                 '"interpolation": "bicubic"}.'
             )
-        contract = Contract.from_table(table)
+        try:
+            contract = Contract.from_table(table)
+        except ModelError as error:
+            raise ModelError(f"{request.name}: {error}") from None
         size = request.image_size or contract.size
         for axis, fixed in zip(("high", "wide"), module.fixed_size, strict=True):
             if fixed is not None and fixed != size:

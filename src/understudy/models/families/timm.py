@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import math
 import time
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from understudy.errors import MissingDependency, ModelError
@@ -50,24 +54,59 @@ class Timm(Family):
         if request.download and not timm.models.is_model_pretrained(name):
             raise ModelError(f"timm publishes no weights for '{name}'. Pass a local file: timm:{name}@FILE.")
         module: Any
+        grid = FileGrid()
         if request.download:
             module = request.downloaded(lambda: published(name))
             weights = f"timm's published weights ({module.pretrained_cfg.get('hf_hub_id') or name}), classifier dropped"
         else:
             module = timm.create_model(name, pretrained=False, num_classes=0)
-            weights = request.load_file(module)
+            weights = request.load_file(module, partial(grid.fit, module))
         config = timm.data.resolve_model_data_config(module)
         native = int(config["input_size"][-1])
         interpolation = config["interpolation"] if config["interpolation"] in RESAMPLING else "bicubic"
         contract = Contract(native, config["mean"], config["std"], interpolation, float(config["crop_pct"]))
-        if size and size != native and module.pretrained_cfg.get("fixed_input_size"):
+        side, own = size or native, grid.side or native
+        if side != own and (grid.side or module.pretrained_cfg.get("fixed_input_size")):
             # After the weights: position embeddings are resampled from the size they were trained at.
             if not hasattr(module, "set_input_size"):
                 raise ModelError(f"timm:{name} takes exactly {native} x {native} images, not {size} x {size}.")
-            set_input_size(module, (size, size), f"timm:{name}")
+            set_input_size(module, (side, side), f"timm:{name}")
+            if weights:
+                weights += f"; position embeddings resampled from {own} to {side} pixels"
         if not weights and (size or native) <= SMALL:
             contract = dataclasses.replace(contract, crop=1.0)
         return BuiltNetwork(module, contract, weights)
+
+
+class FileGrid:
+    """Gives a transformer of timm the grid of patches whose position embeddings a weight file has."""
+
+    side: int | None = None
+    """Pixels of the side of an image that is cut into that grid, once it is known to be another than the model's."""
+
+    def fit(self, module: Any, shapes: Mapping[str, Sequence[int]]) -> bool:
+        """As `checkpoints.load_into` wants it: tries the images whose patches would need so many embeddings."""
+        from understudy.models.outputs import patch_size
+
+        patch = patch_size(module)
+        if patch is None or not hasattr(module, "set_input_size"):
+            return False
+        prefix = 0 if getattr(module, "no_embed_class", False) else getattr(module, "num_prefix_tokens", 0)
+        sides = {patch * math.isqrt(max(0, shape[1] - prefix)) for shape in shapes.values() if len(shape) == 3}
+        # BEiT has an embedding for each offset of two patches, (2 g - 1)^2, and three more.
+        sides |= {patch * ((math.isqrt(max(0, shape[0] - 3)) + 1) // 2) for shape in shapes.values() if len(shape) == 2}
+        for side in sorted(sides - {0}):
+            trial = copy.deepcopy(module)
+            try:
+                set_input_size(trial, (side, side), "")
+            except ModelError:
+                continue
+            state = trial.state_dict()
+            if all(state[name].shape == tuple(shape) for name, shape in shapes.items()):
+                set_input_size(module, (side, side), "")
+                self.side = side
+                return True
+        return False
 
 
 def set_input_size(module: Any, size: tuple[int, int], spec: str) -> None:

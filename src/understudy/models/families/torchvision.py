@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from understudy.errors import ModelError
@@ -56,7 +60,43 @@ class Torchvision(Family):
             module = torchvision.models.get_model(name, weights=None, **options)
             contract, weights = Contract.untrained(request.image_size or 224), ""
         _remove_classifier(module, name)
-        return BuiltNetwork(module, contract, weights or request.load_file(module))
+        if not weights:
+            weights = request.load_file(module, partial(_take_file_grid, module))
+            weights += _resample_positions(module)
+        return BuiltNetwork(module, contract, weights)
+
+
+def _take_file_grid(module: Any, shapes: Mapping[str, Sequence[int]]) -> bool:
+    """Give a transformer as many position embeddings as a weight file has, if that is all that differs."""
+    from torch import nn
+
+    name = "encoder.pos_embedding"
+    shape = shapes.get(name, ())
+    own = getattr(getattr(module, "encoder", None), "pos_embedding", None)
+    if set(shapes) != {name} or own is None or len(shape) != 3 or shape[2] != own.shape[2]:
+        return False
+    if math.isqrt(shape[1] - 1) ** 2 != shape[1] - 1:
+        return False
+    module.encoder.pos_embedding = nn.Parameter(own.new_zeros(*shape))
+    return True
+
+
+def _resample_positions(module: Any) -> str:
+    """Bring the position embeddings of a transformer to the size it is set to; says so if they were of another."""
+    from torch import nn
+    from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
+
+    if not isinstance(module, VisionTransformer):
+        return ""
+    own = module.encoder.pos_embedding
+    grid = math.isqrt(own.shape[1] - 1)
+    if grid == module.image_size // module.patch_size:
+        return ""
+    state = interpolate_embeddings(
+        module.image_size, module.patch_size, OrderedDict({"encoder.pos_embedding": own.detach()})
+    )
+    module.encoder.pos_embedding = nn.Parameter(state["encoder.pos_embedding"])
+    return f"; position embeddings resampled from {grid * module.patch_size} to {module.image_size} pixels"
 
 
 def _remove_classifier(module: nn.Module, name: str) -> None:
