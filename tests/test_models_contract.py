@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from understudy.errors import ModelError, ShapeError
+from understudy.errors import ModelError, ShapeError, UnreadableImage
 from understudy.models.contract import Contract
 
 
@@ -151,10 +151,12 @@ def test_unusual_statistics_on_the_right_scale_pass() -> None:
         assert Contract(32, mean, std).mean == mean
 
 
-def test_preprocess_takes_gray_palette_and_alpha_and_refuses_16_bit() -> None:
+def test_preprocess_takes_what_data_sources_read() -> None:
     image = photograph(20, 20)
-    for mode in ("L", "P", "RGBA", "CMYK"):
+    for mode in ("L", "P", "RGBA", "CMYK", "LA", "1", "HSV", "YCbCr", "RGBa", "PA"):
         assert Contract(16).preprocess(image.convert(mode)).shape == (3, 16, 16)
-    deep = Image.fromarray(np.arange(400, dtype=np.uint16).reshape(20, 20))
-    with pytest.raises(ModelError, match="I;16"):
-        Contract(16).preprocess(deep)
+    contract = Contract(20, (0, 0, 0), (1, 1, 1))
+    deep = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    assert torch.equal(contract.preprocess(deep), contract.preprocess(image.convert("L")))
+    with pytest.raises(UnreadableImage, match="the image has 1 x 70,000 pixels"):
+        contract.preprocess(Image.new("L", (1, 70_000)))

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from understudy.errors import ModelError, ShapeError, first_line
 from understudy.settings import nearest
-from understudy.sources.decode import RESAMPLING, center
+from understudy.sources.decode import RESAMPLING, center, to_rgb
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -124,24 +124,20 @@ class Contract:
         return cls(*values, interpolation, crop)
 
     def preprocess(self, image: Image.Image) -> Float32[Tensor, "3 S S"]:
-        """One decoded image as the network wants it: resized, center cropped, normalized.
+        """One image as the network wants it: what training saw of the same file, resized, center cropped, normalized.
 
         Args:
-            image: any 8-bit PIL image. Files of unusual kinds (16-bit, alpha, EXIF-rotated) go through
-                `understudy.sources.decode.to_rgb` first, as every data source does.
+            image: as PIL opens it, any kind of those that data sources read. EXIF, alpha, palettes and 16 bits are
+                honored by the very function that decodes data (`understudy.sources.decode.to_rgb`).
 
         Returns:
             (3, S, S) float32.
 
         Raises:
-            ModelError: an image of more than 8 bits a channel, which a plain conversion would clip.
+            UnreadableImage: it cannot be decoded, or is larger than an image may be.
         """
-        if image.mode.startswith(("I", "F")):
-            raise ModelError(
-                f"preprocess takes 8-bit images; this one has mode {image.mode}. Convert it with "
-                "understudy.sources.decode.to_rgb first."
-            )
-        square = center(image.convert("RGB"), self.size, self.crop, self.interpolation)
+        rgb = to_rgb(image, getattr(image, "filename", "") or "the image")
+        square = center(rgb, self.size, self.crop, self.interpolation)
         pixels = np.asarray(square, dtype=np.float32) / 255
         normalized = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return torch.from_numpy(np.ascontiguousarray(normalized.transpose(2, 0, 1)))

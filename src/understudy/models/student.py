@@ -90,7 +90,7 @@ class Student(nn.Module):
 
     @property
     def preprocess(self) -> Callable[[Image.Image], Tensor]:
-        """PIL image -> (3, S, S) prepared tensor."""
+        """PIL image, as it was opened -> (3, S, S) prepared tensor; see `Contract.preprocess`."""
         return self.contract.preprocess
 
 

@@ -1,6 +1,6 @@
 """Whatever an image file holds, as 8-bit RGB, and its center square; what cannot be decoded is never a crash.
 
-It becomes `UnreadableImage`.
+It becomes `UnreadableImage`, and so does what is larger or slower than `limits` allow.
 
 Differs from torchvision's loader (`Image.convert("RGB")`), which turns 16-bit grayscale almost white, drops alpha so
 that the colors hidden under transparent pixels appear, and leaves photographs lying on their side.
@@ -10,62 +10,162 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 import warnings
 from collections.abc import Callable
 
-import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from understudy.errors import UnreadableImage
+from understudy.artifacts import open_regular
+from understudy.errors import DataError, UnreadableImage, first_line
+from understudy.sources.decoder import Decoder, serve
+from understudy.sources.limits import BYTES, ImageLimits, variable
+from understudy.sources.samples import eight_bit_rgb, unpack
 
 EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".jp2")
 ) | frozenset((".ppm", ".pgm", ".pbm", ".pnm"))
 """File names taken for images, in any case of letters."""
 
-_ALPHA = frozenset(("RGBA", "LA", "PA", "La", "RGBa"))
-
 RESAMPLING = {name: Image.Resampling[name.upper()] for name in ("nearest", "bilinear", "bicubic", "lanczos")}
 """What interpolations are called, and what PIL calls them."""
+
+LONGEST_RESIZED = 64  # times its shorter side
+
+
+IN_PLACE = frozenset(("jpeg", "zip", "gif", "raw"))
+"""PIL's decoders that are C and take a time which the number of pixels tells; WebP's has no name before it runs."""
+
+WEBP_COST = 4  # it holds the pixels four times
+TILES = 2**14  # of an uncompressed file: each is a turn of a loop in Python
+PASSES = 2**26  # pixels, times how often they are gone over, that are unpacked in place: less than a second
+
+_decoder = Decoder()
 
 
 def to_rgb(data: bytes | memoryview | Image.Image, name: str | Callable[[], str] = "the image") -> Image.Image:
     """Decode an image file's bytes, or convert an opened image, to RGB of 8 bits a channel.
 
     - EXIF orientation is applied; malformed EXIF counts as none.
-    - Grayscale, bilevel, palette, YCbCr and CMYK (Adobe's inverted kind too) are converted; no ICC profile is used.
-    - Transparency is composited on white, as viewers show it.
-    - 16-bit grayscale is scaled by 255 / 65535 and rounded; floating point must lie in [0, 1].
-    - Of an animation, the first frame.
+    - Grayscale, bilevel, palette, YCbCr and CMYK (Adobe's inverted kind too) are converted, white is white where a file
+      counts from white to black; no ICC profile is used, at any depth.
+    - Transparency, of a channel, a palette or one color, is composited on white, as viewers show it.
+    - 16-bit grayscale is scaled by 255 / 65535 and rounded, 12-bit by 255 / 4095; floating point must lie in [0, 1].
+    - Of an animation, the first frame; an image that PIL has opened, as it stands.
+
+    A file is unpacked only within `ImageLimits`: its sides are compared first, and where they do not tell what it will
+    cost (compressed TIFF, AVIF, JPEG 2000, JPEG of many scans, plain PPM, run-length BMP), `decoder` does it.
 
     Args:
         data: a file's content, or an image that PIL has opened.
         name: for the sentence of the error; a function is called only then.
 
     Raises:
-        UnreadableImage: empty, truncated, not an image, too large to be honest (PIL's bomb limit, 179 million pixels),
-            or in a number format without a defined range.
+        UnreadableImage: empty, truncated, not an image, beyond the limits, or in a number format without a defined
+            range.
+        ConfigError: a limit that is no number.
+        DataError: no process can be started to decode it.
     """
+    limits = ImageLimits.of_environment()
     try:
-        return _decoded(data)
-    except Exception as error:  # PIL's many decoders raise nearly anything on damaged files
+        return _decoded(data, limits)
+    except UnreadableImage as error:
         title = name if isinstance(name, str) else name()
-        if isinstance(error, UnreadableImage):
-            raise UnreadableImage(f"{title} {error}") from None
-        if isinstance(error, UnidentifiedImageError):
-            raise UnreadableImage(f"{title} is not an image in a known format.") from None
-        raise UnreadableImage(f"{title} cannot be decoded ({type(error).__name__}: {error}).") from None
+        raise UnreadableImage(f"{title} {error}") from None
 
 
-def _decoded(data: bytes | memoryview | Image.Image) -> Image.Image:
-    if not isinstance(data, Image.Image) and len(data) == 0:
+def read_image_file(path: str) -> bytes:
+    """The content of a file that shall be an image.
+
+    Raises:
+        UnreadableImage: it is not there, no regular file (a pipe or a device could be read for ever), or larger than
+            any image within the limits.
+    """
+    most = ImageLimits.of_environment().nbytes
+    try:
+        with open_regular(path) as file:
+            if (size := os.fstat(file.fileno()).st_size) > most:
+                raise UnreadableImage(f"{path} has {size:,} bytes, and an image file may have {most:,}.")
+            return file.read(most)
+    except OSError as error:
+        raise UnreadableImage(f"{path} cannot be opened ({error.strerror}).") from None
+
+
+def serve_decoder() -> None:
+    """What the process of `decoder` does."""
+    serve(lambda data, limits: _decoded(data, limits, in_child=True))
+
+
+def open_image(data: bytes | memoryview, limits: ImageLimits, formats: tuple[str, ...] | None = None) -> Image.Image:
+    """A file as PIL opens it, not yet unpacked and not too large.
+
+    Raises:
+        UnreadableImage: it is. And whatever PIL raises.
+    """
+    if len(data) == 0:
         raise UnreadableImage("is empty (0 bytes).")
-    # PIL warns about odd but readable files (large, broken EXIF, palette transparency): they are read all the same.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        image = data if isinstance(data, Image.Image) else Image.open(io.BytesIO(data), formats=_formats())
-        image.load()
-        return _eight_bit_rgb(_upright(image))
+    own = Image.MAX_IMAGE_PIXELS
+    if own is not None and limits.pixels > 2 * own:
+        Image.MAX_IMAGE_PIXELS = limits.pixels  # the user has asked for more than PIL allows
+    try:
+        image = Image.open(io.BytesIO(data), formats=formats or _formats())
+    except Image.DecompressionBombError:
+        raise UnreadableImage(f"has too many pixels: {limits.most_pixels}.") from None
+    limits.check(*image.size)
+    return image
+
+
+def _decoded(data: bytes | memoryview | Image.Image, limits: ImageLimits, *, in_child: bool = False) -> Image.Image:
+    """See `to_rgb`; the sentences of errors lack their subject."""
+    try:
+        # PIL warns about odd but readable files (large, broken EXIF, palette transparency): they are read all the same.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if isinstance(data, Image.Image):
+                limits.check(*data.size)
+                image = data
+            elif in_child:
+                image = open_image(data, limits)
+            elif data[4:8] == b"ftyp":  # AVIF: not even its header is read by Python
+                return _decoder.decode(data, limits)
+            else:
+                image = open_image(data, limits)
+                if not _in_place(image, data):
+                    return _decoder.decode(data, limits)
+            image, samples = unpack(image)
+            return eight_bit_rgb(_upright(image), samples)
+    except DataError:  # a sentence already
+        raise
+    except UnidentifiedImageError:
+        raise UnreadableImage("is not an image in a known format.") from None
+    except MemoryError:
+        raise UnreadableImage(
+            f"takes more than {limits.nbytes:,} bytes of memory to unpack, {BYTES} for each pixel allowed "
+            f"({variable('pixels')})."
+        ) from None
+    except Exception as error:  # PIL's many decoders raise nearly anything on damaged files
+        raise UnreadableImage(f"cannot be decoded ({type(error).__name__}: {first_line(error)}).") from None
+
+
+def _in_place(image: Image.Image, data: bytes | memoryview) -> bool:
+    """Whether an opened file is unpacked here: its decoder's time and memory follow from its pixels."""
+    passes, tiles = 1, getattr(image, "tile", [])
+    if image.format in ("JPEG", "MPO"):
+        passes = _scans(image, data)
+    elif image.format == "WEBP":
+        passes, tiles = WEBP_COST, []
+    if len(tiles) > TILES or any(tile.codec_name not in IN_PLACE for tile in tiles):
+        return False
+    return passes * image.width * image.height <= PASSES
+
+
+def _scans(image: Image.Image, data: bytes | memoryview) -> int:
+    """How often a JPEG goes over its pixels, which its header does not tell."""
+    first = image.fp.tell() + 2  # type: ignore[attr-defined]  # where the first scan says how many channels it has
+    together = data[first : first + 1] == bytes((getattr(image, "layers", 0),))
+    if image.format == "JPEG" and together and not image.info.get("progressive"):
+        return 1  # another scan would be an error
+    return max(1, bytes(data).count(b"\xff\xda"))  # a marker that stands nowhere else but in a thumbnail
 
 
 @functools.cache
@@ -85,32 +185,6 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _eight_bit_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I"):
-        values = np.asarray(image)
-        lowest, highest = int(values.min()), int(values.max())
-        if lowest < 0 or highest > 65535:
-            raise UnreadableImage(
-                f"holds whole numbers from {lowest} to {highest}, and only 8 and 16 bits have a defined white."
-            )
-        return Image.fromarray(((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        values = np.asarray(image)
-        if not (values.min() >= 0 and values.max() <= 1):
-            raise UnreadableImage(
-                f"holds floating-point values from {values.min():g} to {values.max():g}, and only [0, 1] has a defined "
-                "white."
-            )
-        return Image.fromarray(np.rint(values * 255).astype(np.uint8)).convert("RGB")
-    if image.mode in _ALPHA or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
-
-
 def center(image: Image.Image, size: int, crop: float, interpolation: str) -> Image.Image:
     """Evaluation geometry: the shorter side to round(size / crop), then the size x size square in the middle.
 
@@ -122,10 +196,18 @@ def center(image: Image.Image, size: int, crop: float, interpolation: str) -> Im
     """
     width, height = image.size
     short = round(size / crop)
+    shape = (width, height)
     if min(width, height) != short:
         shape = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+    left, top = (round((side - size) / 2) for side in shape)
+    if max(shape) > LONGEST_RESIZED * short:
+        # Of a line of pixels the whole would be as long as it is wide the other way: only the square is made. Across,
+        # then down: in this order PIL does the whole.
+        across, down, kind = width / shape[0], height / shape[1], RESAMPLING[interpolation]
+        image = image.resize((size, height), kind, box=(left * across, 0, (left + size) * across, height))
+        return image.resize((size, size), kind, box=(0, top * down, size, (top + size) * down))
+    if shape != image.size:
         image = image.resize(shape, RESAMPLING[interpolation])
     if image.size == (size, size):
         return image
-    left, top = (round((side - size) / 2) for side in image.size)
     return image.crop((left, top, left + size, top + size))

@@ -26,6 +26,7 @@ from understudy.sources.formats import FORMATS, format_of_file, holders, known_f
 from understudy.sources.formats.address import RemoteImages
 from understudy.sources.formats.npy import ArrayImages
 from understudy.sources.images import Images, Labels
+from understudy.sources.limits import ImageLimits
 
 
 class Source:
@@ -135,7 +136,8 @@ def open_source(
         source = Source("array", ArrayImages(spec))
     else:
         spec = os.fspath(spec)
-        source = Source(spec, _images(spec, None if listings is None else Path(listings)))
+        images = _images(spec, None if listings is None else Path(listings))
+        source = Source(spec, images, fingerprint=ImageLimits.of_environment().mark(images.fingerprint))
     return limited(source, limit)
 
 

@@ -5,7 +5,6 @@ Whatever a set's own numbers are, what is read of images is 0 ... C - 1, and IGN
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,11 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from understudy.artifacts import fingerprint
-from understudy.errors import DataError
+from understudy.errors import DataError, UnreadableImage
 from understudy.evaluate.dataset import Dataset, EvaluationSet, within
 from understudy.evaluate.datasets.objects import EVERINGHAM, VOC_CLASSES, VOC_SOURCE, read_expected
-from understudy.sources.decode import EXTENSIONS, to_rgb
+from understudy.sources.decode import EXTENSIONS, open_image, to_rgb
+from understudy.sources.limits import ImageLimits
 
 IGNORED = 255
 
@@ -91,10 +91,13 @@ def read_index_mask(path: Path, source: str = "") -> UInt8[np.ndarray, "H W"]:
         DataError: missing, no image, or colors instead of numbers.
     """
     content = read_expected(path, source)
+    limits = ImageLimits.of_environment()
     try:
-        with Image.open(io.BytesIO(content), formats=("PNG", "BMP", "TIFF", "GIF")) as mask:
+        with open_image(content, limits, ("PNG", "BMP", "TIFF", "GIF")) as mask:
             numbers = np.asarray(mask)
             mode = mask.mode
+    except UnreadableImage as error:
+        raise DataError(f"The mask {path} {error}") from None
     except Exception as error:  # PIL's decoders raise nearly anything on damaged files
         raise DataError(f"The mask {path} cannot be decoded ({type(error).__name__}: {error}).") from None
     if mode not in ("L", "P", "1"):

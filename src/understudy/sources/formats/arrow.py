@@ -12,7 +12,7 @@ from PIL import Image
 
 from understudy.artifacts import fingerprint, read_json
 from understudy.errors import DataError, UnreadableImage
-from understudy.sources.decode import to_rgb
+from understudy.sources.decode import read_image_file, to_rgb
 from understudy.sources.formats import Format
 from understudy.sources.images import Images, below_common_folder
 from understudy.sources.tables import TableImages, image_column
@@ -52,10 +52,9 @@ class ArrowImages(TableImages):
         content = encoded[within].as_buffer()
         if content is None and encoded is not chunk and (path := (chunk[within].as_py() or {}).get("path")):
             try:
-                content = Path(path).read_bytes()
-            except OSError as error:
-                title = f"{self.title(row)} has no bytes, and its file {path}"
-                raise UnreadableImage(f"{title} cannot be opened ({error.strerror}).") from None
+                content = read_image_file(path)
+            except UnreadableImage as error:
+                raise UnreadableImage(f"{self.title(row)} has no bytes, and its file {error}") from None
         return to_rgb(memoryview(b"" if content is None else content), lambda: self.title(row))
 
     def _values(self, column: str) -> pa.ChunkedArray:

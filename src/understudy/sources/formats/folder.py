@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from understudy.errors import DataError, UnreadableImage
-from understudy.sources.decode import EXTENSIONS, to_rgb
+from understudy.errors import DataError
+from understudy.sources.decode import EXTENSIONS, read_image_file, to_rgb
 from understudy.sources.formats import Format, holders
 from understudy.sources.images import Images, Labels, Names, as_text, class_folders, listing_fingerprint
 from understudy.sources.splits import example_of, several_splits
@@ -120,11 +120,7 @@ class FolderImages:
     def read(self, row: int) -> Image.Image:
         """See `Images`."""
         shown = os.fsdecode(os.path.join(self.root, self.paths[row].as_py()))
-        try:
-            content = Path(shown).read_bytes()
-        except OSError as error:
-            raise UnreadableImage(f"{shown} cannot be opened ({error.strerror}).") from None
-        return to_rgb(content, shown)
+        return to_rgb(read_image_file(shown), shown)
 
     def names(self, rows: np.ndarray) -> pa.Array:
         """See `Images`: paths below the folder."""
