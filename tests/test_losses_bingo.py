@@ -54,7 +54,7 @@ def test_against_numpy(bags, size):
         terms = loss(s, t, torch.tensor(bags), now, m, share)
         assert terms.parts["anchor"].item() == pytest.approx(anchor, abs=1e-12)
         assert terms.parts["neighbor"].item() == pytest.approx(neighbor, abs=1e-12)
-        assert terms.parts["mixture"].item() == pytest.approx(mixture, abs=1e-12)
+        assert terms.parts["cutmix"].item() == pytest.approx(mixture, abs=1e-12)
         assert terms.total.item() == pytest.approx((anchor + neighbor + mixture) / 3, abs=1e-12)
 
 
@@ -71,7 +71,7 @@ def test_by_hand():
     assert early.parts["anchor"].item() == pytest.approx(right, abs=1e-6)
     assert early.parts["neighbor"].item() == pytest.approx(right, abs=1e-6)
     mixture = (0.25 * right + 0.75 * wrong + right) / 2
-    assert early.parts["mixture"].item() == pytest.approx(mixture, abs=1e-6)
+    assert early.parts["cutmix"].item() == pytest.approx(mixture, abs=1e-6)
     late = loss(plane, plane, bag, 1.0, plane, share)
     assert late.parts["anchor"].item() == pytest.approx((right + wrong) / 2, abs=1e-6)
     assert late.total.item() == pytest.approx((right + wrong + mixture) / 3, abs=1e-6)
@@ -84,7 +84,7 @@ def test_an_image_alone_in_its_bag_is_its_own_neighbor():
     loss(s, t, alone, 0.0, m, whole)
     terms = loss(s, t, alone, 0.0, s, whole)
     torch.testing.assert_close(terms.parts["anchor"], terms.parts["neighbor"])
-    torch.testing.assert_close(terms.parts["anchor"], terms.parts["mixture"])
+    torch.testing.assert_close(terms.parts["anchor"], terms.parts["cutmix"])
 
 
 def test_what_does_not_fit_gets_a_sentence():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -144,6 +145,7 @@ class Protocol:
         paper: BibTeX entries of what its figures rest on.
         Settings: frozen dataclass of its own settings, `--evaluation.NAME.KEY`; None without any.
         shared_settings: further keys of `EvaluationSettings` that change its figures and not those of all protocols.
+        measure: the function of `evaluate/measures` that `evaluate` calls, as "FILE.FUNCTION".
         requirements: what it is applied to.
         display: how the report shows it.
     """
@@ -151,13 +153,14 @@ class Protocol:
     name: ClassVar[str] = ""
     summary: ClassVar[str]
     paper: ClassVar[tuple[str, ...]]
+    measure: ClassVar[str]
     Settings: ClassVar[type[Any] | None] = None
     shared_settings: ClassVar[tuple[str, ...]] = ()
     requirements: ClassVar[Requirements] = Requirements()
     display: ClassVar[Display]
 
-    @staticmethod
-    def evaluate(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
+    @classmethod
+    def evaluate(cls, encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
         """The figures of one encoder on one set, by name.
 
         Args:
@@ -166,9 +169,13 @@ class Protocol:
             settings: of the evaluation; a protocol reads its own group, `seed` and `memory_mb`.
 
         Raises:
-            UnderstudyError: it cannot be applied for a reason of the user's, as the protocol's own docstring says.
+            UnderstudyError: it cannot be applied for a reason of the user's, as the docstring of its measure says.
         """
-        raise NotImplementedError
+        file, function = cls.measure.split(".")
+        figures: Figures = getattr(import_module(f"understudy.evaluate.measures.{file}"), function)(
+            encoded_set, settings
+        )
+        return figures
 
     @staticmethod
     def image_passes(settings: EvaluationSettings, train: int, test: int) -> float:

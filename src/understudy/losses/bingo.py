@@ -19,7 +19,7 @@ class BINGO(QueueLoss):
 
     - anchor:    (l(s(x), t(x)) + l(s(x), t(x+))) / 2
     - neighbor: (l(s(x+), t(x)) + l(s(x+), t(x+))) / 2
-    - mixture:   share * l(s(mix), t(x)) + (1 - share) * l(s(mix), t(x+)), share = the area that is still x
+    - cutmix:   share * l(s(mix), t(x)) + (1 - share) * l(s(mix), t(x+)), share = the area that is still x
 
     During the first passes anchor and neighbor are each drawn to their own key only. Differs from SEED by the
     neighbor and by hard targets. The authors draw one x+ among the teacher's 5 nearest for each anchor; here x+ is the
@@ -70,7 +70,7 @@ class BINGO(QueueLoss):
     def forward(
         self, student: Tensor, teacher: Tensor, bags: Tensor, passes: float, mixed: Tensor, share: Tensor
     ) -> Terms:
-        """Parts "anchor", "neighbor" and "mixture", in nats; the teacher's embeddings enter the queue afterwards."""
+        """Parts "anchor", "neighbor" and "cutmix", in nats; the teacher's embeddings enter the queue afterwards."""
         s, t = unit_pair(student, teacher)
         check_pair(student, mixed, ("student", "mixed"))
         if bags.shape != student.shape[:1] or share.shape != student.shape[:1]:
@@ -93,7 +93,7 @@ class BINGO(QueueLoss):
             anchor = (own + contrast(s, t_next, negatives)) / 2
             neighbor = (contrast(s[following], t, negatives[following]) + own[following]) / 2
         share = share.to(s.dtype)
-        mixture = share * contrast(m, t, mixed_negatives) + (1 - share) * contrast(m, t_next, mixed_negatives)
+        cutmix = share * contrast(m, t, mixed_negatives) + (1 - share) * contrast(m, t_next, mixed_negatives)
         self.queue.push(t)
-        parts = {"anchor": anchor.mean(), "neighbor": neighbor.mean(), "mixture": mixture.mean()}
+        parts = {"anchor": anchor.mean(), "neighbor": neighbor.mean(), "cutmix": cutmix.mean()}
         return Terms(torch.stack(list(parts.values())).mean(), parts)

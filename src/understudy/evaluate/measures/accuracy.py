@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 if TYPE_CHECKING:
-    from understudy.evaluate.encoded_set import Figures
     from understudy.evaluate.measures.probe import Probe
+    from understudy.evaluate.protocol import Figures
 
 
 def mean_class(hits: np.ndarray, labels: Int[np.ndarray, " M"], classes: int) -> float:

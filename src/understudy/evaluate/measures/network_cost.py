@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from understudy.errors import DataError
 from understudy.evaluate.encoded_set import Embedding, EncodedSet, Figures
+from understudy.evaluate.settings import EvaluationSettings
 from understudy.models.cost import flops, parameters
 from understudy.models.onnx_encoder import onnx_encoders
 
@@ -24,9 +25,17 @@ SECONDS = 2.0
 """At most so many single images are timed, and for about so long."""
 
 
-def network_cost(encoded_set: EncodedSet, batch_size: int) -> Figures:
-    """See `Cost.evaluate`."""
-    encoder = encoded_set.encoder
+def network_cost(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
+    """Measure an encoded set's network, without images; the large batch is of `batch_size`.
+
+    Returns:
+        "parameters", "flops", "file_mb" (10^6 bytes); for "cpu" and, where the evaluation runs on one, "cuda":
+        "latency_ms cpu", "images_per_s@128 cpu", "peak_memory_mb@128 cpu", with the batch size in the name.
+
+    Raises:
+        DataError: there are only features.
+    """
+    encoder, batch_size = encoded_set.encoder, settings.batch_size
     if encoder is None:
         raise DataError(f"The cost is that of a network, and of {encoded_set.name} there are only features.")
     whole = encoder.student if isinstance(encoder, Embedding) else encoded_set.network()[0]

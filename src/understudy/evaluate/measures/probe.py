@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,10 +18,8 @@ from understudy.evaluate.encoded_set import EncodedSet, Figures, Labeled, Progre
 from understudy.evaluate.measures.accuracy import accuracies, average_precision_11
 from understudy.evaluate.measures.logistic import Classifier, LogisticPath, logistic_regression
 from understudy.evaluate.measures.training import finetuned
+from understudy.evaluate.protocols.semi import SemiSettings
 from understudy.evaluate.settings import EvaluationSettings
-
-if TYPE_CHECKING:
-    from understudy.evaluate.protocols.semi import SemiSettings
 
 L2_VALUES = tuple(float(value) for value in np.logspace(5, -6, 45))
 """The grid, strongest first."""
@@ -51,12 +48,36 @@ def main_probe(encoded_set: EncodedSet, settings: EvaluationSettings) -> Probe:
     """
     if "probe" not in encoded_set.cache:
         data = encoded_set.labeled()
-        encoded_set.cache["probe"] = fit_probe(
-            data.train, data.train_labels, validation_split(data.train_labels, settings.seed),
-            device=encoded_set.device, memory_mb=settings.memory_mb, progress=encoded_set.progress,
-        )  # fmt: skip
+        held_out = validation_split(data.train_labels, settings.seed)
+        encoded_set.cache["probe"] = _fit(encoded_set, settings, data.train, data.train_labels, held_out)
     probe: Probe = encoded_set.cache["probe"]
     return probe
+
+
+def _fit(
+    encoded_set: EncodedSet, settings: EvaluationSettings, rows: np.ndarray, labels: np.ndarray, held_out: np.ndarray,
+    metric: str = "top1",
+) -> Probe:  # fmt: skip
+    return fit_probe(
+        rows, labels, held_out, metric=metric, device=encoded_set.device, memory_mb=settings.memory_mb,
+        progress=encoded_set.progress,
+    )  # fmt: skip
+
+
+def linear_figures(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
+    """Score an encoded set by logistic regression on its features; `seed` draws the validation split.
+
+    Returns:
+        "top1", "top5" (with more than 5 classes) and "mean_class" (mean of per-class accuracies) on the test
+        images, "validation" (top-1 of the chosen l2 on the validation images), all in per cent, and "l2" itself.
+
+    Raises:
+        DataError: no labels, one class, features that are not finite, or no class with two images.
+    """
+    data = encoded_set.labeled()
+    probe = main_probe(encoded_set, settings)
+    figures = accuracies(probe, data.test, data.test_labels, data.classes, settings.memory_mb)
+    return {**figures, "validation": probe.validation, "l2": probe.l2}
 
 
 def fit_probe(
@@ -118,16 +139,22 @@ def validation_split(labels: Int[np.ndarray, " N"], seed: int, share: float = VA
 
 
 def transfer_figures(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
-    """See `Transfer.evaluate`."""
+    """Score an encoded set by logistic regression on another set; `seed` draws validation images where it has none.
+
+    Returns:
+        The set's own figure as "top1", "mean_class" or "map11", with "top5" and the others of `linear` where they
+        have a meaning; "validation" and "l2". Fine-tuned: the same under "finetuned_...".
+
+    Raises:
+        DataError: no labels, one class, features that are not finite, or no class with two images.
+    """
     metadata = {} if encoded_set.dataset is None else encoded_set.dataset.metadata
     metric = metadata.get("metric", "top1")
     if metric == "map11":
         return _several_labels(encoded_set, settings)
     data = encoded_set.labeled()
-    probe = fit_probe(
-        data.train, data.train_labels, _held_out(encoded_set, data.train_labels, settings.seed), metric=metric,
-        device=encoded_set.device, memory_mb=settings.memory_mb, progress=encoded_set.progress,
-    )  # fmt: skip
+    held_out = _held_out(encoded_set, data.train_labels, settings.seed)
+    probe = _fit(encoded_set, settings, data.train, data.train_labels, held_out, metric)
     scores = accuracies(probe, data.test, data.test_labels, data.classes, settings.memory_mb)
     # The set's own figure first: tables show the first one.
     figures: Figures = {metric: scores.pop(metric), **scores, "validation": probe.validation, "l2": probe.l2}
@@ -155,10 +182,7 @@ def _several_labels(encoded_set: EncodedSet, settings: EvaluationSettings) -> Fi
     check_finite(encoded_set.test, f"{encoded_set.name} features of the test images")
     marks = np.asarray(dataset.metadata["train_marks"][train.ids], dtype=np.int64)
     truth = np.asarray(dataset.metadata["test_marks"][test.ids], dtype=np.int64)
-    probe = fit_probe(
-        rows, marks, _held_out(encoded_set, marks, settings.seed), metric="map11",
-        device=encoded_set.device, memory_mb=settings.memory_mb, progress=encoded_set.progress,
-    )  # fmt: skip
+    probe = _fit(encoded_set, settings, rows, marks, _held_out(encoded_set, marks, settings.seed), "map11")
     precision = average_precision_11(probe.classifier.scores(encoded_set.test), truth)
     if not len(precision):
         raise DataError(f"No test image of {dataset.name} is marked with a class.")
@@ -172,9 +196,18 @@ LISTS = {"1%": "1percent.txt", "10%": "10percent.txt"}
 """SimCLR's published file lists of ImageNet."""
 
 
-def few_label_figures(encoded_set: EncodedSet, settings: EvaluationSettings, own: SemiSettings) -> Figures:
-    """See `Semi.evaluate`."""
-    data = encoded_set.labeled()
+def few_label_figures(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
+    """Score an encoded set with few labels; with `finetune.epochs` the whole network is trained on them too.
+
+    Returns:
+        For each share, e.g. "1%": "top1 1%" and, with more than 5 classes, "top5 1%", means over the draws; "...
+        std" (n - 1) with two draws or more; "draws 1%" and "images 1%". Fine-tuned: "finetuned_top1 1%" likewise.
+
+    Raises:
+        ConfigError: a share that is none.
+        DataError: no labels, one class, features that are not finite, or a list of images that are not there.
+    """
+    data, own = encoded_set.labeled(), settings.group(SemiSettings)
     figures: Figures = {}
     notes: list[str] = []
     for share in own.shares:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from understudy.errors import DataError
 from understudy.evaluate.datasets.masks import IGNORED
 from understudy.evaluate.encoded_set import EncodedSet, Figures
+from understudy.evaluate.settings import EvaluationSettings
 from understudy.models.contract import Contract
 from understudy.models.dense import DenseFeatures, dense_features
 from understudy.models.outputs import patch_size
@@ -24,8 +25,17 @@ TOP, RADIUS, TEMPERATURE, CONTEXT = 5, 12, 0.1, 7
 STRIDE = 16
 
 
-def video_figures(encoded_set: EncodedSet, memory_mb: int) -> Figures:
-    """See `Davis.evaluate`."""
+def video_figures(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
+    """Carry the masks of DAVIS-2017's validation sequences with a frozen backbone, and score them.
+
+    Returns:
+        "j_and_f", "j", "f" (means over objects), "j_recall", "f_recall" (share of frames above 0.5), in per cent;
+        "objects" and "sequences".
+
+    Raises:
+        DataError: a file is missing, or a mask has another size than its frame.
+        ModelError: the network gives no feature maps.
+    """
     assert encoded_set.dataset is not None
     (module, contract), videos = encoded_set.network(), encoded_set.dataset.metadata["videos"]
     body: DenseFeatures | None = None
@@ -38,7 +48,9 @@ def video_figures(encoded_set: EncodedSet, memory_mb: int) -> Figures:
         size = frame_size(frames[0].height, frames[0].width, SHORT, patch_size(module))
         if body is None or body.size != size:
             body = dense_features(module, size, spec=f"The {encoded_set.name}").to(encoded_set.device).eval()
-        masks = propagate(body, contract, frames, truth[0], objects, memory_mb=memory_mb, device=encoded_set.device)
+        masks = propagate(
+            body, contract, frames, truth[0], objects, memory_mb=settings.memory_mb, device=encoded_set.device
+        )
         for number in range(1, objects + 1):
             pairs = [
                 (jaccard(predicted == number, real == number, real == IGNORED),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,14 +17,13 @@ from torch.utils.data import DataLoader, Dataset
 from understudy.errors import DataError
 from understudy.evaluate.datasets.masks import IGNORED, Masks
 from understudy.evaluate.encoded_set import EncodedSet, Figures
+from understudy.evaluate.protocols.segmentation import SegmentationSettings
+from understudy.evaluate.settings import EvaluationSettings
 from understudy.models.contract import Contract
 from understudy.models.dense import DenseFeatures, dense_features
 from understudy.models.outputs import patch_size
 from understudy.philox import ANCHORS, VIEWS, permutation, random_words, uniforms
 from understudy.sources.decode import RESAMPLING
-
-if TYPE_CHECKING:
-    from understudy.evaluate.protocols.segmentation import SegmentationSettings
 
 WARMUP = 1500
 SHARE = 0.75
@@ -32,9 +31,19 @@ SHARE = 0.75
 DRAWS = 10
 
 
-def segmentation_figures(encoded_set: EncodedSet, settings: SegmentationSettings, seed: int) -> Figures:
-    """See `Segmentation.evaluate`."""
+def segmentation_figures(encoded_set: EncodedSet, evaluation: EvaluationSettings) -> Figures:
+    """Train a linear layer on a frozen backbone's maps on one set, and score it on the validation split.
+
+    Returns:
+        "miou", "mean_accuracy" (over the classes) and "accuracy" (over the pixels), in per cent; "classes", how
+        many the mIoU is over, "images", "iterations".
+
+    Raises:
+        DataError: a file is missing, a mask does not fit, no pixel can be scored, or training diverged.
+        ModelError: the network gives no feature maps.
+    """
     assert encoded_set.dataset is not None
+    settings, seed = evaluation.group(SegmentationSettings), evaluation.seed
     module, contract = encoded_set.network()
     train, test = encoded_set.dataset.metadata["train"], encoded_set.dataset.metadata["test"]
     patch = patch_size(module)

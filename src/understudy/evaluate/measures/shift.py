@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,14 +16,12 @@ from understudy.evaluate.encoded_set import EncodedSet, Figures, check_finite
 from understudy.evaluate.measures.corruptions import CORRUPTIONS, CorruptedImages, frost_photographs
 from understudy.evaluate.measures.probe import Probe, main_probe
 from understudy.evaluate.protocols.knn import TEMPERATURE
+from understudy.evaluate.protocols.robustness import RobustnessSettings
 from understudy.evaluate.settings import EvaluationSettings
 from understudy.neighbors.search import search
 from understudy.neighbors.vote import weighted_vote
 from understudy.sources.images import JoinedImages
 from understudy.sources.source import Source
-
-if TYPE_CHECKING:
-    from understudy.evaluate.protocols.robustness import RobustnessSettings
 
 ALEXNET_ERROR = {
     "gaussian_noise": 0.886428, "shot_noise": 0.894468, "impulse_noise": 0.922640, "defocus_blur": 0.819880,
@@ -37,8 +34,24 @@ ALEXNET_ERROR = {
 K = 10
 
 
-def shift_figures(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
-    """Figures of an `--on` set of test images alone; see `Robustness.evaluate`."""
+def robustness_figures(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
+    """Score what the main images teach on shifted ones (`test`), or, without a set, on corrupted main test images.
+
+    Returns:
+        Accuracies in per cent. Shifted: "top1", "knn". Corrupted: one figure per corruption, the mean over its
+        severities; "mean_error"; "severity_1" ... over all corruptions; "mce" for ImageNet-C; generated ones also
+        "clean", on the same images. "images" counts them, and "classes" where only some are in the set; "note"
+        names what is missing.
+
+    Raises:
+        DataError: no labels, one class, features that are not finite, or no pixels.
+        ConfigError: a severity that there is not, or none.
+    """
+    return (_of_corrupted if encoded_set.dataset is None else _of_shifted)(encoded_set, settings)
+
+
+def _of_shifted(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
+    """Figures of an `--on` set of test images alone."""
     assert encoded_set.dataset is not None
     assert encoded_set.test_source is not None
     data = encoded_set.labeled()
@@ -106,9 +119,9 @@ def summary(accuracy: dict[tuple[str, int], float], *, normalize: bool) -> Figur
     return figures
 
 
-def corruption_figures(encoded_set: EncodedSet, settings: EvaluationSettings, own: RobustnessSettings) -> Figures:
-    """Figures of corruptions made of the main test images; see `Robustness.evaluate`."""
-    probe = main_probe(encoded_set, settings)
+def _of_corrupted(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
+    """Figures of corruptions made of the main test images."""
+    probe, own = main_probe(encoded_set, settings), settings.group(RobustnessSettings)
     if encoded_set.encoder is None or encoded_set.test_source is None:
         raise DataError(f"Corruptions are made of pixels, and of {encoded_set.name} there are only features.")
     contract = encoded_set.encoder.contract

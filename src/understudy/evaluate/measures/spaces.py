@@ -1,4 +1,4 @@
-"""A student's space compared with its teacher's, with intervals: what `Fidelity.evaluate` gives."""
+"""A student's space compared with its teacher's, with intervals."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from understudy.evaluate.encoded_set import EncodedSet, Figures, check_finite
 from understudy.evaluate.measures import geometry
 from understudy.evaluate.measures.geometry import neighbor_order, trust_and_continuity, trustworthiness
 from understudy.evaluate.measures.topology import TOPOLOGY_IMAGES, topology_distance
+from understudy.evaluate.protocols.fidelity import FidelitySettings
 from understudy.evaluate.settings import EvaluationSettings
 from understudy.losses.base.similarity import column_cosine, row_cosine
 from understudy.neighbors.vote import shared_by_image
@@ -23,9 +24,19 @@ TRUST_K = 10
 TRUST_IMAGES = 2000
 
 
-def compare_spaces(encoded_set: EncodedSet, settings: EvaluationSettings, draws: int) -> Figures:
-    """See `Fidelity.evaluate`."""
+def compare_spaces(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
+    """Compare an encoded set with its reference on the same test images, in the same order.
+
+    Returns:
+        The figures above: overlaps in per cent, cosines in [-1, 1], the others in [0, 1]. A k that needs more
+        images than there are is left out, and "note" says so.
+
+    Raises:
+        DataError: no reference, fewer than 3 images, or rows that are not finite.
+        ShapeError: student and teacher have different numbers of rows.
+    """
     own, reference = _rows(encoded_set)
+    draws = settings.group(FidelitySettings).draws
     figures: Figures = {}
     mean = _Mean(figures, settings.seed, draws)
     assert encoded_set.reference is not None

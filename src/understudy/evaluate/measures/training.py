@@ -13,7 +13,6 @@ import contextlib
 import copy
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from understudy.embed.embedding import Inference, extract
 from understudy.errors import DataError
 from understudy.evaluate.encoded_set import EncodedSet, Encoder, Figures
 from understudy.evaluate.measures.accuracy import mean_class
+from understudy.evaluate.protocols.linear_sgd import LinearSgdSettings
 from understudy.evaluate.settings import EvaluationSettings, FinetuneSettings
 from understudy.models.contract import Contract
 from understudy.models.onnx_encoder import onnx_encoders
@@ -35,9 +35,6 @@ from understudy.views.augmentation import RECIPES, photometry
 from understudy.views.batches import Batch, NeighborBatches
 from understudy.views.loader import Loader, Reading
 from understudy.views.reader import ImageBatch, Views
-
-if TYPE_CHECKING:
-    from understudy.evaluate.protocols.linear_sgd import LinearSgdSettings
 
 BATCH = 256
 RECIPE = RECIPES["crop"]
@@ -83,8 +80,17 @@ def prepared(images: ImageBatch, contract: Contract, device: torch.device) -> Fl
     return contract.prepare(pixels)
 
 
-def train_classifier(encoded_set: EncodedSet, settings: LinearSgdSettings, seed: int) -> Figures:
-    """See `LinearSgd.evaluate`."""
+def train_classifier(encoded_set: EncodedSet, evaluation: EvaluationSettings) -> Figures:
+    """Train the paper's linear classifier on an encoded set's encoder.
+
+    Returns:
+        "top1" and "top5" (with more than 5 classes) of the best epoch by top-1, "best_epoch" counted from 1,
+        "top1_last" and "top5_last" of the last epoch; accuracies in per cent.
+
+    Raises:
+        DataError: no labels, one class, features that are not finite, no pixels, or a loss that is not finite.
+    """
+    settings, seed = evaluation.group(LinearSgdSettings), evaluation.seed
     data, source, encoder = encoded_set.labeled(), encoded_set.train_source, encoded_set.encoder
     if encoder is None or source is None:
         raise DataError(

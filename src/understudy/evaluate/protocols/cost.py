@@ -9,13 +9,7 @@ the CPU (the allocator's own spare room is not in it), by the allocator's peak o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from understudy.evaluate.protocol import Display, Protocol, Requirements
-
-if TYPE_CHECKING:
-    from understudy.evaluate.encoded_set import EncodedSet, Figures
-    from understudy.evaluate.settings import EvaluationSettings
 
 DEVICE_TITLES = {
     pattern.format(device): title.format(device.upper())
@@ -34,6 +28,7 @@ class Cost(Protocol):
     name = "cost"
     summary = "parameters, multiply-accumulates, latency, throughput, memory, file size"
     paper = ()
+    measure = "network_cost.network_cost"
     shared_settings = ("batch_size",)
     requirements = Requirements(images=False, labels=False)
     display = Display(
@@ -46,18 +41,3 @@ class Cost(Protocol):
         figures={"parameters": "Parameters", "flops": "Multiply-adds", "file_mb": "File, MB"} | DEVICE_TITLES,
         less=(r"(?!images_per_s).+",),
     )
-
-    @staticmethod
-    def evaluate(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
-        """Measure an encoded set's network, without images; the large batch is of `batch_size`.
-
-        Returns:
-            "parameters", "flops", "file_mb" (10^6 bytes); for "cpu" and, where the evaluation runs on one, "cuda":
-            "latency_ms cpu", "images_per_s@128 cpu", "peak_memory_mb@128 cpu", with the batch size in the name.
-
-        Raises:
-            DataError: there are only features.
-        """
-        from understudy.evaluate.measures.network_cost import network_cost
-
-        return network_cost(encoded_set, settings.batch_size)

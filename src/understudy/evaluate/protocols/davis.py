@@ -16,13 +16,7 @@ marked 255 count in neither.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from understudy.evaluate.protocol import Display, Protocol, Requirements
-
-if TYPE_CHECKING:
-    from understudy.evaluate.encoded_set import EncodedSet, Figures
-    from understudy.evaluate.settings import EvaluationSettings
 
 WALK = """@inproceedings{jabri2020walk,
   title     = {Space-Time Correspondence as a Contrastive Random Walk},
@@ -46,6 +40,7 @@ class Davis(Protocol):
     name = "davis"
     summary = "masks propagated through videos by similarity of feature maps: J and F"
     paper = (WALK, DINO)
+    measure = "propagation.video_figures"
     requirements = Requirements(main=False, kinds=frozenset({"videos"}), labels=False, head=False)
     display = Display(
         title="Video object segmentation",
@@ -59,19 +54,3 @@ class Davis(Protocol):
             "f_recall": "F recall",
         },
     )  # fmt: skip
-
-    @staticmethod
-    def evaluate(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
-        """Carry the masks of DAVIS-2017's validation sequences with a frozen backbone, and score them.
-
-        Returns:
-            "j_and_f", "j", "f" (means over objects), "j_recall", "f_recall" (share of frames above 0.5), in per cent;
-            "objects" and "sequences".
-
-        Raises:
-            DataError: a file is missing, or a mask has another size than its frame.
-            ModelError: the network gives no feature maps.
-        """
-        from understudy.evaluate.measures.propagation import video_figures
-
-        return video_figures(encoded_set, settings.memory_mb)

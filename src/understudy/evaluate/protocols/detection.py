@@ -22,15 +22,10 @@ COCO's 101.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from understudy.evaluate.protocol import Display, Protocol, Requirements
 from understudy.evaluate.protocols.linear_sgd import HE
 from understudy.settings import setting
-
-if TYPE_CHECKING:
-    from understudy.evaluate.encoded_set import EncodedSet, Figures
-    from understudy.evaluate.settings import EvaluationSettings
 
 
 @dataclass(frozen=True)
@@ -51,6 +46,7 @@ class Detection(Protocol):
     name = "detection"
     summary = "the backbone fine-tuned under Mask R-CNN or Faster R-CNN: AP of boxes and masks"
     paper = (HE,)
+    measure = "detector.detection_figures"
     Settings = DetectionSettings
     requirements = Requirements(main=False, kinds=frozenset({"objects"}), labels=False, head=False)
     display = Display(
@@ -66,23 +62,3 @@ class Detection(Protocol):
             "mask_ap": "Mask AP", r"mask_ap(\d+)": r"Mask AP\1", r"mask_ap_(\w+)": r"Mask AP, \1",
         },
     )  # fmt: skip
-
-    @staticmethod
-    def evaluate(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
-        """Fine-tune a backbone under a detector on one set, and score it; `folder` keeps the detector while it trains.
-
-        The same seed and settings give the same weights on the same machine, interrupted or not: the seed decides the
-        heads' weights, the order of images, flips, scales and proposals.
-
-        Returns:
-            "box_ap", "box_ap50", "box_ap75", "box_ap_small", "box_ap_medium", "box_ap_large", and with masks the same
-            of "mask_", in per cent; what the set holds no objects for is left out. "images" and "iterations".
-
-        Raises:
-            DataError: a file is missing or does not fit, nothing can be learned from the set, or training diverged.
-            ModelError: the network gives no feature maps.
-            MissingDependency: pycocotools is not installed.
-        """
-        from understudy.evaluate.measures.detector import detection_figures
-
-        return detection_figures(encoded_set, settings.group(DetectionSettings), settings.seed)

@@ -29,14 +29,9 @@ images for means of one number an image, random halves for all others (`geometry
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from understudy.evaluate.protocol import Display, Protocol, Requirements
 from understudy.settings import setting
-
-if TYPE_CHECKING:
-    from understudy.evaluate.encoded_set import EncodedSet, Figures
-    from understudy.evaluate.settings import EvaluationSettings
 
 CKA = """@inproceedings{kornblith2019cka,
   title     = {Similarity of Neural Network Representations Revisited},
@@ -102,6 +97,7 @@ class Fidelity(Protocol):
     name = "fidelity"
     summary = "how far the student's neighborhoods and space are the teacher's"
     paper = (CKA, TRUSTWORTHINESS, DISTANCE_CORRELATION, TWO_NN, EFFECTIVE_RANK, GUDHI)
+    measure = "spaces.compare_spaces"
     Settings = FidelitySettings
     requirements = Requirements(labels=False, reference=True)
     display = Display(
@@ -122,19 +118,3 @@ class Fidelity(Protocol):
         less=(r"topology_h[01]|dead_dimensions",),
         whole=(r"dead_dimensions(_teacher)?",),
     )  # fmt: skip
-
-    @staticmethod
-    def evaluate(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
-        """Compare an encoded set with its reference on the same test images, in the same order.
-
-        Returns:
-            The figures above: overlaps in per cent, cosines in [-1, 1], the others in [0, 1]. A k that needs more
-            images than there are is left out, and "note" says so.
-
-        Raises:
-            DataError: no reference, fewer than 3 images, or rows that are not finite.
-            ShapeError: student and teacher have different numbers of rows.
-        """
-        from understudy.evaluate.measures.spaces import compare_spaces
-
-        return compare_spaces(encoded_set, settings, settings.group(FidelitySettings).draws)

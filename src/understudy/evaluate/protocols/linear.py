@@ -19,13 +19,7 @@ How it differs from the released harness, in ways that do not move the optimum o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from understudy.evaluate.protocol import Display, Protocol
-
-if TYPE_CHECKING:
-    from understudy.evaluate.encoded_set import EncodedSet, Figures
-    from understudy.evaluate.settings import EvaluationSettings
 
 KORNBLITH = """@inproceedings{kornblith2019transfer,
   title     = {Do Better {ImageNet} Models Transfer Better?},
@@ -41,28 +35,10 @@ class Linear(Protocol):
     name = "linear"
     summary = "multinomial logistic regression on frozen features, l2 chosen on a validation split"
     paper = (KORNBLITH,)
+    measure = "probe.linear_figures"
     display = Display(
         title="Linear probe",
         sentence="Logistic regression on frozen features to its optimum, l2 chosen on a fifth of the training images.",
         source="Kornblith et al., CVPR 2019 (arXiv 1805.08974), section A.2", compared=(r"top1",),
         quoted=(r"top5", r"mean_class"), headline=(r"top1",), plain=(r"l2",),
     )  # fmt: skip
-
-    @staticmethod
-    def evaluate(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
-        """Score an encoded set by logistic regression on its features; `seed` draws the validation split.
-
-        Returns:
-            "top1", "top5" (with more than 5 classes) and "mean_class" (mean of per-class accuracies) on the test
-            images, "validation" (top-1 of the chosen l2 on the validation images), all in per cent, and "l2" itself.
-
-        Raises:
-            DataError: no labels, one class, features that are not finite, or no class with two images.
-        """
-        from understudy.evaluate.measures.accuracy import accuracies
-        from understudy.evaluate.measures.probe import main_probe
-
-        data = encoded_set.labeled()
-        probe = main_probe(encoded_set, settings)
-        figures = accuracies(probe, data.test, data.test_labels, data.classes, settings.memory_mb)
-        return {**figures, "validation": probe.validation, "l2": probe.l2}

@@ -20,7 +20,6 @@ from understudy.evaluate.protocol import Display, Protocol
 from understudy.settings import setting
 
 if TYPE_CHECKING:
-    from understudy.evaluate.encoded_set import EncodedSet, Figures
     from understudy.evaluate.settings import EvaluationSettings
 
 HE = """@inproceedings{he2020moco,
@@ -45,6 +44,7 @@ class LinearSgd(Protocol):
     name = "linear_sgd"
     summary = "the paper's linear classifier by SGD with augmentation; one forward pass per epoch"
     paper = (HE,)
+    measure = "training.train_classifier"
     Settings = LinearSgdSettings
     display = Display(
         title="Linear classifier by SGD", short="Linear, SGD",
@@ -53,21 +53,6 @@ class LinearSgd(Protocol):
         quoted=(r"top5", r"top1_last"), figures={"best_epoch": "Best epoch", r"top(\d)_last": r"Top-\1, last epoch"},
         headline=(r"top1",), plain=(r"best_epoch",), whole=(r"best_epoch",),
     )  # fmt: skip
-
-    @staticmethod
-    def evaluate(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
-        """Train the paper's linear classifier on an encoded set's encoder.
-
-        Returns:
-            "top1" and "top5" (with more than 5 classes) of the best epoch by top-1, "best_epoch" counted from 1,
-            "top1_last" and "top5_last" of the last epoch; accuracies in per cent.
-
-        Raises:
-            DataError: no labels, one class, features that are not finite, no pixels, or a loss that is not finite.
-        """
-        from understudy.evaluate.measures.training import train_classifier
-
-        return train_classifier(encoded_set, settings.group(LinearSgdSettings), settings.seed)
 
     @staticmethod
     def image_passes(settings: EvaluationSettings, train: int, test: int) -> float:

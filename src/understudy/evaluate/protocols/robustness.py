@@ -21,7 +21,6 @@ from understudy.evaluate.protocol import ACCURACIES, SHARES, Display, Protocol, 
 from understudy.settings import setting
 
 if TYPE_CHECKING:
-    from understudy.evaluate.encoded_set import EncodedSet, Figures
     from understudy.evaluate.settings import EvaluationSettings
 
 HENDRYCKS = """@inproceedings{hendrycks2019benchmarking,
@@ -47,6 +46,7 @@ class Robustness(Protocol):
     name = "robustness"
     summary = "shifted test sets, and corruptions, those of published sets or made on the fly"
     paper = (HENDRYCKS,)
+    measure = "shift.robustness_figures"
     Settings = RobustnessSettings
     requirements = Requirements(kinds=frozenset({"shift"}), head=False)
     display = Display(
@@ -64,26 +64,6 @@ class Robustness(Protocol):
         shares=(*SHARES, "clean", "knn"),
         accuracies=(*ACCURACIES, "clean", "knn"),
     )  # fmt: skip
-
-    @staticmethod
-    def evaluate(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
-        """Score what the main images teach on shifted ones (`test`), or, without a set, on corrupted main test images.
-
-        Returns:
-            Accuracies in per cent. Shifted: "top1", "knn". Corrupted: one figure per corruption, the mean over its
-            severities; "mean_error"; "severity_1" ... over all corruptions; "mce" for ImageNet-C; generated ones also
-            "clean", on the same images. "images" counts them, and "classes" where only some are in the set; "note"
-            names what is missing.
-
-        Raises:
-            DataError: no labels, one class, features that are not finite, or no pixels.
-            ConfigError: a severity that there is not, or none.
-        """
-        from understudy.evaluate.measures.shift import corruption_figures, shift_figures
-
-        if encoded_set.dataset is None:
-            return corruption_figures(encoded_set, settings, settings.group(RobustnessSettings))
-        return shift_figures(encoded_set, settings)
 
     @staticmethod
     def image_passes(settings: EvaluationSettings, train: int, test: int) -> float:

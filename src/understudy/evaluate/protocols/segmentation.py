@@ -16,14 +16,9 @@ in the masks nor in the predictions does not count.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from understudy.evaluate.protocol import Display, Protocol, Requirements
 from understudy.settings import setting
-
-if TYPE_CHECKING:
-    from understudy.evaluate.encoded_set import EncodedSet, Figures
-    from understudy.evaluate.settings import EvaluationSettings
 
 DINOV2 = """@article{oquab2024dinov2,
   title   = {{DINOv2}: Learning Robust Visual Features without Supervision},
@@ -49,6 +44,7 @@ class Segmentation(Protocol):
     name = "segmentation"
     summary = "a linear layer on frozen feature maps: mIoU"
     paper = (DINOV2,)
+    measure = "segmenter.segmentation_figures"
     Settings = SegmentationSettings
     requirements = Requirements(main=False, kinds=frozenset({"masks"}), labels=False, head=False)
     display = Display(
@@ -62,19 +58,3 @@ class Segmentation(Protocol):
             "miou": "Mean IoU", "mean_accuracy": "Pixel accuracy, mean of the classes", "accuracy": "Pixel accuracy",
         },
     )  # fmt: skip
-
-    @staticmethod
-    def evaluate(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
-        """Train a linear layer on a frozen backbone's maps on one set, and score it on the validation split.
-
-        Returns:
-            "miou", "mean_accuracy" (over the classes) and "accuracy" (over the pixels), in per cent; "classes", how
-            many the mIoU is over, "images", "iterations".
-
-        Raises:
-            DataError: a file is missing, a mask does not fit, no pixel can be scored, or training diverged.
-            ModelError: the network gives no feature maps.
-        """
-        from understudy.evaluate.measures.segmenter import segmentation_figures
-
-        return segmentation_figures(encoded_set, settings.group(SegmentationSettings), settings.seed)

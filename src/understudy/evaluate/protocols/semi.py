@@ -19,7 +19,6 @@ from understudy.evaluate.protocol import TRAINING_PASSES, Display, Protocol, Req
 from understudy.settings import setting
 
 if TYPE_CHECKING:
-    from understudy.evaluate.encoded_set import EncodedSet, Figures
     from understudy.evaluate.settings import EvaluationSettings
 
 SIMCLR = """@inproceedings{chen2020simclr,
@@ -53,6 +52,7 @@ class Semi(Protocol):
     name = "semi"
     summary = "1 % and 10 % of the labels, or a few a class: frozen probe, and full fine-tuning if asked"
     paper = (SIMCLR,)
+    measure = "probe.few_label_figures"
     Settings = SemiSettings
     shared_settings = ("finetune",)
     requirements = Requirements(head=False)
@@ -67,22 +67,6 @@ class Semi(Protocol):
         figures=SHARE_TITLES | prefixed("finetuned_", "fine-tuned", SHARE_TITLES),
         labels=SHARE_LABELS | prefixed("finetuned_", "fine-tuned", SHARE_LABELS),
     )
-
-    @staticmethod
-    def evaluate(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
-        """Score an encoded set with few labels; with `finetune.epochs` the whole network is trained on them too.
-
-        Returns:
-            For each share, e.g. "1%": "top1 1%" and, with more than 5 classes, "top5 1%", means over the draws; "...
-            std" (n - 1) with two draws or more; "draws 1%" and "images 1%". Fine-tuned: "finetuned_top1 1%" likewise.
-
-        Raises:
-            ConfigError: a share that is none.
-            DataError: no labels, one class, features that are not finite, or a list of images that are not there.
-        """
-        from understudy.evaluate.measures.probe import few_label_figures
-
-        return few_label_figures(encoded_set, settings, settings.group(SemiSettings))
 
     @staticmethod
     def image_passes(settings: EvaluationSettings, train: int, test: int) -> float:

@@ -26,7 +26,6 @@ from understudy.evaluate.protocol import TITLES, TRAINING_PASSES, Display, Proto
 from understudy.evaluate.protocols.linear import KORNBLITH
 
 if TYPE_CHECKING:
-    from understudy.evaluate.encoded_set import EncodedSet, Figures
     from understudy.evaluate.settings import EvaluationSettings
 
 ERICSSON = """@inproceedings{ericsson2021transfer,
@@ -43,6 +42,7 @@ class Transfer(Protocol):
     name = "transfer"
     summary = "logistic regression on other sets in their official splits, and full fine-tuning if asked"
     paper = (KORNBLITH, ERICSSON)
+    measure = "probe.transfer_figures"
     shared_settings = ("finetune",)
     requirements = Requirements(main=False, kinds=frozenset({"labeled"}), head=False)
     display = Display(
@@ -56,21 +56,6 @@ class Transfer(Protocol):
         figures=prefixed("finetuned_", "fine-tuned", TITLES),
         plain=(r"l2",),
     )
-
-    @staticmethod
-    def evaluate(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:
-        """Score an encoded set by logistic regression on another set; `seed` draws validation images where it has none.
-
-        Returns:
-            The set's own figure as "top1", "mean_class" or "map11", with "top5" and the others of `linear` where they
-            have a meaning; "validation" and "l2". Fine-tuned: the same under "finetuned_...".
-
-        Raises:
-            DataError: no labels, one class, features that are not finite, or no class with two images.
-        """
-        from understudy.evaluate.measures.probe import transfer_figures
-
-        return transfer_figures(encoded_set, settings)
 
     @staticmethod
     def image_passes(settings: EvaluationSettings, train: int, test: int) -> float:
