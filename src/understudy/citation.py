@@ -3,8 +3,6 @@
 Methods, model families, protocols and sets bring their own papers; `papers.bib` has the others.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterable, Mapping

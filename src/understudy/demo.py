@@ -5,8 +5,6 @@ method and by the paper's, and the same student is trained, for as many image pa
 and without any teacher (MoCo-v2).
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

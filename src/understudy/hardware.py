@@ -1,7 +1,5 @@
 """The machine that something was measured on."""
 
-from __future__ import annotations
-
 import os
 import platform
 from typing import Any

@@ -4,8 +4,6 @@ Differs from `numpy.random.Philox` (64-bit words, one stream per object) by comp
 algorithm is the 32-bit member of the same family.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from jaxtyping import Float64, UInt32, UInt64
 

@@ -6,8 +6,6 @@ A recipe is the word `authors` (what the authors of the method ran, kept beside 
 one in `recipes/`. It is resolved away: the saved configuration of a run holds its values, not its name.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

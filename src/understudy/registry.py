@@ -4,8 +4,6 @@ Every `.py` file that lies directly in such a package declares classes of one ba
 in a package within it.
 """
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import pkgutil

@@ -5,8 +5,6 @@ module knows none of them: it only reads TOML, lays one table over another, chec
 result. Nothing here imports torch, so `understudy VERB --help` stays instant.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import math

@@ -1,7 +1,5 @@
 """What `compare` and `ablate` share: their flags, their settings, and the table that they print."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any, ClassVar

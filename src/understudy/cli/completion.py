@@ -1,7 +1,5 @@
 """Completion for bash, zsh and fish: verbs, flags and choices, as a script that a shell reads when it starts."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 

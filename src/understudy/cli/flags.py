@@ -3,8 +3,6 @@
 Why not a library: tyro, cyclopts, pydantic-settings and jsonargparse were measured (dev/LOG.md, 2026-11-27).
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 from collections.abc import Mapping, Sequence

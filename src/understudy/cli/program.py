@@ -1,7 +1,5 @@
 """The program: which verb is meant, what it was told, and what a failure looks like."""
 
-from __future__ import annotations
-
 import argparse
 import errno
 import inspect

@@ -1,7 +1,5 @@
 """What `run`, `train`, `plan` and `pretrain` share: the settings of a run."""
 
-from __future__ import annotations
-
 import os
 from typing import Any, ClassVar
 

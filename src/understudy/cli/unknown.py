@@ -1,7 +1,5 @@
 """What to say of a flag that a verb does not have: our name for it, or the nearest three."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

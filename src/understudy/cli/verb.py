@@ -1,7 +1,5 @@
 """What a verb declares: its name, its flags, and what it does with them."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from understudy.cli.flags import Flags

@@ -1,7 +1,5 @@
 """One run of a comparison: an ordinary run folder, made by anybody who is given the cell."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil

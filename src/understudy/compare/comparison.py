@@ -1,7 +1,5 @@
 """The course of a comparison: plan, time, search, run, write."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence

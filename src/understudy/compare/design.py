@@ -1,7 +1,5 @@
 """The design of a comparison: its rows, and the settings of each, all names and values checked."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Sequence

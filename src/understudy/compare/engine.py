@@ -1,7 +1,5 @@
 """Who makes the cells: this process one after the other, or several processes of this machine at a time."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

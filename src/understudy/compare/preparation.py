@@ -1,7 +1,5 @@
 """What several runs share is made once, before them: embeddings, graph, pixels, the teacher's figures."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

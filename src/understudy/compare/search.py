@@ -1,7 +1,5 @@
 """The search for a learning rate: which are tried, and which is chosen, without labels."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from understudy.artifacts import Run

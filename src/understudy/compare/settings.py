@@ -1,7 +1,5 @@
 """Settings of a comparison. Torch-free: the command line reads them for `--help`."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from dataclasses import dataclass

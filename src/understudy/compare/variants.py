@@ -1,7 +1,5 @@
 """The rows of a comparison: methods with their settings, or the points of a grid."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Mapping, Sequence

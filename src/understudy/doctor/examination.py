@@ -1,7 +1,5 @@
 """Everything that the doctor looks at, in the order in which it should be mended."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import sys

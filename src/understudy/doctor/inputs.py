@@ -1,7 +1,5 @@
 """Whether the data and the teacher of a user can be used: both are tried."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What the versions and imports of libraries mean: each check is a function of facts."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import re
 from collections.abc import Callable, Iterable, Mapping

@@ -1,7 +1,5 @@
 """What devices, cores, memory and disk mean: each check is a function of facts."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Mapping

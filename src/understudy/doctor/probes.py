@@ -1,7 +1,5 @@
 """What the machine has: libraries, driver, cores."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import importlib.util
 import json

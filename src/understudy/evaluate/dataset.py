@@ -1,7 +1,5 @@
 """One set of images that an encoder is evaluated on, and what a published set declares: how it lies on disk."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What an evaluation will compute, in sentences, before it computes anything."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from typing import Any

@@ -3,8 +3,6 @@
 A known name says how the files lie and what convention asks of the figures; any other name is a label for a data spec.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

@@ -9,8 +9,6 @@ in its place, and the others still run; it is tried again the next time. Figures
 evaluation that was killed goes on where it was.
 """
 
-from __future__ import annotations
-
 import json
 import platform
 from collections.abc import Callable, Iterator, Mapping

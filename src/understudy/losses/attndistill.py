@@ -1,7 +1,5 @@
 """AttnDistill: regress the teacher's class token, and look where its class token looks."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """BINGO: an image and its neighbor are drawn to the teacher's embeddings of both, against a queue of the others."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

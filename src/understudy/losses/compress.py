@@ -1,7 +1,5 @@
 """CompRess: the student ranks a queue of past images as the teacher ranks them, each in its own space if wanted."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

@@ -5,8 +5,6 @@ radius per image, the second one free scale per dimension; together, if the bipa
 is connected, they pin the student to the teacher up to ONE positive number.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 

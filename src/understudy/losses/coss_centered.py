@@ -1,7 +1,5 @@
 """CoSS with centered columns: the default method, ours; the evidence for it is in docs/explanation/method.md."""
 
-from __future__ import annotations
-
 from understudy.losses.coss import CoSS
 
 

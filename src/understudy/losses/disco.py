@@ -1,7 +1,5 @@
 """DisCo: MoCo-v2 training of the student, and its embedding held to the teacher's on both views."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

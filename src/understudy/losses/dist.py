@@ -1,7 +1,5 @@
 """DIST: Pearson's correlation along both axes, the nearest kin of CoSS."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """ISD: CompRess without a teacher, the student's own moving average in its place."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

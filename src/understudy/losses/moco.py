@@ -4,8 +4,6 @@ In this project it is how a teacher is trained when the user has none, and the c
 teacher": the same loop, the same checkpoints.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

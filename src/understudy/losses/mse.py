@@ -1,7 +1,5 @@
 """MSE: regress the teacher's embedding itself, the oldest feature distillation (FitNets)."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from understudy.losses.base import Loss, Terms, check_pair, exact_pair

@@ -1,7 +1,5 @@
 """PKT: for each image a probability over the batch that says which images are its neighbors."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from jaxtyping import Float

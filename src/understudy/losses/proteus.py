@@ -1,7 +1,5 @@
 """Proteus: regress the teacher's class token, all its tokens, and its tokens of patches hidden from the student."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Queue-KL: a queue of teacher embeddings as the weights of a classifier whose outputs the student imitates."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

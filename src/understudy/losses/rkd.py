@@ -1,7 +1,5 @@
 """RKD: the shape that the images of a batch form, their mutual distances and angles, wherever it lies."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

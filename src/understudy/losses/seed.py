@@ -1,7 +1,5 @@
 """SEED: the student ranks a queue of past teacher embeddings, and the image's own, as the teacher ranks them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """SimReg: regress the teacher's direction. The plainest rival, and what CoSS is without its space term."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from understudy.losses.base import Loss, Terms, check_pair, row_cosine

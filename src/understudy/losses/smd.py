@@ -1,7 +1,5 @@
 """SMD: of each batch an image sees only its hardest positive and hardest negative, as the two models find them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

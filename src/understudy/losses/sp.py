@@ -1,7 +1,5 @@
 """SP: images that are alike to the teacher shall be alike to the student; nothing is said of the space itself."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

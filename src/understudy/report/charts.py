@@ -1,7 +1,5 @@
 """What all charts share: plotly's look in colors of the style sheet, which follow light and dark, and legends."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The page of a comparison, and what its runs allow one to say: means over seeds, paired differences to the best."""
 
-from __future__ import annotations
-
 import math
 import statistics as plain
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The page of a comparison: the table, differences to the best, dots with intervals, curves or heat maps of a grid."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

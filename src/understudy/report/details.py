@@ -1,7 +1,5 @@
 """Protocol by protocol: what it is and whose, how it was set, on what it was counted, every figure, and its charts."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Pictures: queries with the neighbors that teacher and student find, and the sheet of thumbnails for the maps."""
 
-from __future__ import annotations
-
 import base64
 import io
 import math

@@ -1,7 +1,5 @@
 """How the page writes numbers, and how sure it is of them."""
 
-from __future__ import annotations
-
 import math
 
 NORMAL_95 = 1.959964

@@ -1,7 +1,5 @@
 """The page of a run: what its template is given, section by section."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Students beside the teacher: each figure that stands for a protocol, and each cost, as per cent of the teacher's."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The sample of evaluation images seen as two spaces: groups of images, and a flat map of each space."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The tables as plain rows: models against measures, figures by protocol and set, and the facts of what was done."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

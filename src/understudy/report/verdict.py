@@ -3,8 +3,6 @@
 Each caveat is computed from the facts of these runs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """`understudy ablate`."""
 
-from __future__ import annotations
-
 from understudy.cli.comparison import MAIN, ComparisonVerb
 from understudy.cli.flags import Flags
 

@@ -1,7 +1,5 @@
 """`understudy compare`."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from understudy.cli.comparison import MAIN, ComparisonVerb

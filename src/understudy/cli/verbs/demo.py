@@ -1,7 +1,5 @@
 """`understudy demo`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from understudy.cli.flags import Flags

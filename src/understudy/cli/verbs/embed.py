@@ -1,7 +1,5 @@
 """`understudy embed`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

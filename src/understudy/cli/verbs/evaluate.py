@@ -1,7 +1,5 @@
 """`understudy evaluate`."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`understudy graph`."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from understudy.cli.flags import Flags

@@ -1,7 +1,5 @@
 """`understudy plan`."""
 
-from __future__ import annotations
-
 from understudy.cli.flags import Flags
 from understudy.cli.options import Options
 from understudy.cli.run_verb import RunVerb

@@ -1,7 +1,5 @@
 """`understudy pretrain`."""
 
-from __future__ import annotations
-
 import sys
 from typing import Any
 

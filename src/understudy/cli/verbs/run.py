@@ -1,7 +1,5 @@
 """`understudy run`."""
 
-from __future__ import annotations
-
 from understudy.cli.options import Options
 from understudy.cli.run_verb import RunVerb, on_main_process
 

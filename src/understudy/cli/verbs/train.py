@@ -1,7 +1,5 @@
 """`understudy train`."""
 
-from __future__ import annotations
-
 from understudy.cli.options import Options
 from understudy.cli.run_verb import RunVerb, on_main_process
 from understudy.errors import Stopped

@@ -7,8 +7,6 @@ and JPEG, so figures on these images are near those on the released ones, not eq
 photographs that come with the authors' code; without a folder of them it cannot be made.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Torchvision's detectors over a backbone: trained, resumed, applied, and scored by pycocotools."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import time

@@ -4,8 +4,6 @@ Measures that follow from one matrix of inner products or distances take that ma
 them on many subsets of the images without going back to the features.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Multinomial logistic regression on frozen features, to its optimum, by L-BFGS; `protocols.linear` says how."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

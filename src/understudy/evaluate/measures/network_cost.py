@@ -1,7 +1,5 @@
 """Size, speed and memory of a network, measured on blank images."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 On the main images, on another set scored by its convention (`transfer`), and with labels for few images (`semi`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path

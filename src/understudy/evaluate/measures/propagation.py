@@ -1,7 +1,5 @@
 """Masks of a video's first frame, propagated by similarity of feature maps, and their scores: J and F of DAVIS."""
 
-from __future__ import annotations
-
 from collections import deque
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Rankings of a database by cosine with queries, and their scores."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The main probe and vote on shifted and corrupted images."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

@@ -8,8 +8,6 @@ images: 0 for the same space up to rotation and one factor.
 gudhi (MIT) computes the diagrams: `pip install 'understudy[topology]'`.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment

@@ -7,8 +7,6 @@ falls along a cosine, and the classifier, which starts at zero while the backbon
 as fast. BatchNorm follows the new images. The last epoch counts: no epoch is chosen on the test images.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import math

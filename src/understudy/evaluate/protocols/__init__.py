@@ -1,7 +1,5 @@
 """The protocols: one class a file. A file that declares a `Protocol` is an entry of the registry."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

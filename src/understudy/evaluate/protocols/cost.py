@@ -7,8 +7,6 @@ the CPU (the allocator's own spare room is not in it), by the allocator's peak o
 "about" names and of its other work.
 """
 
-from __future__ import annotations
-
 from understudy.evaluate.protocol import Display, Protocol, Requirements
 
 DEVICE_TITLES = {

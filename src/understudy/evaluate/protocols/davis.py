@@ -14,8 +14,6 @@ J is the intersection over the union of the masks, F the agreement of their outl
 marked 255 count in neither.
 """
 
-from __future__ import annotations
-
 from understudy.evaluate.protocol import Display, Protocol, Requirements
 
 WALK = """@inproceedings{jabri2020walk,

@@ -19,8 +19,6 @@ image. On Pascal VOC it is this AP too, where Detectron2 interpolates precision 
 COCO's 101.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from understudy.evaluate.protocol import Display, Protocol, Requirements

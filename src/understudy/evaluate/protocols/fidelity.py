@@ -26,8 +26,6 @@ NAME_low and NAME_high hold 95 % of `fidelity.draws` resamples ("interval_level"
 images for means of one number an image, random halves for all others (`geometry.interval_by_halves` says why).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from understudy.evaluate.protocol import Display, Protocol, Requirements

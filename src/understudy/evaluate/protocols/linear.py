@@ -17,8 +17,6 @@ How it differs from the released harness, in ways that do not move the optimum o
 - The last fit runs to convergence, in double precision (theirs stops after 100 iterations).
 """
 
-from __future__ import annotations
-
 from understudy.evaluate.protocol import Display, Protocol
 
 KORNBLITH = """@inproceedings{kornblith2019transfer,

@@ -13,8 +13,6 @@ mIoU is over the whole set: intersections and unions are summed over all pixels 
 in the masks nor in the predictions does not count.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from understudy.evaluate.protocol import Display, Protocol, Requirements

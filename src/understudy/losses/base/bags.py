@@ -1,7 +1,5 @@
 """Bags: images of a batch that were drawn around the same anchor."""
 
-from __future__ import annotations
-
 import torch
 from jaxtyping import Int
 from torch import Tensor

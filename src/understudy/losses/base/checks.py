@@ -1,7 +1,5 @@
 """Embeddings that cannot be compared are refused in a sentence that carries both shapes."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from understudy.errors import ShapeError

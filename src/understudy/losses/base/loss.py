@@ -1,7 +1,5 @@
 """What every method is and returns: `Loss` declares it, `Terms` is its answer."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar

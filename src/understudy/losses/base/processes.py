@@ -1,7 +1,5 @@
 """Sums and rows over all processes that train together, which keep their gradient."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

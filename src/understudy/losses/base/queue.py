@@ -1,7 +1,5 @@
 """The FIFO of past embeddings that contrastive and relational methods compare against."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

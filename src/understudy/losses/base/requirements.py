@@ -1,7 +1,5 @@
 """What a method may ask of the training loop: the whole vocabulary between the two."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

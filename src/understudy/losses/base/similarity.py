@@ -5,8 +5,6 @@ reach 1e19. What depends on directions only is computed from smaller numbers, by
 So it is right up to 1e20, and far beyond not a number: nothing is ever counted as 0 because it is large.
 """
 
-from __future__ import annotations
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
