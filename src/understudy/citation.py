@@ -1,6 +1,6 @@
 """BibTeX of exactly what a run used: the method, the models, the views, the protocols, and this program.
 
-Methods, model families, protocols and sets bring their own papers; `papers.bib` has the others.
+Methods, model families, protocols and sets say which papers are theirs; entries are in `papers.bib`.
 """
 
 import os
@@ -13,10 +13,9 @@ from understudy import __version__
 from understudy.artifacts import Run
 from understudy.errors import ConfigError, StoreError
 from understudy.evaluate.protocols import PROTOCOLS
-from understudy.evaluate.protocols.davis import DINO
-from understudy.evaluate.protocols.segmentation import DINOV2
 from understudy.losses import LOSSES
 from understudy.models.families import PUBLISHED, parse_spec
+from understudy.papers import PAPERS
 from understudy.settings import nearest, read_toml
 
 SOFTWARE = f"""@software{{understudy,
@@ -27,20 +26,14 @@ SOFTWARE = f"""@software{{understudy,
   license = {{Apache-2.0}}
 }}"""
 
-PAPERS = {
-    entry.split("{", 1)[1].split(",", 1)[0]: entry.strip()
-    for entry in Path(__file__).with_name("papers.bib").read_text(encoding="utf-8").split("\n\n")
-}
-"""By their keys: works that no declaration of a method, a model family, a protocol or a set brings itself."""
-
 # What a model's name gives away, several at once (a DINO ViT is both). Only names that a library defines are read so:
 # what a user called a file proves nothing.
 ARCHITECTURES = {
     r"resnet|resnext": PAPERS["he2016resnet"],
     r"(^|_)vit": PAPERS["dosovitskiy2021vit"],
     r"deit": PAPERS["touvron2021deit"],
-    r"dino(?!v)": DINO,
-    r"dinov2": DINOV2,
+    r"dino(?!v)": PAPERS["caron2021dino"],
+    r"dinov2": PAPERS["oquab2024dinov2"],
     r"efficientnet(?!v2)": PAPERS["tan2019efficientnet"],
     r"mobilenet_?v2": PAPERS["sandler2018mobilenetv2"],
     r"mobilenet_?v3": PAPERS["howard2019mobilenetv3"],

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from understudy.papers import bibtex
+
 if TYPE_CHECKING:
     from understudy.evaluate.encoded_set import EncodedSet
     from understudy.evaluate.settings import EvaluationSettings
@@ -142,7 +144,7 @@ class Protocol:
     Attributes:
         name: its name on the command line and in evaluation.json.
         summary: what it measures, in one line.
-        paper: BibTeX entries of what its figures rest on.
+        paper: BibTeX of what its figures rest on, each declared by the key of an entry of `papers.bib`, or in full.
         Settings: frozen dataclass of its own settings, `--evaluation.NAME.KEY`; None without any.
         shared_settings: further keys of `EvaluationSettings` that change its figures and not those of all protocols.
         measure: the function of `evaluate/measures` that `evaluate` calls, as "FILE.FUNCTION".
@@ -152,12 +154,15 @@ class Protocol:
 
     name: ClassVar[str] = ""
     summary: ClassVar[str]
-    paper: ClassVar[tuple[str, ...]]
+    paper: ClassVar[tuple[str, ...]] = ()
     measure: ClassVar[str]
     Settings: ClassVar[type[Any] | None] = None
     shared_settings: ClassVar[tuple[str, ...]] = ()
     requirements: ClassVar[Requirements] = Requirements()
     display: ClassVar[Display]
+
+    def __init_subclass__(cls) -> None:
+        cls.paper = tuple(map(bibtex, cls.paper))
 
     @classmethod
     def evaluate(cls, encoded_set: EncodedSet, settings: EvaluationSettings) -> Figures:

@@ -37,15 +37,7 @@ class BINGO(QueueLoss):
     name = "bingo"
     summary = "contrast with the teacher's embeddings, of a neighbor and of a CutMix of the two as well"
     needs = Requirements(teacher_views=(1,), bags=True, passes=True, cutmix=True)
-    paper = """@inproceedings{xu2022bingo,
-  title     = {Bag of Instances Aggregation Boosts Self-supervised Distillation},
-  author    = {Xu, Haohang and Fang, Jiemin and Zhang, Xiaopeng and Xie, Lingxi and Wang, Xinggang and Dai, Wenrui and
-               Xiong, Hongkai and Tian, Qi},
-  booktitle = {International Conference on Learning Representations (ICLR)},
-  year      = {2022},
-  eprint    = {2107.01691},
-  archivePrefix = {arXiv}
-}"""
+    paper = "xu2022bingo"
     # The released scripts/unsupervised/SR18-TR50.sh: 256 anchors a step, each with one of its 5 neighbors, so 512
     # images, and an epoch of anchors is two image passes. Their MoCo-v2 teacher keeps its projection head (D = 128), as
     # in SEED; their queue takes the anchors only.

@@ -32,14 +32,7 @@ class CompRess(Loss):
     summary = "the teacher's similarities to a queue of past images, each model in its own space"
     needs = Requirements(key_views=(0,))
     in_teacher_space = False
-    paper = """@inproceedings{koohpayegani2020compress,
-  title     = {{CompRess}: Self-Supervised Learning by Compressing Representations},
-  author    = {Koohpayegani, Soroush Abbasi and Tejankar, Ajinkya and Pirsiavash, Hamed},
-  booktitle = {Advances in Neural Information Processing Systems (NeurIPS)},
-  year      = {2020},
-  eprint    = {2010.14713},
-  archivePrefix = {arXiv}
-}"""
+    paper = "koohpayegani2020compress"
     # train_student.py of the released code. Its student has no head with two queues and a linear one with one queue;
     # here both models must end in the same width, so it is linear with either.
     authors = {

@@ -140,14 +140,7 @@ class CoSS(Loss):
 
     name = "coss"
     summary = "feature and space similarity, as published"
-    paper = """@inproceedings{singh2024coss,
-  title     = {Simple Unsupervised Knowledge Distillation With Space Similarity},
-  author    = {Singh, Aditya and Wang, Haohan},
-  booktitle = {European Conference on Computer Vision (ECCV)},
-  year      = {2024},
-  eprint    = {2409.13939},
-  archivePrefix = {arXiv}
-}"""
+    paper = "singh2024coss"
     # The released script, scripts/cf_train.sh: 25 epochs of anchors of 16 image passes, 64 anchors x 16 images a step
     # on 4 GPUs; the loss is each GPU's own, so it takes 4 processes to repeat it. The rate stays at its peak for 5
     # epochs.

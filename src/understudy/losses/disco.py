@@ -38,15 +38,7 @@ class DisCo(QueueLoss):
     name = "disco"
     summary = "MoCo-v2 of the student, and its embedding held to the teacher's on both views"
     needs = Requirements(student_views=(0, 1), teacher_views=(0, 1), key_views=(1,))
-    paper = """@inproceedings{gao2022disco,
-  title     = {{DisCo}: Remedy Self-supervised Learning on Lightweight Models with Distilled Contrastive Learning},
-  author    = {Gao, Yuting and Zhuang, Jia-Xin and Lin, Shaohui and Cheng, Hao and Sun, Xing and Li, Ke and
-               Shen, Chunhua},
-  booktitle = {European Conference on Computer Vision (ECCV)},
-  year      = {2022},
-  eprint    = {2104.09124},
-  archivePrefix = {arXiv}
-}"""
+    paper = "gao2022disco"
     # The released commands and their defaults. Their MoCo-v2 teacher keeps its projection head (D = 128), as in SEED.
     authors = {
         "optimizer.name": "sgd", "optimizer.lr": 0.03, "optimizer.momentum": 0.9, "optimizer.weight_decay": 1e-4,

@@ -25,14 +25,7 @@ class DIST(Loss):
 
     name = "dist"
     summary = "correlations of each image's numbers and of each dimension"
-    paper = """@inproceedings{huang2022dist,
-  title     = {Knowledge Distillation from A Stronger Teacher},
-  author    = {Huang, Tao and You, Shan and Wang, Fei and Qian, Chen and Xu, Chang},
-  booktitle = {Advances in Neural Information Processing Systems (NeurIPS)},
-  year      = {2022},
-  eprint    = {2205.10536},
-  archivePrefix = {arXiv}
-}"""
+    paper = "huang2022dist"
     # The paper's baseline strategy on ImageNet (unchecked against a log), where labels are learned beside it.
     authors = {
         "optimizer.name": "sgd", "optimizer.lr": 0.1, "optimizer.momentum": 0.9, "optimizer.weight_decay": 1e-4,

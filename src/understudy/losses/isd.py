@@ -31,15 +31,7 @@ class ISD(QueueLoss):
     in_teacher_space = False
     embed_dim = 512
     """The width of the authors' ResNet-18, which has no head: a student as wide has none here either."""
-    paper = """@inproceedings{tejankar2021isd,
-  title     = {{ISD}: Self-Supervised Learning by Iterative Similarity Distillation},
-  author    = {Tejankar, Ajinkya and Koohpayegani, Soroush Abbasi and Pillai, Vipin and Favaro, Paolo and
-               Pirsiavash, Hamed},
-  booktitle = {International Conference on Computer Vision (ICCV)},
-  year      = {2021},
-  eprint    = {2012.09259},
-  archivePrefix = {arXiv}
-}"""
+    paper = "tejankar2021isd"
     # The released run_isd.sh for ResNet-18.
     authors = {
         "optimizer.name": "sgd", "optimizer.lr": 0.01, "optimizer.momentum": 0.9, "optimizer.weight_decay": 1e-4,

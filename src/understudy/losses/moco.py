@@ -29,12 +29,7 @@ class MoCo(QueueLoss):
     needs = Requirements(teacher_views=(), key_views=(1,))
     in_teacher_space = False
     embed_dim = 128
-    paper = """@article{chen2020mocov2,
-  title   = {Improved Baselines with Momentum Contrastive Learning},
-  author  = {Chen, Xinlei and Fan, Haoqi and Girshick, Ross and He, Kaiming},
-  journal = {arXiv preprint arXiv:2003.04297},
-  year    = {2020}
-}"""
+    paper = "chen2020mocov2"
     # main_moco.py of the released code with --mlp --moco-t 0.2 --aug-plus --cos; the hidden layer of the head is as
     # wide as the backbone.
     authors = {

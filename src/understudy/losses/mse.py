@@ -21,15 +21,7 @@ class MSE(Loss):
 
     name = "mse"
     summary = "the teacher's embedding itself"
-    paper = """@inproceedings{romero2015fitnets,
-  title     = {{FitNets}: Hints for Thin Deep Nets},
-  author    = {Romero, Adriana and Ballas, Nicolas and Kahou, Samira Ebrahimi and Chassang, Antoine and Gatta, Carlo
-               and Bengio, Yoshua},
-  booktitle = {International Conference on Learning Representations (ICLR)},
-  year      = {2015},
-  eprint    = {1412.6550},
-  archivePrefix = {arXiv}
-}"""
+    paper = "romero2015fitnets"
     # Not FitNets' own run, which is of two stages, but the benchmark of Tian et al. (2020), as in SP.
     authors = {
         "optimizer.name": "sgd", "optimizer.lr": 0.05, "optimizer.momentum": 0.9, "optimizer.weight_decay": 5e-4,

@@ -30,14 +30,7 @@ class PKT(Loss):
     name = "pkt"
     summary = "the teacher's neighbor probabilities in the batch"
     in_teacher_space = False
-    paper = """@inproceedings{passalis2018pkt,
-  title     = {Learning Deep Representations with Probabilistic Knowledge Transfer},
-  author    = {Passalis, Nikolaos and Tefas, Anastasios},
-  booktitle = {European Conference on Computer Vision (ECCV)},
-  year      = {2018},
-  eprint    = {1803.10837},
-  archivePrefix = {arXiv}
-}"""
+    paper = "passalis2018pkt"
     # exp_cifar of the released code, CIFAR-10, from a student trained on labels: Adam without decay. Its student has no
     # head; its views are crops of the image padded by 4 pixels, which are not among ours.
     authors = {

@@ -36,14 +36,7 @@ class Proteus(Loss):
     name = "proteus"
     summary = "the teacher's embedding and patch tokens, of hidden patches too (transformers on both sides)"
     needs = Requirements(tokens=True, masks=True)
-    paper = """@inproceedings{zhang2025proteus,
-  title     = {Accessing Vision Foundation Models via {ImageNet-1K}},
-  author    = {Zhang, Yitian and Ma, Xu and Bai, Yue and Wang, Huan and Fu, Yun},
-  booktitle = {International Conference on Learning Representations (ICLR)},
-  year      = {2025},
-  eprint    = {2407.10366},
-  archivePrefix = {arXiv}
-}"""
+    paper = "zhang2025proteus"
     # run_pretrain.sh and main.py of the released code. Not said here: its rate starts at 1e-6 and ends at 1e-5, its
     # views also have RandAugment and random erasing, and each image stands in a batch three times.
     authors = {

@@ -28,13 +28,7 @@ class QueueKL(QueueLoss):
 
     name = "queue_kl"
     summary = "the teacher's similarities to a queue of its latest embeddings, the batch among them"
-    paper = """@software{lightlytrain,
-  title  = {{LightlyTrain}, method distillationv1},
-  author = {{Lightly AG}},
-  year   = {2025},
-  url    = {https://github.com/lightly-ai/lightly-train},
-  note   = {After Beyer et al., Knowledge Distillation: A Good Teacher is Patient and Consistent, arXiv 2106.05237}
-}"""
+    paper = "lightlytrain"
     # Not their first release, which is trained by LARS with a rate of 0.3 for 256 images (1.8 for 1,536 in later ones,
     # by the square root of the batch) and a weight decay of 1e-6: LARS is not among our optimizers. These are the
     # library's defaults of AdamW for a batch of 128 (unchecked). Their views are crops of at least 14 % of the area, a

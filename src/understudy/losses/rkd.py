@@ -37,14 +37,7 @@ class RKD(Loss):
     name = "rkd"
     summary = "the mutual distances and angles of the batch"
     in_teacher_space = False
-    paper = """@inproceedings{park2019rkd,
-  title     = {Relational Knowledge Distillation},
-  author    = {Park, Wonpyo and Kim, Dongju and Lu, Yan and Cho, Minsu},
-  booktitle = {Conference on Computer Vision and Pattern Recognition (CVPR)},
-  year      = {2019},
-  eprint    = {1904.05068},
-  archivePrefix = {arXiv}
-}"""
+    paper = "park2019rkd"
     # run_distill_classification.py of the released code, CIFAR-100, where labels and soft labels are learned beside it;
     # its views are crops of the image padded by 4 pixels, which are not among ours.
     authors = {

@@ -28,14 +28,7 @@ class SEED(QueueLoss):
 
     name = "seed"
     summary = "the teacher's ranking of a queue of its past embeddings, and of the image itself"
-    paper = """@inproceedings{fang2021seed,
-  title     = {{SEED}: Self-supervised Distillation for Visual Representation},
-  author    = {Fang, Zhiyuan and Wang, Jianfeng and Wang, Lijuan and Zhang, Lei and Yang, Yezhou and Liu, Zicheng},
-  booktitle = {International Conference on Learning Representations (ICLR)},
-  year      = {2021},
-  eprint    = {2101.04731},
-  archivePrefix = {arXiv}
-}"""
+    paper = "fang2021seed"
     # tools/opts.py and main.py of the released code, where the rate is 0.03 for 256 images and stays at its peak for 5
     # epochs; the hidden layer of the head is as wide as the backbone. Their MoCo-v2 teacher keeps its projection head
     # (D = 128). A spec with @FILE ends at the pooled feature (D = 2048 for ResNet-50); a teacher with its head is a

@@ -21,14 +21,7 @@ class SimReg(Loss):
 
     name = "simreg"
     summary = "the teacher's direction"
-    paper = """@inproceedings{navaneet2021simreg,
-  title     = {{SimReg}: Regression as a Simple Yet Effective Tool for Self-supervised Knowledge Distillation},
-  author    = {Navaneet, K L and Koohpayegani, Soroush Abbasi and Tejankar, Ajinkya and Pirsiavash, Hamed},
-  booktitle = {British Machine Vision Conference (BMVC)},
-  year      = {2021},
-  eprint    = {2201.05131},
-  archivePrefix = {arXiv}
-}"""
+    paper = "navaneet2021simreg"
     # The released run.sh: the deep head, weak views, the same one to both models.
     authors = {
         "optimizer.name": "sgd", "optimizer.lr": 0.05, "optimizer.momentum": 0.9, "optimizer.weight_decay": 1e-4,

@@ -29,13 +29,7 @@ class SMD(Loss):
     name = "smd"
     summary = "hardest positive and hardest negative of the batch, as the two models find them"
     needs = Requirements(student_views=(0, 1), teacher_views=(0, 1), passes=True)
-    paper = """@inproceedings{liu2022smd,
-  title     = {Improving Self-supervised Lightweight Model Learning via Hard-Aware Metric Distillation},
-  author    = {Liu, Hao and Ye, Mang},
-  booktitle = {European Conference on Computer Vision (ECCV)},
-  pages     = {295--311},
-  year      = {2022}
-}"""
+    paper = "liu2022smd"
     # main_distill.py of the released code: a rate of 0.05 for 256 images is 0.1 for its batch of 512. Its BatchNorm is
     # synchronized over GPUs; ours is local to each process, so it takes one process to repeat it.
     authors = {

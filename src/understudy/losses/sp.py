@@ -25,14 +25,7 @@ class SP(Loss):
     name = "sp"
     summary = "the teacher's similarities in the batch"
     in_teacher_space = False
-    paper = """@inproceedings{tung2019sp,
-  title     = {Similarity-Preserving Knowledge Distillation},
-  author    = {Tung, Frederick and Mori, Greg},
-  booktitle = {International Conference on Computer Vision (ICCV)},
-  year      = {2019},
-  eprint    = {1907.09682},
-  archivePrefix = {arXiv}
-}"""
+    paper = "tung2019sp"
     # Not the paper's own run but the benchmark of Tian et al. (2020), github.com/HobbitLong/RepDistiller, CIFAR-100,
     # where labels are learned beside it; its views are crops of the image padded by 4 pixels, which are not among ours.
     authors = {

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from understudy.errors import DataError, ShapeError
 from understudy.evaluate.protocol import Display, Protocol, Requirements
-from understudy.evaluate.protocols.knn import VOTE_TITLES, WU, Knn
+from understudy.evaluate.protocols.knn import VOTE_TITLES, Knn
 
 if TYPE_CHECKING:
     from understudy.evaluate.encoded_set import EncodedSet, Figures
@@ -24,7 +24,7 @@ class AsymmetricKnn(Protocol):
 
     name = "asymmetric_knn"
     summary = "kNN vote of the teacher's training images, asked with the student's embeddings"
-    paper = (WU,)
+    paper = ("wu2018instance",)
     requirements = Requirements(kinds=frozenset({"labeled"}), reference=True, space=True)
     display = Display(
         title="Asymmetric k nearest neighbors",

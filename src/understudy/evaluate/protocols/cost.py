@@ -25,7 +25,6 @@ class Cost(Protocol):
 
     name = "cost"
     summary = "parameters, multiply-accumulates, latency, throughput, memory, file size"
-    paper = ()
     measure = "network_cost.network_cost"
     shared_settings = ("batch_size",)
     requirements = Requirements(images=False, labels=False)

@@ -16,28 +16,13 @@ marked 255 count in neither.
 
 from understudy.evaluate.protocol import Display, Protocol, Requirements
 
-WALK = """@inproceedings{jabri2020walk,
-  title     = {Space-Time Correspondence as a Contrastive Random Walk},
-  author    = {Jabri, Allan and Owens, Andrew and Efros, Alexei A.},
-  booktitle = {Advances in Neural Information Processing Systems (NeurIPS)},
-  year      = {2020}
-}"""
-
-DINO = """@inproceedings{caron2021dino,
-  title     = {Emerging Properties in Self-Supervised Vision Transformers},
-  author    = {Caron, Mathilde and Touvron, Hugo and Misra, Ishan and J{\\'e}gou, Herv{\\'e} and Mairal, Julien
-               and Bojanowski, Piotr and Joulin, Armand},
-  booktitle = {International Conference on Computer Vision (ICCV)},
-  year      = {2021}
-}"""
-
 
 class Davis(Protocol):
     """Masks of a video's first frame, propagated by similarity of features."""
 
     name = "davis"
     summary = "masks propagated through videos by similarity of feature maps: J and F"
-    paper = (WALK, DINO)
+    paper = ("jabri2020walk", "caron2021dino")
     measure = "propagation.video_figures"
     requirements = Requirements(main=False, kinds=frozenset({"videos"}), labels=False, head=False)
     display = Display(

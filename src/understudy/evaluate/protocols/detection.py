@@ -22,7 +22,6 @@ COCO's 101.
 from dataclasses import dataclass
 
 from understudy.evaluate.protocol import Display, Protocol, Requirements
-from understudy.evaluate.protocols.linear_sgd import HE
 from understudy.settings import setting
 
 
@@ -43,7 +42,7 @@ class Detection(Protocol):
 
     name = "detection"
     summary = "the backbone fine-tuned under Mask R-CNN or Faster R-CNN: AP of boxes and masks"
-    paper = (HE,)
+    paper = ("he2020moco",)
     measure = "detector.detection_figures"
     Settings = DetectionSettings
     requirements = Requirements(main=False, kinds=frozenset({"objects"}), labels=False, head=False)

@@ -31,48 +31,6 @@ from dataclasses import dataclass
 from understudy.evaluate.protocol import Display, Protocol, Requirements
 from understudy.settings import setting
 
-CKA = """@inproceedings{kornblith2019cka,
-  title     = {Similarity of Neural Network Representations Revisited},
-  author    = {Kornblith, Simon and Norouzi, Mohammad and Lee, Honglak and Hinton, Geoffrey},
-  booktitle = {International Conference on Machine Learning (ICML)},
-  year      = {2019}
-}"""
-
-TRUSTWORTHINESS = """@inproceedings{venna2001neighborhood,
-  title     = {Neighborhood Preservation in Nonlinear Projection Methods: An Experimental Study},
-  author    = {Venna, Jarkko and Kaski, Samuel},
-  booktitle = {International Conference on Artificial Neural Networks (ICANN)},
-  year      = {2001}
-}"""
-
-DISTANCE_CORRELATION = """@article{szekely2007measuring,
-  title   = {Measuring and Testing Dependence by Correlation of Distances},
-  author  = {Sz{\\'e}kely, G{\\'a}bor J. and Rizzo, Maria L. and Bakirov, Nail K.},
-  journal = {The Annals of Statistics},
-  year    = {2007}
-}"""
-
-TWO_NN = """@article{facco2017estimating,
-  title   = {Estimating the Intrinsic Dimension of Datasets by a Minimal Neighborhood Information},
-  author  = {Facco, Elena and d'Errico, Maria and Rodriguez, Alex and Laio, Alessandro},
-  journal = {Scientific Reports},
-  year    = {2017}
-}"""
-
-EFFECTIVE_RANK = """@inproceedings{roy2007effective,
-  title     = {The Effective Rank: A Measure of Effective Dimensionality},
-  author    = {Roy, Olivier and Vetterli, Martin},
-  booktitle = {European Signal Processing Conference (EUSIPCO)},
-  year      = {2007}
-}"""
-
-GUDHI = """@inproceedings{maria2014gudhi,
-  title     = {The {Gudhi} Library: Simplicial Complexes and Persistent Homology},
-  author    = {Maria, Cl{\\'e}ment and Boissonnat, Jean-Daniel and Glisse, Marc and Yvinec, Mariette},
-  booktitle = {International Congress on Mathematical Software (ICMS)},
-  year      = {2014}
-}"""
-
 FIDELITY_TITLES = {
     r"overlap@(\d+)": r"\1-NN shared", "row_cosine": "Row cosine", "column_cosine": "Column cosine", "cka": "CKA",
     "cka_debiased": "CKA, debiased", "trustworthiness": "Trustworthiness", "continuity": "Continuity",
@@ -94,7 +52,14 @@ class Fidelity(Protocol):
 
     name = "fidelity"
     summary = "how far the student's neighborhoods and space are the teacher's"
-    paper = (CKA, TRUSTWORTHINESS, DISTANCE_CORRELATION, TWO_NN, EFFECTIVE_RANK, GUDHI)
+    paper = (
+        "kornblith2019cka",
+        "venna2001neighborhood",
+        "szekely2007measuring",
+        "facco2017estimating",
+        "roy2007effective",
+        "maria2014gudhi",
+    )
     measure = "spaces.compare_spaces"
     Settings = FidelitySettings
     requirements = Requirements(labels=False, reference=True)

@@ -20,13 +20,6 @@ if TYPE_CHECKING:
     from understudy.evaluate.encoded_set import EncodedSet, Figures
     from understudy.evaluate.settings import EvaluationSettings
 
-WU = """@inproceedings{wu2018instance,
-  title     = {Unsupervised Feature Learning via Non-Parametric Instance Discrimination},
-  author    = {Wu, Zhirong and Xiong, Yuanjun and Yu, Stella X. and Lin, Dahua},
-  booktitle = {Conference on Computer Vision and Pattern Recognition (CVPR)},
-  year      = {2018}
-}"""
-
 VOTE_TITLES = {r"top(\d)@(\d+)": r"\2-NN top-\1", r"top(\d)@(\d+),T=1": r"\2-NN top-\1, T = 1"}
 
 KS = (1, 10, 20, 50)
@@ -38,7 +31,7 @@ class Knn(Protocol):
 
     name = "knn"
     summary = "weighted k-nearest-neighbor vote on frozen features"
-    paper = (WU,)
+    paper = ("wu2018instance",)
     requirements = Requirements(kinds=frozenset({"labeled"}))
     display = Display(
         title="k nearest neighbors",

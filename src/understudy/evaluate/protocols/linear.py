@@ -19,20 +19,13 @@ How it differs from the released harness, in ways that do not move the optimum o
 
 from understudy.evaluate.protocol import Display, Protocol
 
-KORNBLITH = """@inproceedings{kornblith2019transfer,
-  title     = {Do Better {ImageNet} Models Transfer Better?},
-  author    = {Kornblith, Simon and Shlens, Jonathon and Le, Quoc V.},
-  booktitle = {Conference on Computer Vision and Pattern Recognition (CVPR)},
-  year      = {2019}
-}"""
-
 
 class Linear(Protocol):
     """Multinomial logistic regression on frozen features."""
 
     name = "linear"
     summary = "multinomial logistic regression on frozen features, l2 chosen on a validation split"
-    paper = (KORNBLITH,)
+    paper = ("kornblith2019transfer",)
     measure = "probe.linear_figures"
     display = Display(
         title="Linear probe",

@@ -22,13 +22,6 @@ from understudy.settings import setting
 if TYPE_CHECKING:
     from understudy.evaluate.settings import EvaluationSettings
 
-HE = """@inproceedings{he2020moco,
-  title     = {Momentum Contrast for Unsupervised Visual Representation Learning},
-  author    = {He, Kaiming and Fan, Haoqi and Wu, Yuxin and Xie, Saining and Girshick, Ross},
-  booktitle = {Conference on Computer Vision and Pattern Recognition (CVPR)},
-  year      = {2020}
-}"""
-
 
 @dataclass(frozen=True)
 class LinearSgdSettings:
@@ -43,7 +36,7 @@ class LinearSgd(Protocol):
 
     name = "linear_sgd"
     summary = "the paper's linear classifier by SGD with augmentation; one forward pass per epoch"
-    paper = (HE,)
+    paper = ("he2020moco",)
     measure = "training.train_classifier"
     Settings = LinearSgdSettings
     display = Display(

@@ -25,20 +25,6 @@ if TYPE_CHECKING:
     from understudy.evaluate.encoded_set import EncodedSet, Figures
     from understudy.evaluate.settings import EvaluationSettings
 
-RADENOVIC = """@inproceedings{radenovic2018revisiting,
-  title     = {Revisiting {Oxford} and {Paris}: Large-Scale Image Retrieval Benchmarking},
-  author    = {Radenovi{\\'c}, Filip and Iscen, Ahmet and Tolias, Giorgos and Avrithis, Yannis and Chum, Ond{\\v{r}}ej},
-  booktitle = {Conference on Computer Vision and Pattern Recognition (CVPR)},
-  year      = {2018}
-}"""
-
-OH_SONG = """@inproceedings{ohsong2016lifted,
-  title     = {Deep Metric Learning via Lifted Structured Feature Embedding},
-  author    = {Oh Song, Hyun and Xiang, Yu and Jegelka, Stefanie and Savarese, Silvio},
-  booktitle = {Conference on Computer Vision and Pattern Recognition (CVPR)},
-  year      = {2016}
-}"""
-
 RANKING_TITLES = {
     "map": "mAP", r"map_(\w+)": r"mAP, \1", r"mp@(\d+)": r"mP@\1", r"mp@(\d+)_(\w+)": r"mP@\1, \2",
     r"recall@(\d+)": r"Recall@\1",
@@ -50,7 +36,7 @@ class Retrieval(Protocol):
 
     name = "retrieval"
     summary = "ranking by cosine, of landmarks or of classes; also the student against the teacher's database"
-    paper = (RADENOVIC, OH_SONG)
+    paper = ("radenovic2018revisiting", "ohsong2016lifted")
     requirements = Requirements(kinds=frozenset({"labeled", "landmarks"}))
     display = Display(
         title="Retrieval",

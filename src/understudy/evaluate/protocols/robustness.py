@@ -23,13 +23,6 @@ from understudy.settings import setting
 if TYPE_CHECKING:
     from understudy.evaluate.settings import EvaluationSettings
 
-HENDRYCKS = """@inproceedings{hendrycks2019benchmarking,
-  title     = {Benchmarking Neural Network Robustness to Common Corruptions and Perturbations},
-  author    = {Hendrycks, Dan and Dietterich, Thomas},
-  booktitle = {International Conference on Learning Representations (ICLR)},
-  year      = {2019}
-}"""
-
 
 @dataclass(frozen=True)
 class RobustnessSettings:
@@ -45,7 +38,7 @@ class Robustness(Protocol):
 
     name = "robustness"
     summary = "shifted test sets, and corruptions, those of published sets or made on the fly"
-    paper = (HENDRYCKS,)
+    paper = ("hendrycks2019benchmarking",)
     measure = "shift.robustness_figures"
     Settings = RobustnessSettings
     requirements = Requirements(kinds=frozenset({"shift"}), head=False)

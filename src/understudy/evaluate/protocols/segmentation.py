@@ -18,13 +18,6 @@ from dataclasses import dataclass
 from understudy.evaluate.protocol import Display, Protocol, Requirements
 from understudy.settings import setting
 
-DINOV2 = """@article{oquab2024dinov2,
-  title   = {{DINOv2}: Learning Robust Visual Features without Supervision},
-  author  = {Oquab, Maxime and Darcet, Timoth{\\'e}e and Moutakanni, Th{\\'e}o and others},
-  journal = {Transactions on Machine Learning Research},
-  year    = {2024}
-}"""
-
 
 @dataclass(frozen=True)
 class SegmentationSettings:
@@ -41,7 +34,7 @@ class Segmentation(Protocol):
 
     name = "segmentation"
     summary = "a linear layer on frozen feature maps: mIoU"
-    paper = (DINOV2,)
+    paper = ("oquab2024dinov2",)
     measure = "segmenter.segmentation_figures"
     Settings = SegmentationSettings
     requirements = Requirements(main=False, kinds=frozenset({"masks"}), labels=False, head=False)

@@ -21,13 +21,6 @@ from understudy.settings import setting
 if TYPE_CHECKING:
     from understudy.evaluate.settings import EvaluationSettings
 
-SIMCLR = """@inproceedings{chen2020simclr,
-  title     = {A Simple Framework for Contrastive Learning of Visual Representations},
-  author    = {Chen, Ting and Kornblith, Simon and Norouzi, Mohammad and Hinton, Geoffrey},
-  booktitle = {International Conference on Machine Learning (ICML)},
-  year      = {2020}
-}"""
-
 SHARE_TITLES = {
     r"top(\d) ([\d.]+)%": "Top-\\1, \\2\u00a0% of the labels",
     r"top(\d) (\d+)": r"Top-\1, \2 labels a class",
@@ -51,7 +44,7 @@ class Semi(Protocol):
 
     name = "semi"
     summary = "1 % and 10 % of the labels, or a few a class: frozen probe, and full fine-tuning if asked"
-    paper = (SIMCLR,)
+    paper = ("chen2020simclr",)
     measure = "probe.few_label_figures"
     Settings = SemiSettings
     shared_settings = ("finetune",)

@@ -23,17 +23,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from understudy.evaluate.protocol import TITLES, TRAINING_PASSES, Display, Protocol, Requirements, prefixed
-from understudy.evaluate.protocols.linear import KORNBLITH
 
 if TYPE_CHECKING:
     from understudy.evaluate.settings import EvaluationSettings
-
-ERICSSON = """@inproceedings{ericsson2021transfer,
-  title     = {How Well Do Self-Supervised Models Transfer?},
-  author    = {Ericsson, Linus and Gouk, Henry and Hospedales, Timothy M.},
-  booktitle = {Conference on Computer Vision and Pattern Recognition (CVPR)},
-  year      = {2021}
-}"""
 
 
 class Transfer(Protocol):
@@ -41,7 +33,7 @@ class Transfer(Protocol):
 
     name = "transfer"
     summary = "logistic regression on other sets in their official splits, and full fine-tuning if asked"
-    paper = (KORNBLITH, ERICSSON)
+    paper = ("kornblith2019transfer", "ericsson2021transfer")
     measure = "probe.transfer_figures"
     shared_settings = ("finetune",)
     requirements = Requirements(main=False, kinds=frozenset({"labeled"}), head=False)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from understudy.losses.base.requirements import Requirements
+from understudy.papers import bibtex
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Loss(nn.Module):
     summary: ClassVar[str] = ""
     """One line for lists of methods."""
     paper: ClassVar[str] = ""
-    """BibTeX."""
+    """BibTeX: declared by the key of an entry of `papers.bib`, or in full."""
     authors: ClassVar[Mapping[str, object]] = {}
     """What its authors ran, as flat settings of a run (`optimizer.lr`, `method.queue`, ...): `--recipe authors`. Their
     arithmetic (fp16 in some) is left to `precision`; their BatchNorm is local to each process, like ours. Their teacher
@@ -74,6 +75,10 @@ class Loss(nn.Module):
     """(F,) What stands in the place of a hidden patch."""
 
     settings: Any
+
+    def __init_subclass__(cls) -> None:
+        if cls.paper:
+            cls.paper = bibtex(cls.paper)
 
     def __init__(self, settings: Any) -> None:
         super().__init__()
