@@ -18,29 +18,24 @@ MAIN = (
 class ComparisonVerb(Verb):
     """A verb that compares: the rows come from `methods` or from `vary`."""
 
+    group = "compare.settings.ComparisonSettings"
     usage = "--data DATA --teacher SPEC --student SPEC --out FOLDER [flags]"
     without: ClassVar[tuple[str, ...]]
 
     def flags(self, flags: Flags) -> None:
-        """What all runs share, and how they are compared."""
-        from understudy.compare.settings import ComparisonSettings
-
         flags.config()
         flags.recipe()
-        flags.settings(ComparisonSettings, skip=("evaluation.eval_data", "vary", *self.without))
+        flags.settings(self.settings_class, skip=("evaluation.eval_data", "vary", *self.without))
 
     def settings(self, options: Options) -> Any:
-        """Recipe, file, preset and flags, laid over the defaults."""
-        from understudy.compare.settings import ComparisonSettings
         from understudy.recipes import merge_layers
         from understudy.settings import resolve
         from understudy.train.settings import DEFAULT_METHOD
 
-        written = options.layers(ComparisonSettings, "recipe", "preset")
-        return resolve(ComparisonSettings, *merge_layers(*written, method=DEFAULT_METHOD))
+        written = options.layers(self.settings_class, "recipe", "preset")
+        return resolve(self.settings_class, *merge_layers(*written, method=DEFAULT_METHOD))
 
     def run(self, options: Options) -> int:
-        """Make the runs that are missing and print the table; 1 if any of them failed."""
         from understudy.compare.comparison import compare
 
         try:

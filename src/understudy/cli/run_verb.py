@@ -16,23 +16,19 @@ MAIN = (
 class RunVerb(Verb):
     """A verb over the settings of a run."""
 
+    group = "pipeline.RunSettings"
     usage = "--data DATA --teacher SPEC --student SPEC [flags]"
     main: ClassVar[tuple[str, ...]] = MAIN
 
     def flags(self, flags: Flags) -> None:
-        """All settings of a run."""
-        from understudy.pipeline import RunSettings
-
         flags.config()
         flags.recipe()
-        flags.settings(RunSettings, skip=("evaluation.eval_data",))
+        flags.settings(self.settings_class, skip=("evaluation.eval_data",))
 
     def settings(self, options: Options) -> Any:
-        """Recipe, file, preset and flags, laid over the defaults."""
         return options.resolve_run()
 
     def table(self, settings: Any) -> dict[str, Any]:
-        """As the run saves them."""
         from understudy.pipeline import resolve_method
         from understudy.train.resume import resolved
 

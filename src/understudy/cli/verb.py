@@ -1,5 +1,6 @@
 """What a verb declares: its name, its flags, and what it does with them."""
 
+from importlib import import_module
 from typing import Any, ClassVar
 
 from understudy.cli.flags import Flags
@@ -13,12 +14,21 @@ class Verb:
     usage: ClassVar[str] = "[flags]"
     main: ClassVar[tuple[str, ...]] = ()
     """Settings that `--help` shows, by dotted name; `--help-all` shows all."""
+    group: ClassVar[str] = ""
+    """The dataclass of its settings, "MODULE.CLASS" within understudy; "" for a verb without."""
+
+    @property
+    def settings_class(self) -> Any:
+        """The dataclass itself, imported when it is asked for."""
+        module, _, name = self.group.rpartition(".")
+        return getattr(import_module(f"understudy.{module}"), name)
 
     def flags(self, flags: Flags) -> None:
         """Declare the flags."""
 
     def settings(self, options: Options) -> Any:
         """The settings that the options stand for; None for a verb without."""
+        return options.resolve(self.settings_class) if self.group else None
 
     def table(self, settings: Any) -> dict[str, Any]:
         """What `--print-config` prints: every value, the derived ones included."""

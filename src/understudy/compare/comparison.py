@@ -8,7 +8,7 @@ from typing import Any
 from understudy.artifacts import Run, lock, read_json, write_json
 from understudy.compare.cell import Cell
 from understudy.compare.design import Design
-from understudy.compare.engine import Engine, LocalProcesses, ThisProcess
+from understudy.compare.engine import make_cells
 from understudy.compare.preparation import Preparation
 from understudy.compare.progress import Progress
 from understudy.compare.search import chosen, rates
@@ -208,10 +208,8 @@ class Comparison:
         if not missing:
             return
         self.preparation.make(missing)
-        jobs = min(self.settings.jobs, len(missing))
-        engine: Engine = ThisProcess() if self.settings.jobs == 1 else LocalProcesses(jobs)
         with progress:
-            engine.run(missing, progress)
+            make_cells(missing, progress, self.settings.jobs)
 
 
 def _span(numbers: Iterable[float]) -> str:

@@ -11,48 +11,32 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from understudy.artifacts import write_json
 from understudy.compare.cell import Cell, attempt
+from understudy.compare.progress import Progress
 from understudy.compare.variants import Variant
 from understudy.errors import Stopped
 from understudy.pipeline import RunSettings
 from understudy.settings import as_table, resolve
 
 
-@runtime_checkable
-class Watch(Protocol):
-    """Who is told what happens."""
+def make_cells(cells: Sequence[Cell], watch: Progress, jobs: int) -> None:
+    """Make cells, one after the other here, or several at a time: one is done when its folder says so.
 
-    def started(self, cell: Cell) -> None:
-        """A cell is begun."""
+    One that fails does not keep the others from being made.
 
-    def ended(self, cell: Cell) -> None:
-        """A cell is done or has failed."""
-
-
-@runtime_checkable
-class Engine(Protocol):
-    """Makes cells, in any order and anywhere: a cell is done when its folder says so."""
-
-    def run(self, cells: Sequence[Cell], watch: Watch) -> None:
-        """Make them all; one that fails does not keep the others from being made.
-
-        Raises:
-            Stopped: asked to stop; what is unfinished has left a checkpoint.
-        """
-
-
-class ThisProcess:
-    """One cell after the other, here."""
-
-    def run(self, cells: Sequence[Cell], watch: Watch) -> None:
-        """As `Engine.run`."""
-        for cell in cells:
-            watch.started(cell)
-            attempt(cell)
-            watch.ended(cell)
+    Raises:
+        Stopped: asked to stop; what is unfinished has left a checkpoint.
+    """
+    if jobs > 1:
+        return LocalProcesses(min(jobs, len(cells))).run(cells, watch)
+    for cell in cells:
+        watch.started(cell)
+        attempt(cell)
+        watch.ended(cell)
+    return None
 
 
 class LocalProcesses:
@@ -72,8 +56,8 @@ class LocalProcesses:
         shares = {"OMP_NUM_THREADS": str(max(1, cores // jobs)), "LOCAL_WORLD_SIZE": str(jobs)}
         self.environment = os.environ | shares
 
-    def run(self, cells: Sequence[Cell], watch: Watch) -> None:
-        """As `Engine.run`."""
+    def run(self, cells: Sequence[Cell], watch: Progress) -> None:
+        """As `make_cells`."""
         waiting = list(cells)
         with self._handlers():
             try:
@@ -107,7 +91,7 @@ class LocalProcesses:
             process.stdin.flush()
         self.running[process], self.places[process] = cell, place
 
-    def _end(self, process: subprocess.Popen[str], watch: Watch) -> None:
+    def _end(self, process: subprocess.Popen[str], watch: Progress) -> None:
         cell = self.running.pop(process)
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):

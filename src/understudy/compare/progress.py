@@ -24,7 +24,7 @@ SHOWN = {"10-NN": ("knn", "top1@10"), "linear": ("linear", "top1"), CRITERION: (
 
 
 class Progress:
-    """What is done, what is running, and the time left as the image passes tell; the `Watch` of an engine.
+    """What is done, what is running, and the time left as the image passes tell.
 
     A context manager: on a terminal the state is shown while it is open.
 

@@ -31,7 +31,7 @@ Notify = Callable[[str], None]
 
 
 @runtime_checkable
-class Encoder(Protocol):
+class EvaluatedEncoder(Protocol):
     """A frozen network: a teacher, a student's backbone, or a student's embedding."""
 
     @property
@@ -105,7 +105,7 @@ class EncodedSet:
     class_names: tuple[str, ...] = ()
     reference: EncodedSet | None = None
     aligned: bool = False
-    encoder: Encoder | None = None
+    encoder: EvaluatedEncoder | None = None
     train_source: Source | None = None
     test_source: Source | None = None
     dataset: EvaluationSet | None = None

@@ -20,7 +20,7 @@ from understudy.embed.embedding import Frozen, Inference, embed, open_rows
 from understudy.errors import DataError
 from understudy.evaluate.dataset import EvaluationSet
 from understudy.evaluate.datasets.shifted import numbered_as
-from understudy.evaluate.encoded_set import Embedding, EncodedSet, Encoder, Notify, Progress
+from understudy.evaluate.encoded_set import Embedding, EncodedSet, EvaluatedEncoder, Notify, Progress
 from understudy.models.checkpoints import fingerprint_weights
 from understudy.models.precision import arithmetic
 from understudy.models.student import Student
@@ -136,9 +136,9 @@ class FeatureExtractor:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 3)
 
     @property
-    def encoders(self) -> dict[str, Encoder]:
+    def encoders(self) -> dict[str, EvaluatedEncoder]:
         """The encoders by name, in order."""
-        encoders: dict[str, Encoder] = {} if self.teacher is None else {"teacher": self.teacher}
+        encoders: dict[str, EvaluatedEncoder] = {} if self.teacher is None else {"teacher": self.teacher}
         if self.student is not None:
             encoders |= {"student": self.student, "student_embed": Embedding(self.student)}
         return encoders

@@ -59,9 +59,8 @@ def approximate(
         progress: called with (rows done, N, note).
 
     Returns:
-        Indices and similarities as from `search`, and facts: what was built, the effort it took (lists searched, or
-        search depth), how many rows were completed by exact search because too few candidates were proposed, and the
-        recall on 1,000 rows.
+        Indices and similarities as from `search`, and facts: what was built, the effort (lists searched, or search
+        depth), how many rows were completed by exact search for want of candidates, and the recall on 1,000 rows.
 
     Raises:
         ConfigError: too few rows, k too large, or a budget too small.

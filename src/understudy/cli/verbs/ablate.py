@@ -16,7 +16,6 @@ class Ablate(ComparisonVerb):
     without = ("methods",)
 
     def flags(self, flags: Flags) -> None:
-        """Those of a comparison, and the grid."""
         super().flags(flags)
         flags.add(
             "--vary", action="append", metavar="KEY=V1,V2",

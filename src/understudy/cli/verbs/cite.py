@@ -12,13 +12,11 @@ class Cite(Verb):
     usage = "[RUN|METHOD]"
 
     def flags(self, flags: Flags) -> None:
-        """What it looks at, and where it writes."""
         flags.add(
             "what", nargs="?", metavar="RUN|METHOD", help="A run folder or a method; the software alone unless given."
         )
 
     def run(self, options: Options) -> int:
-        """Print the entries."""
         from understudy.citation import cite as bibtex
 
         print(bibtex(options.what))

@@ -19,7 +19,6 @@ class Compare(ComparisonVerb):
     without = ("method",)
 
     def settings(self, options: Options) -> Any:
-        """As any comparison's; the authors' own settings are refused."""
         if options.recipe == "authors":
             raise ConfigError(
                 "The methods of a comparison share one budget, and each method's authors had their own. Use "

@@ -14,13 +14,11 @@ class Demo(Verb):
     usage = "[flags]"
 
     def flags(self, flags: Flags) -> None:
-        """What it looks at, and where it writes."""
         flags.add("--out", default="runs/demo", metavar="FOLDER", help="Where the demo's runs go. [runs/demo]")
         flags.add("--seed", type=int, default=0, metavar="N", help="Seed of everything random. [0]")
         flags.add("--device", default="auto", help="cpu, cuda, cuda:N, mps or auto. [auto]")
 
     def run(self, options: Options) -> int:
-        """Run it and print the figures."""
         from understudy.cli.tables import print_table
         from understudy.demo import demo as run_demo
 

@@ -12,13 +12,11 @@ class Doctor(Verb):
     usage = "[flags]"
 
     def flags(self, flags: Flags) -> None:
-        """What it looks at, and where it writes."""
         flags.add("--data", metavar="SPEC", help="Also check this data source.")
         flags.add("--teacher", metavar="SPEC", help="Also check this teacher.")
         flags.add("--store", default="store", metavar="FOLDER", help="Where stores would be written. [store]")
 
     def run(self, options: Options) -> int:
-        """Check and print."""
         from understudy.doctor.check import render
         from understudy.doctor.examination import checks
 

@@ -1,7 +1,6 @@
 """`understudy embed`."""
 
 from pathlib import Path
-from typing import Any
 
 from understudy.cli.flags import Flags
 from understudy.cli.options import Options
@@ -12,24 +11,15 @@ class Embed(Verb):
     """Run a teacher (or a student) over images and store the embeddings. Resumes; torchrun shares the work."""
 
     name = "embed"
+    group = "embed.settings.EmbedSettings"
     usage = "--data DATA --teacher SPEC [flags]"
     main = ("data", "teacher", "store", "image_size", "batch_size", "dtype", "limit", "device")
 
     def flags(self, flags: Flags) -> None:
-        """The settings of an embedding."""
-        from understudy.embed.settings import EmbedSettings
-
         flags.config()
-        flags.settings(EmbedSettings)
-
-    def settings(self, options: Options) -> Any:
-        """File and flags."""
-        from understudy.embed.settings import EmbedSettings
-
-        return options.resolve(EmbedSettings)
+        flags.settings(self.settings_class)
 
     def run(self, options: Options) -> int:
-        """Embed and print the store's folder."""
         from understudy.embed.embedding import Inference, embed
         from understudy.models.sharded import ShardedTeacher, require_processes
         from understudy.models.teacher import build_teacher

@@ -1,7 +1,6 @@
 """`understudy evaluate`."""
 
 import os
-from typing import Any
 
 from understudy.cli.flags import Flags
 from understudy.cli.options import Options
@@ -13,16 +12,15 @@ class Evaluate(Verb):
     """Measure any model, teacher or student, by any protocol."""
 
     name = "evaluate"
+    group = "evaluate.settings.EvaluationSettings"
     usage = "MODEL --eval-data DATA [flags]"
     main = ("eval_data", "protocols", "on", "limit", "batch_size", "seed")
 
     def flags(self, flags: Flags) -> None:
-        """The model, where it runs, and the protocols."""
         from understudy.embed.settings import PRECISIONS
-        from understudy.evaluate.settings import EvaluationSettings
 
         flags.add("model", metavar="MODEL", help="A run folder, or any model spec with weights.")
-        flags.settings(EvaluationSettings)
+        flags.settings(self.settings_class)
         flags.add(
             "--out", metavar="FILE", help="Where to write the figures of a model spec; a run folder has its own place."
         )
@@ -35,14 +33,7 @@ class Evaluate(Verb):
             f"teacher computes as in its training. One of: {', '.join(PRECISIONS)}. [auto]",
         )  # fmt: skip
 
-    def settings(self, options: Options) -> Any:
-        """The flags."""
-        from understudy.evaluate.settings import EvaluationSettings
-
-        return options.resolve(EvaluationSettings)
-
     def run(self, options: Options) -> int:
-        """Evaluate and print the figures."""
         from understudy.artifacts import Run
         from understudy.cli.tables import print_figures
         from understudy.evaluate.features import Resources

@@ -12,28 +12,20 @@ class Graph(Verb):
     """Find the nearest neighbors of every image of a store: exact, or faiss above a size, with its measured recall."""
 
     name = "graph"
+    group = "neighbors.settings.NeighborSettings"
     usage = "STORE [flags]"
     main = ("neighbors.n", "neighbors.index", "neighbors.memory_mb")
 
     def flags(self, flags: Flags) -> None:
-        """The store and the search."""
-        from understudy.neighbors.settings import NeighborSettings
-
         flags.add("store", metavar="STORE", help="A store: the folder with manifest.json.")
-        flags.settings(NeighborSettings, skip=("neighbors.k",), prefix="neighbors.")
+        flags.settings(self.settings_class, skip=("neighbors.k",), prefix="neighbors.")
         flags.add("--device", default="auto", metavar="DEVICE", help="cpu, cuda, cuda:N, mps or auto. [auto]")
 
     def settings(self, options: Options) -> Any:
-        """The flags."""
-        from understudy.neighbors.settings import NeighborSettings
-
-        values = vars(options).items()
-        return resolve(
-            NeighborSettings, {k.removeprefix("neighbors."): v for k, v in values if k.startswith("neighbors.")}
-        )
+        given = {k.removeprefix("neighbors."): v for k, v in vars(options).items() if k.startswith("neighbors.")}
+        return resolve(self.settings_class, given)
 
     def run(self, options: Options) -> int:
-        """Search and print the path of the graph."""
         from understudy.artifacts import Store
         from understudy.neighbors.graph import build_graph
         from understudy.train.distributed import join

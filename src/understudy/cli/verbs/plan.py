@@ -11,12 +11,10 @@ class Plan(RunVerb):
     name = "plan"
 
     def flags(self, flags: Flags) -> None:
-        """Those of a run, and how to print the plan."""
         super().flags(flags)
         flags.add("--json", action="store_true", help="Print the plan as JSON.")
 
     def run(self, options: Options) -> int:
-        """Measure and print the plan."""
         import json
 
         from understudy import plan

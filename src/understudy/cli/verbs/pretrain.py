@@ -22,24 +22,19 @@ class Pretrain(RunVerb):
     main = tuple(name for name in MAIN if name not in WITHOUT)
 
     def flags(self, flags: Flags) -> None:
-        """Those of a run without what belongs to a teacher."""
-        from understudy.pipeline import RunSettings
-
         flags.config()
         flags.recipe()
         flags.add("--model", required=True, metavar="SPEC", help="What to train, e.g. small:resnet20 or timm:resnet18.")
-        flags.settings(RunSettings, skip=WITHOUT)
+        flags.settings(self.settings_class, skip=WITHOUT)
         flags.add(
             "--method", default="moco", metavar="METHOD",
             help="A method without a teacher. moco has temperature, queue and momentum. [moco]",
         )  # fmt: skip
 
     def settings(self, options: Options) -> Any:
-        """Those of a run whose student is the model."""
         return options.resolve_run(student=options.model)
 
     def run(self, options: Options) -> int:
-        """Train, evaluate where labels are given, and say how to use the result."""
         from understudy import pipeline
         from understudy.cli.tables import print_table
 

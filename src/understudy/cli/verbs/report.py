@@ -14,12 +14,10 @@ class Report(Verb):
     usage = "RUN [RUN ...] [flags]"
 
     def flags(self, flags: Flags) -> None:
-        """What it looks at, and where it writes."""
         flags.add("runs", nargs="+", metavar="RUN", help="Run folders; the first is the main one, the others controls.")
         flags.add("--out", metavar="FILE.html", help="The page; report.html in the first run unless given.")
 
     def run(self, options: Options) -> int:
-        """Write the page and print its path."""
         from understudy.artifacts import Run
         from understudy.errors import StoreError
         from understudy.report.page import write_report

@@ -10,7 +10,6 @@ class Run(RunVerb):
     name = "run"
 
     def run(self, options: Options) -> int:
-        """Run all stages and print the figures."""
         from understudy import pipeline
         from understudy.cli.tables import print_table
 

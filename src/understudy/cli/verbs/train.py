@@ -11,7 +11,6 @@ class Train(RunVerb):
     name = "train"
 
     def run(self, options: Options) -> int:
-        """Train and print the run folder."""
         from understudy import pipeline
 
         finished = pipeline.train_stage(options.settings)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from understudy.embed.embedding import Inference, extract
 from understudy.errors import DataError
-from understudy.evaluate.encoded_set import EncodedSet, Encoder, Figures
+from understudy.evaluate.encoded_set import EncodedSet, EvaluatedEncoder, Figures
 from understudy.evaluate.measures.accuracy import mean_class
 from understudy.evaluate.protocols.linear_sgd import LinearSgdSettings
 from understudy.evaluate.settings import EvaluationSettings, FinetuneSettings
@@ -201,7 +201,7 @@ def finetuned(
     return figures
 
 
-def trainable(encoder: Encoder) -> nn.Module | None:
+def trainable(encoder: EvaluatedEncoder) -> nn.Module | None:
     """A copy of an encoder's backbone that can be trained; None for one that cannot."""
     module = encoder.backbone if isinstance(encoder, Student) else None
     module = encoder.module if isinstance(encoder, Teacher) else module
