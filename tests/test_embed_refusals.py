@@ -80,6 +80,16 @@ def test_nan_on_the_way_names_the_image(tmp_path: Path):
         embed(teacher, source, tmp_path / "stores", HERE)
 
 
+def test_an_encoder_that_fails_on_the_way_is_a_sentence(tmp_path: Path):
+    def fails(x: Tensor) -> None:
+        raise RuntimeError("\x1b[31mno room\x1b[0m\nmore")
+
+    with pytest.raises(
+        ModelError, match=r"fails on a batch of 70 images \(RuntimeError: no room\)\. If memory is short"
+    ):
+        embed(teacher_of(before=fails), open_source(pixels(70)), tmp_path)
+
+
 def test_nothing_readable(tmp_path: Path):
     root = tmp_path / "photos"
     root.mkdir()

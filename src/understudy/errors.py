@@ -3,6 +3,10 @@
 Every message is a sentence with the offending values in it and what to do next. `assert` is kept for our own mistakes.
 """
 
+import re
+
+LONGEST = 400  # letters of another library's sentence that are repeated
+
 
 class UnderstudyError(Exception):
     """Base class: catch this to catch everything a user of Understudy can do wrong."""
@@ -44,6 +48,10 @@ class Stopped(Exception):
     """Training was asked to stop and left a checkpoint; the same call goes on from there."""
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of another library's error, without its full stop; the name of its class where it has none."""
-    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+def first_line(error: BaseException | str) -> str:
+    """The first line of another library's words, without escape codes and full stop; its class if it has no words."""
+    plain = re.sub(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|.)", "", str(error)).strip().split("\n")[0]
+    plain = "".join(letter if letter.isprintable() else " " for letter in plain).strip().rstrip(".")
+    if len(plain) > LONGEST:
+        plain = f"{plain[:LONGEST]} ..."
+    return plain or type(error).__name__

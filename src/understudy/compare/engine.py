@@ -54,6 +54,7 @@ class LocalProcesses:
         cores = int(os.environ.get("OMP_NUM_THREADS", 0)) or _cores()
         # The second is what torchrun tells: by it the readers of images share the cores too.
         shares = {"OMP_NUM_THREADS": str(max(1, cores // jobs)), "LOCAL_WORLD_SIZE": str(jobs)}
+        shares["PYTHONSAFEPATH"] = "1"  # `-m` would look for every module in the working directory first
         self.environment = os.environ | shares
 
     def run(self, cells: Sequence[Cell], watch: Progress) -> None:

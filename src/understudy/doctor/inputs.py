@@ -75,7 +75,8 @@ def teacher_model(spec: str, images: list[Any]) -> tuple[Check, int | None]:
             start = time.perf_counter()
             embeddings = teacher.features(pixels)
             speed = len(pixels) / max(time.perf_counter() - start, 1e-9)
-            check_embeddings(embeddings, spec)
+            if warning := check_embeddings(embeddings, spec):
+                return Check("teacher", "warn", warning, "look at its input contract"), teacher.width
             found += f"; sound embeddings of {len(pixels)} images, {speed:,.0f} a second on the CPU"
     except UnderstudyError as error:
         return Check("teacher", "fail", str(error)), None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import time
@@ -17,10 +18,11 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from understudy import __version__
-from understudy.artifacts import ALONE, Store, StoreKey, Writers, blocks_of, lock, room_on_disk, sweep
+from understudy.artifacts import ALONE, Store, StoreKey, Writers, blocks_of, fingerprint, lock, room_on_disk, sweep
 from understudy.embed.blocks import Block, merge, storable, take_back
-from understudy.errors import ConfigError, DataError, ModelError, StoreError
+from understudy.errors import ConfigError, DataError, ModelError, StoreError, UnderstudyError, first_line
 from understudy.models.malloc import keep_freed_memory
+from understudy.models.probe import DRIFT, relative
 from understudy.models.sharded import collective_calls
 from understudy.sources.source import Source, read_listing, write_listing
 from understudy.views.loader import ImageLoader
@@ -28,6 +30,8 @@ from understudy.views.reader import Skipped
 
 if TYPE_CHECKING:
     from understudy.models.contract import Contract
+
+log = logging.getLogger("understudy")
 
 Progress = Callable[[int, int, str], None]
 
@@ -44,6 +48,7 @@ class Frozen(Protocol):
     width: int
     weights: str
     fingerprint: str
+    library: str
     precision: str
     contract: Contract
 
@@ -77,9 +82,21 @@ class Inference:
         return iter(loader)
 
     def run(self, encode: Callable[[Tensor], Tensor], pixels: Tensor) -> Float32[np.ndarray, "b D"]:
-        """uint8 pixels, as float32 in [0, 1] on the device, through an encoder."""
-        with torch.inference_mode():
-            rows = encode(pixels.to(self.device, non_blocking=True).float() / 255)
+        """uint8 pixels, as float32 in [0, 1] on the device, through an encoder.
+
+        Raises:
+            ModelError: the encoder, which may be foreign code, fails.
+        """
+        try:
+            with torch.inference_mode():
+                rows = encode(pixels.to(self.device, non_blocking=True).float() / 255)
+        except UnderstudyError:
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"The encoder fails on a batch of {len(pixels)} images ({type(error).__name__}: {first_line(error)}). "
+                "If memory is short, take a smaller --batch-size; --traceback shows where it arose."
+            ) from error
         return rows.float().cpu().numpy()
 
     def report(self, done: int, total: int, images: int, start: float) -> None:
@@ -162,7 +179,8 @@ def embed(
         ModelError: embeddings that are not finite, constant, or look like those of a random network.
         ConfigError: values beyond float16's range, or another dtype.
         DataError: not one image could be read.
-        StoreError: `root` is a store of something else, or another process is writing it.
+        StoreError: `root` is a store of something else, or another process is writing it; or the teacher no longer
+            gives the embeddings that are stored.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"Embeddings are stored as {' or '.join(DTYPES)}; got {dtype!r}.")
@@ -170,6 +188,7 @@ def embed(
     key = store_key(teacher, source, dtype)
     store = Store.at(root, key)
     if writers.agree(store.complete):
+        refuse_other_function(store, teacher)
         return store
     work = _Embedding(teacher.to(torch.device(inference.device)), source, store, key, inference, check, writers)
     with lock(store.folder) if writers.main else contextlib.nullcontext():
@@ -261,23 +280,47 @@ class _Embedding:
         with room_on_disk(self.store.manifest_path):
             merge(self.store, blocks)
         seconds, images = sum(block.seconds for block in blocks), len(self.source)
+        probe = getattr(self.teacher, "probe", [])
         versions = {"understudy": __version__, "torch": torch.__version__, "numpy": np.__version__}
         self.store.finish(
             self.key, rows=rows, images=images, D=self.teacher.width, dtype=self.key.dtype, seconds=round(seconds, 2),
             images_per_s=round(images / seconds, 1), skipped=skipped, weights=self.teacher.weights, versions=versions,
+            **({"probe": probe} if probe else {}),
         )  # fmt: skip
         shutil.rmtree(self.folder)
 
 
 def store_key(encoder: Frozen, source: Source, dtype: str) -> StoreKey:
     """What the store of an encoder's features of a source is known by."""
+    teacher = {"fingerprint": encoder.fingerprint, "spec": encoder.spec}
+    if encoder.library:  # another version may compute something else from the same weights
+        digest = fingerprint(encoder.fingerprint, encoder.library)
+        teacher |= {"fingerprint": digest, "library": encoder.library}
     return StoreKey(
-        teacher={"fingerprint": encoder.fingerprint, "spec": encoder.spec},
+        teacher=teacher,
         preprocessing=encoder.contract.table(),
         data={"fingerprint": source.fingerprint, "spec": source.spec, "images": len(source)},
         dtype=dtype,
         precision=encoder.precision,
     )
+
+
+def refuse_other_function(store: Store, teacher: Frozen) -> None:
+    """Refuse a store whose teacher has the same identity, but answers otherwise than when it filled it.
+
+    Raises:
+        StoreError: something that is no part of its identity decides its embeddings, and has changed.
+    """
+    now, before = getattr(teacher, "probe", []), store.manifest.get("probe", [])
+    if len(now) != len(before) or not now:
+        return
+    moved = relative(torch.tensor(now, dtype=torch.float64), torch.tensor(before, dtype=torch.float64))
+    if moved > DRIFT:
+        raise StoreError(
+            f"{teacher.spec} has the weights and the code that filled {store.folder}, and yet its embedding of a test "
+            f"image has moved by {100 * moved:.2g} % of its length: a file or a setting that it reads has changed. "
+            "Restore it, or name another --store."
+        )
 
 
 def open_rows(store: Store, source: Source) -> Source:
@@ -321,7 +364,8 @@ def _refuse_bad_teacher(teacher: Frozen, source: Source, inference: Inference) -
     with contextlib.suppress(DataError):  # a sample without one readable image: the pass itself reports that
         sample = source.subset(spread)
         features, _, _ = extract(teacher.features, teacher.contract, sample, replace(inference, progress=None))
-        check_embeddings(features, teacher.spec)
+        if warning := check_embeddings(features, teacher.spec):
+            log.warning("%s", warning)
 
 
 def _nothing_readable(source: Source, skipped: Skipped) -> DataError:

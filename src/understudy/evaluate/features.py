@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from understudy.artifacts import Store, atomic
+from understudy.artifacts import Store, atomic, fingerprint
 from understudy.embed.embedding import Frozen, Inference, embed, open_rows
 from understudy.errors import DataError
 from understudy.evaluate.dataset import EvaluationSet
@@ -65,7 +65,9 @@ class StudentBackbone:
         self.student = student
         self.spec, self.width, self.contract = student.spec, student.width, student.contract
         self.fingerprint = fingerprint_weights(student)
-        self.weights = student.weights
+        if student.code:
+            self.fingerprint = fingerprint(self.fingerprint, student.code)
+        self.weights, self.library = student.weights, student.library
         self.precision = "fp32"
 
     def to(self, device: torch.device) -> StudentBackbone:

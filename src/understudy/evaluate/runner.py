@@ -153,7 +153,7 @@ def evaluate_teacher(
     images = None
     if settings.eval_data is not None or held_out is not None:
         images = open_main_images(settings, held_out, {}, resources.listings)
-    known = _teacher_key(teacher)
+    known = fingerprint(_teacher_key(teacher), teacher.contract.table())
     key = fingerprint(FORMAT, known, None if images is None else images.test.fingerprint)
     results = Results(resources.teacher_root / "evaluations" / f"{key}.json", (known, None), settings)
     plan = EvaluationPlan.of(settings, images, results.encoders, resources.listings)
@@ -164,8 +164,9 @@ def evaluate_teacher(
 
 
 def _teacher_key(teacher: Teacher) -> str:
-    """What figures of a teacher alone are known by: its weights, and its precision if that is not fp32."""
-    return teacher.fingerprint if teacher.precision == "fp32" else fingerprint(teacher.fingerprint, teacher.precision)
+    """What figures of a teacher are known by: its fingerprint, its precision if that is not fp32, its library."""
+    more = [part for part in (teacher.precision, teacher.library) if part not in ("fp32", "")]
+    return fingerprint(teacher.fingerprint, *more) if more else teacher.fingerprint
 
 
 def _teacher_of(origin: Mapping[str, Any], device: torch.device, notify: Notify | None) -> Teacher:
@@ -179,8 +180,13 @@ def _teacher_of(origin: Mapping[str, Any], device: torch.device, notify: Notify 
     teacher = build_teacher(origin["spec"], mean=contract.mean, std=contract.std, precision=precision, device=device)
     if teacher.fingerprint != origin["fingerprint"]:
         raise ModelError(
-            f"The teacher {origin['spec']} has weights {teacher.fingerprint}, the run was trained with "
-            f"{origin['fingerprint']}. Restore that file, or train again."
+            f"The teacher {origin['spec']} is {teacher.fingerprint} now, and the run was trained with "
+            f"{origin['fingerprint']}: its weights or its code changed. Restore them, or train again."
+        )
+    if teacher.contract != contract:
+        raise ModelError(
+            f"The teacher {origin['spec']} takes its images as {teacher.contract.table()} now, and the run was trained "
+            f"with {contract.table()}. Restore what it was, or train again."
         )
     return teacher
 

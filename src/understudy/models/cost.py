@@ -49,10 +49,13 @@ def flops(model: nn.Module, size: int | None = None) -> int | None:
 def _graph_multiply_adds(encoder: OnnxEncoder, size: int) -> int | None:
     import onnx
 
-    model = onnx.load(encoder.file)
+    model = onnx.load(encoder.file, load_external_data=False)
     for axis, value in zip((0, 2, 3), (1, size, size), strict=True):
         model.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = value
-    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    try:
+        graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    except Exception:  # of a graph that the runtime takes and this does not understand
+        return None
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for value in [*graph.input, *graph.value_info, *graph.output]:
         shapes[value.name] = tuple(axis.dim_value for axis in value.type.tensor_type.shape.dim)
@@ -63,7 +66,7 @@ def _graph_multiply_adds(encoder: OnnxEncoder, size: int) -> int | None:
             continue
         output, weight = shapes.get(node.output[0], ()), shapes.get(node.input[1], ())
         output = (1, *output[1:]) if output and output[0] == 0 else output
-        if not output or not weight or 0 in output or 0 in weight:
+        if not output or len(weight) < 2 or 0 in output or 0 in weight:
             return None
         if node.op_type == "Conv":
             inner = prod(weight[1:])

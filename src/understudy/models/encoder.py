@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from understudy.artifacts import fingerprint
-from understudy.errors import ModelError
+from understudy.errors import ModelError, first_line
 from understudy.models.checkpoints import fingerprint_weights
 from understudy.models.contract import Contract
-from understudy.models.families import PUBLISHED, Request, parse_spec
+from understudy.models.families import PUBLISHED, BuiltNetwork, Request, parse_spec
 from understudy.models.outputs import blank_pass
 
 
@@ -26,7 +26,9 @@ class Encoder:
     spec: str  # as the user wrote it
     architecture: str  # the spec that builds the same module with no weights: no `@...`, no `run:`
     weights: str  # one line: what was loaded, dropped, missing; "" for a random initialization
-    fingerprint: str  # changes with the weights or the architecture; "" for a random initialization
+    fingerprint: str  # changes with weights, architecture or the user's own code; "" for a random initialization
+    code: str = ""  # fingerprint of the user's own code that it is made from
+    library: str = ""  # packages whose code it is, with their versions: another one may compute otherwise
 
 
 def build_encoder(
@@ -70,10 +72,21 @@ def build_encoder(
         raise ModelError(f"{spec}: {error}") from None
     digest = ""
     if network.weights:
-        digest = network.fingerprint or fingerprint(architecture, fingerprint_weights(network.module))
+        digest = network.fingerprint or _fingerprint(network, architecture, spec)
     size = contract.size  # F is measured: one blank image through the network says it for every architecture alike
     features = blank_pass(network.module, (size, size), spec, network.module)
     if not isinstance(features, torch.Tensor) or features.ndim != 2 or len(features) != 1:
         output = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
         raise ModelError(f"{spec} must map (1, 3, {size}, {size}) to pooled features (1, F); it gives {output}.")
-    return Encoder(network.module, features.shape[1], contract, spec, architecture, network.weights, digest)
+    return Encoder(
+        network.module, features.shape[1], contract, spec, architecture, network.weights, digest, network.code,
+        network.library,
+    )  # fmt: skip
+
+
+def _fingerprint(network: BuiltNetwork, architecture: str, spec: str) -> str:
+    try:
+        weights = fingerprint_weights(network.module)
+    except Exception as error:  # a network of the user's own may hold what has no bytes
+        raise ModelError(f"{spec} has parameters or buffers that cannot be read ({first_line(error)}).") from error
+    return fingerprint(architecture, weights, *([network.code] if network.code else []))

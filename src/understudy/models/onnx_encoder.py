@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from understudy.errors import MissingDependency, ModelError, first_line
+from understudy.models.onnx_files import external_files, identity, try_out
+from understudy.models.weight_files import existing_file
 
 METADATA = "understudy.input"  # metadata key of the input contract: JSON with size, mean, std, interpolation (and crop)
 
@@ -27,16 +28,22 @@ class OnnxEncoder(nn.Module):
     warning. The file has one float32 input (batch, 3, H, W) and an output (batch, D): the one named "embedding", or the
     only one.
 
+    Args:
+        file: the ONNX file; tensors may lie in other files beside it.
+        side: of the input in pixels at which it is first tried; that of the file unless given.
+
     Raises:
-        ModelError: the file cannot be loaded or its inputs and outputs are of another kind.
+        ModelError: the file cannot be loaded or run, or its inputs and outputs are of another kind.
     """
 
-    def __init__(self, file: str | os.PathLike[str]) -> None:
+    def __init__(self, file: str | os.PathLike[str], side: int | None = None) -> None:
         super().__init__()
-        self.file = Path(file)
+        self.file = existing_file(file, "ONNX file", "Check the path after 'onnx:'.")
         self.tf32 = False  # whether products may be TF32 on a CUDA device; set before the first pass there
-        if not self.file.is_file():
-            raise ModelError(f"The ONNX file {self.file} does not exist. Check the path after 'onnx:'.")
+        external = external_files(self.file)
+        self.fingerprint = identity(self.file, external)
+        """Of all bytes that it consists of, external tensors included."""
+        try_out(self.file, external, side)
         self._sessions: dict[torch.device, Any] = {}
         session = self._session(torch.device("cpu"))
         inputs, outputs = session.get_inputs(), session.get_outputs()
@@ -78,7 +85,7 @@ class OnnxEncoder(nn.Module):
         options.intra_op_num_threads = torch.get_num_threads()
         # Idle threads of onnxruntime would spin on the cores that the student's step needs: a tenth more CPU time.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # its errors are raised too, and said by us
         try:
             self._sessions[device] = onnxruntime.InferenceSession(self.file, options, providers=providers)
         except Exception as error:  # onnxruntime's exceptions share no base class but this one.
@@ -92,10 +99,14 @@ class OnnxEncoder(nn.Module):
             return None
         try:
             table = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ModelError(f"The metadata '{METADATA}' of {self.file} is not valid JSON: {error}.") from None
+        except (ValueError, RecursionError) as error:
+            raise ModelError(
+                f"The metadata '{METADATA}' of {self.file} is not valid JSON: {first_line(error)}."
+            ) from None
         if not isinstance(table, dict):
-            raise ModelError(f"The metadata '{METADATA}' of {self.file} must be a JSON table; it is {text}.")
+            raise ModelError(
+                f"The metadata '{METADATA}' of {self.file} must be a JSON table; it is {first_line(text)}."
+            )
         return table
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
@@ -121,7 +132,10 @@ class OnnxEncoder(nn.Module):
         binding = session.io_binding()
         binding.bind_input(self._input, *device, np.float32, tuple(images.shape), images.data_ptr())
         binding.bind_output(self._output, *device)
-        session.run_with_iobinding(binding)
+        try:
+            session.run_with_iobinding(binding)
+        except Exception as error:  # of onnxruntime, as above
+            raise ModelError(f"{self.file} cannot be run on {tuple(x.shape)} images ({first_line(error)}).") from None
         output = torch.from_numpy(binding.copy_outputs_to_cpu()[0])
         if output.ndim < 2 or output.shape[0] != len(x) or output[0].numel() != output.shape[1]:
             raise ModelError(
@@ -131,10 +145,18 @@ class OnnxEncoder(nn.Module):
         return output.flatten(1).to(x.device)
 
     def initializers(self) -> dict[str, np.ndarray]:
-        """The weights stored in the file, by name; the runtime itself does not show them."""
+        """The weights stored in the file, by name; the runtime itself does not show them.
+
+        Raises:
+            ModelError: a tensor has other numbers than it says.
+        """
         from onnx import load, numpy_helper
 
-        return {tensor.name: numpy_helper.to_array(tensor) for tensor in load(self.file).graph.initializer}
+        folder = str(self.file.parent)
+        try:
+            return {tensor.name: numpy_helper.to_array(tensor, folder) for tensor in load(self.file).graph.initializer}
+        except Exception as error:  # of onnx, whatever the tensor's type
+            raise ModelError(f"{self.file} has weights that cannot be read ({first_line(error)}).") from None
 
 
 def _listed(values: list[Any]) -> str:

@@ -51,7 +51,8 @@ class ShardedTeacher(Teacher):
                 "--teacher-sharding, or give the network as timm:, torchvision: or python: with its weights."
             )
         self.contract, self.spec, self.width = teacher.contract, teacher.spec, teacher.width
-        self.weights, self.fingerprint = teacher.weights, teacher.fingerprint
+        self.weights, self.fingerprint, self.library = teacher.weights, teacher.fingerprint, teacher.library
+        self.probe = teacher.probe
         self.parameters_count, self.precision = teacher.parameters_count, teacher.precision
         self.convolves = False  # channels last is no layout of a shard
         self.flops = flops(teacher)  # asked for by one process at the end, when it can no longer be counted

@@ -56,6 +56,7 @@ class Student(nn.Module):
         self.backbone, self.head, self.head_table = encoder.module, head, dict(head_table)
         self.contract, self.spec, self.architecture = encoder.contract, encoder.spec, encoder.architecture
         self.weights, self.width, self.embed_dim = encoder.weights, encoder.width, int(head_table["out"])
+        self.code, self.library = encoder.code, encoder.library
         self.inverse_transform = InverseTransform(self.embed_dim) if head_table.get("transform") else nn.Identity()
 
     def features(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B F"]:

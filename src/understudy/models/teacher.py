@@ -18,12 +18,17 @@ from understudy.models.encoder import Encoder, build_encoder
 from understudy.models.onnx_encoder import onnx_encoders
 from understudy.models.outputs import EncoderOutput, forward_outputs
 from understudy.models.precision import HALVES, arithmetic, resolve_precision
+from understudy.models.probe import answer_alone
 
 EDGE = 8.0
 """How far above the edge of randomness a weight matrix's largest singular value must lie; see `refuse_untrained`."""
 
 CONSTANT = 1e-3
 """Embeddings whose spread is below this share of their length are constant: half precision cannot tell them apart."""
+
+
+ALIKE = 0.999
+"""Mean cosine of different images above which a teacher is said to give nearly one direction; sound ones reach .998."""
 
 
 class Teacher(nn.Module):
@@ -50,7 +55,9 @@ class Teacher(nn.Module):
             part.tf32 = precision == "tf32"
         self.precision, self.module = precision, encoder.module.requires_grad_(False)
         self.contract, self.spec, self.width = encoder.contract, encoder.spec, encoder.width
-        self.weights, self.fingerprint = encoder.weights, encoder.fingerprint
+        self.weights, self.fingerprint, self.library = encoder.weights, encoder.fingerprint, encoder.library
+        self.probe: list[float] = []
+        """Its answer to an image that nobody took, see `probe`; empty where nobody asked for it."""
         self.parameters_count = parameters(encoder.module)
         self.convolves = sum(isinstance(part, nn.Conv2d) for part in encoder.module.modules()) > 1
         self.eval()
@@ -101,13 +108,17 @@ def build_teacher(
         device: where it is going to run, which decides what "auto" is; the CPU unless given.
 
     Raises:
-        ModelError: the spec cannot be built, brings no weights, or its weights are those of a random initialization.
+        ModelError: the spec cannot be built, brings no weights, its weights are those of a random initialization, or
+            its embedding of an image changes with what else is in the batch.
         ConfigError: a precision that the device does not have.
     """
     precision = resolve_precision(precision, device or torch.device("cpu"))
     encoder = build_encoder(spec, pretrained=True, image_size=image_size, mean=mean, std=std)
     refuse_untrained(encoder.module, spec)
-    return Teacher(encoder, precision)
+    probe = answer_alone(encoder.module, encoder.contract, spec)
+    teacher = Teacher(encoder, precision)
+    teacher.probe = probe
+    return teacher
 
 
 def refuse_untrained(module: nn.Module, spec: str = "This teacher") -> None:
@@ -154,7 +165,7 @@ def refuse_untrained(module: nn.Module, spec: str = "This teacher") -> None:
     )
 
 
-def check_embeddings(embeddings: Float[Tensor, "n D"] | Float[np.ndarray, "n D"], spec: str = "This teacher") -> None:
+def check_embeddings(embeddings: Float[Tensor, "n D"] | Float[np.ndarray, "n D"], spec: str = "This teacher") -> str:
     """Refuse embeddings nothing can be learned from: not finite, or the same for every image.
 
     Random networks are NOT recognized here: embeddings do not tell them from trained ones. Over 256 images of CIFAR-10
@@ -167,6 +178,9 @@ def check_embeddings(embeddings: Float[Tensor, "n D"] | Float[np.ndarray, "n D"]
         embeddings: (n, D), of different images. One row alone is only checked for being finite.
         spec: how the message calls their origin.
 
+    Returns:
+        A sentence where all point nearly the same way, so that cosines tell images apart by their last digits; else "".
+
     Raises:
         ModelError: says how many rows are not finite, or how small the spread is.
     """
@@ -177,7 +191,7 @@ def check_embeddings(embeddings: Float[Tensor, "n D"] | Float[np.ndarray, "n D"]
             "weights are broken, or half precision overflows: try --teacher-precision fp32."
         )
     if len(rows) < 2:
-        return
+        return ""
     length = rows.norm(dim=1).mean().item()
     spread = (rows - rows.mean(0)).norm(dim=1).mean().item()
     if spread <= CONSTANT * length:
@@ -186,6 +200,17 @@ def check_embeddings(embeddings: Float[Tensor, "n D"] | Float[np.ndarray, "n D"]
             f"{spec} gives the same embedding for {len(rows)} images (spread: {share}). Its weights are broken, its "
             "input normalization is wrong (--teacher-mean, --teacher-std), or these images are all alike."
         )
+    directions = rows[rows.any(1)]
+    directions /= directions.norm(dim=1, keepdim=True)
+    count = len(directions)
+    cosine = (float(directions.sum(0).square().sum()) - count) / max(1, count * (count - 1))
+    if cosine <= ALIKE:
+        return ""
+    return (
+        f"{spec} gives {len(rows)} different images nearly the same direction (their mean cosine is {cosine:.5f}), so "
+        "a method of cosines sees hardly any difference. Is its input normalization right (--teacher-mean, "
+        "--teacher-std)? If it is, --transform center takes away what all have in common."
+    )
 
 
 def _is_norm(part: nn.Module) -> bool:
@@ -202,7 +227,7 @@ def _at_initialization(norm: Any) -> bool:
 def _matrices(module: nn.Module) -> Iterator[Tensor]:
     """Floating-point weights as matrices (outputs, inputs), at least 16 on their shorter side."""
     arrays = [array for part in onnx_encoders(module) for array in part.initializers().values()]
-    weights = [torch.from_numpy(np.array(array)) for array in arrays]
+    weights = [torch.from_numpy(np.array(array)) for array in arrays if array.dtype.kind == "f"]
     weights += [parameter.detach() for parameter in module.parameters()]
     for weight in weights:
         if weight.ndim >= 2 and weight.is_floating_point():

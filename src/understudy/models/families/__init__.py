@@ -74,6 +74,8 @@ class BuiltNetwork:
     weights: str = ""  # one line: what was loaded, dropped, missing; "" for a random initialization
     architecture: str | None = None  # the spec that builds the module without weights, if it is not the request's own
     fingerprint: str | None = None  # of a network whose parameters cannot be read
+    code: str = ""  # fingerprint of the user's own code that it is made from
+    library: str = ""  # packages whose code it is, with their versions
 
 
 class Family(ABC):

@@ -19,11 +19,10 @@ class Onnx(Family):
     @staticmethod
     def build(request: Request) -> BuiltNetwork:
         """See `Family.build`."""
-        from understudy.artifacts import file_fingerprint, fingerprint
         from understudy.models.contract import Contract
         from understudy.models.onnx_encoder import METADATA, OnnxEncoder
 
-        module = OnnxEncoder(request.name)
+        module = OnnxEncoder(request.name, request.image_size)
         table = module.metadata
         if table is None and request.mean is not None and request.std is not None:
             size = request.image_size or module.fixed_size[0] or 224
@@ -44,5 +43,6 @@ class Onnx(Family):
             if fixed is not None and fixed != size:
                 asked = f"{size} was asked for" if request.image_size else f"its own metadata says {size}"
                 raise ModelError(f"{request.name} takes images exactly {fixed} pixels {axis}; {asked}.")
-        digest = fingerprint("onnx", file_fingerprint(request.name))
-        return BuiltNetwork(module, contract, f"ONNX file {module.file.name}, frozen as it is", fingerprint=digest)
+        return BuiltNetwork(
+            module, contract, f"ONNX file {module.file.name}, frozen as it is", fingerprint=module.fingerprint
+        )

@@ -25,4 +25,6 @@ class RunFolder(Family):
             student.contract,
             f"student of {request.name} ({student.spec}), its head dropped",
             architecture=student.architecture,
+            code=student.code,
+            library=student.library,
         )

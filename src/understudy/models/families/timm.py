@@ -75,7 +75,7 @@ class Timm(Family):
                 weights += f"; position embeddings resampled from {own} to {side} pixels"
         if not weights and (size or native) <= SMALL:
             contract = dataclasses.replace(contract, crop=1.0)
-        return BuiltNetwork(module, contract, weights)
+        return BuiltNetwork(module, contract, weights, library=f"timm {timm.__version__}")
 
 
 class FileGrid:

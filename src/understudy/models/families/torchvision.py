@@ -63,7 +63,8 @@ class Torchvision(Family):
         if not weights:
             weights = request.load_file(module, partial(_take_file_grid, module))
             weights += _resample_positions(module)
-        return BuiltNetwork(module, contract, weights)
+        library = f"torchvision {torchvision.__version__.partition('+')[0]}"
+        return BuiltNetwork(module, contract, weights, library=library)
 
 
 def _take_file_grid(module: Any, shapes: Mapping[str, Sequence[int]]) -> bool:
