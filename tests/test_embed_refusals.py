@@ -85,7 +85,7 @@ def test_an_encoder_that_fails_on_the_way_is_a_sentence(tmp_path: Path):
         raise RuntimeError("\x1b[31mno room\x1b[0m\nmore")
 
     with pytest.raises(
-        ModelError, match=r"fails on a batch of 70 images \(RuntimeError: no room\)\. If memory is short"
+        ModelError, match=r"fails on a batch of 8 images \(RuntimeError: no room\)\. If memory is short"
     ):
         embed(teacher_of(before=fails), open_source(pixels(70)), tmp_path)
 
