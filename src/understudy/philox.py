@@ -20,11 +20,7 @@ _LOW, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
 def philox4x32(
     counter: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], key: tuple[int, int]
 ) -> UInt32[np.ndarray, "*shape 4"]:
-    """Philox4x32-10: four 32-bit counter words and two key words to four random words.
-
-    Args:
-        counter: four arrays of values below 2^32 that broadcast against each other.
-        key: two values below 2^32.
+    """Philox4x32-10: four 32-bit counter words, which broadcast, and two key words to four random words.
 
     Source:
         Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011; Random123's `philox.h`.
@@ -79,13 +75,8 @@ def uniforms(words: UInt32[np.ndarray, "M count"]) -> Float64[np.ndarray, "M cou
 def permutation(seed: int, use: int, number: int, length: int) -> np.ndarray:
     """A random order of `range(length)`, (length,) int64.
 
-    The rank of 64-bit keys: no library's shuffle, which may change from version to version, decides it.
-
-    Args:
-        seed: as in `random_words`.
-        use: as in `random_words`.
-        number: which permutation, e.g. the epoch.
-        length: how many things to order.
+    The rank of 64-bit keys: no library's shuffle, which may change from version to version, decides it. The number
+    says which permutation, e.g. the epoch; the others are as in `random_words`.
     """
     blocks = -(-length // 2)
     words = random_words(seed, use, np.arange(blocks), number, 4).astype(np.uint64).reshape(-1, 2)

@@ -48,67 +48,39 @@ BYTES = {"float32": 4, "float16": 2, "int8": 1}
 
 @dataclass(frozen=True)
 class Measured:
-    """What was timed on this machine.
+    """What was timed on this machine."""
 
-    Args:
-        read: images/s decoded and cut into views of the student's size, by one process.
-        workers: processes that read beside the training.
-        teacher: views/s through the teacher; infinite for a method without one.
-        student: images/s through a training step, the teacher left out.
-        free: bytes free where the store lies.
-        cut: seconds of one process to cut a view once more, at the teacher's size; 0 where both networks have one size.
-    """
-
-    read: float
-    workers: int
-    teacher: float
-    student: float
-    free: int
-    cut: float = 0.0
+    read: float  # images/s decoded and cut into views of the student's size, by one process
+    workers: int  # processes that read beside the training
+    teacher: float  # views/s through the teacher; infinite for a method without one
+    student: float  # images/s through a training step, the teacher left out
+    free: int  # bytes free where the store lies
+    cut: float = 0.0  # seconds of one process to cut a view again, at the teacher's size; 0 where sizes are the same
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to run: live, or recorded with a pool of V views.
+    """One way to run: live, or recorded with a pool of V views."""
 
-    Args:
-        teacher: "live" or "recorded".
-        pool: V, or 0 for live.
-        hours: of training, the embedding pass included.
-        teacher_views: views that the teacher is run on.
-        gigabytes: of recorded views on the disk.
-        bandwidth: megabytes of recorded embeddings read in a second once the pool is full.
-        fits: whether they fit into the free disk.
-    """
-
-    teacher: str
-    pool: int
-    hours: float
-    teacher_views: float
-    gigabytes: float
-    bandwidth: float
-    fits: bool
+    teacher: str  # "live" or "recorded"
+    pool: int  # V, or 0 for live
+    hours: float  # of training, the embedding pass included
+    teacher_views: float  # views that the teacher is run on
+    gigabytes: float  # of recorded views on the disk
+    bandwidth: float  # megabytes of recorded embeddings read in a second once the pool is full
+    fits: bool  # whether they fit into the free disk
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The ways to run and the one to take.
+    """The ways to run and the one to take."""
 
-    Args:
-        images: N.
-        width: D.
-        steps: of training.
-        measured: the timings behind it.
-        ways: live first, then recorded by growing pool.
-        chosen: one of them.
-    """
-
-    images: int
-    width: int
-    steps: int
-    measured: Measured
-    ways: tuple[Way, ...]
-    chosen: Way
+    images: int  # N
+    width: int  # D
+    steps: int  # of training
+    measured: Measured  # the timings behind it
+    ways: tuple[Way, ...]  # live first, then recorded by growing pool
+    chosen: Way  # one of them
 
 
 def plan(settings: RunSettings, *, seconds: float = SECONDS) -> Plan:
@@ -201,14 +173,7 @@ def choose(ways: tuple[Way, ...]) -> Way:
 
 
 def measure(settings: RunSettings, source: Source, teacher: Teacher, seconds: float) -> Measured:
-    """Time reading, the teacher and a training step on the user's images.
-
-    Args:
-        settings: the run.
-        source: some of its images.
-        teacher: its teacher.
-        seconds: for each part.
-    """
+    """Time reading, the teacher and a training step on some of the user's images, so many seconds each."""
     from understudy.losses import build
     from understudy.train import setup
     from understudy.train.distributed import choose_device

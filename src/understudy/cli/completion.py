@@ -32,11 +32,7 @@ def add_method_settings(flags: Flags) -> None:
 
 
 def script(parser: argparse.ArgumentParser, shell: Sequence[str]) -> str:
-    """The script that completes a parser's verbs, flags and choices.
-
-    Args:
-        parser: the whole program's.
-        shell: its name, alone.
+    """The script that completes the verbs, flags and choices of the whole program's parser, for one shell.
 
     Raises:
         ConfigError: another shell, or none.

@@ -18,13 +18,10 @@ Listed = Mapping[str, Sequence[str]]
 
 
 class Flags:
-    """The flags of one verb on their way into a parser.
+    """The flags of one verb on their way into its parser.
 
-    Args:
-        parser: the verb's.
-        main: settings that are always shown, by dotted name.
-        everything: show all others too, as `--help-all` does.
-        listed: values to choose from, by dotted name, for those that do not declare them.
+    Settings of `main` are always shown, others if `everything` is, as by `--help-all`. `listed` are values to choose
+    from, by dotted name, for those that do not declare them.
     """
 
     def __init__(

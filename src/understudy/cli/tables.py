@@ -45,9 +45,7 @@ def print_table(runs: Sequence[Any]) -> None:
 def print_figures(figures: Sequence[tuple[str, dict[str, Any]]], *, details: bool = False) -> None:
     """One row per model, one column per headline figure; then a table of each other protocol, and the sentences.
 
-    Args:
-        figures: (run, what evaluation.json holds).
-        details: a table of the protocols with a headline figure too.
+    Figures are (run, what evaluation.json holds); with `details` protocols with a headline figure have a table too.
     """
     from rich.console import Console
 
@@ -109,9 +107,7 @@ def protocol_table(protocol: str, models: Sequence[Model]) -> Table | None:
         table.add_column(f"{model.run}: {model.name}".removeprefix(": "), justify="right")
     for figure in numbers:
         of = figure.removesuffix("_low").removesuffix("_high")
-        if not figure.startswith("interval_") and (
-            of == figure or of not in numbers
-        ):  # an end stands behind its figure
+        if not figure.startswith("interval_") and (of == figure or of not in numbers):  # an end is behind its figure
             table.add_row(figure, *(_cell(values, figure) for values in measured))
     return table
 

@@ -18,13 +18,7 @@ SENTENCES = {
 
 
 def unknown_flag(word: str, known: Mapping[str, Mapping[str, Any]], program: str) -> ConfigError:
-    """The error for a flag that a verb does not have.
-
-    Args:
-        word: as written, with its dashes.
-        known: the verb's flags by dotted name, and the metadata of their settings.
-        program: e.g. "understudy run".
-    """
+    """The error for a flag that a verb does not have; `known` are those it has, by dotted name, with their metadata."""
     flag = word.partition("=")[0]
     if not flag.startswith("-"):
         return ConfigError(f"Unexpected argument '{word}'. `{program} --help` shows how it is called.")

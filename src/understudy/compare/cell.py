@@ -18,19 +18,12 @@ from understudy.settings import as_table, flatten
 
 @dataclass(frozen=True)
 class Cell:
-    """One run to be made.
+    """One run to be made."""
 
-    Args:
-        variant: whose.
-        folder: its run folder.
-        settings: all of it; `eval_data` is for the evaluation only.
-        role: "cell", "trial" (judged on held-out images), or "timing" (not judged).
-    """
-
-    variant: Variant
-    folder: Path
-    settings: RunSettings
-    role: str
+    variant: Variant  # whose
+    folder: Path  # its run folder
+    settings: RunSettings  # all of it; `eval_data` is for the evaluation only
+    role: str  # "cell", "trial" (judged on held-out images), or "timing" (not judged)
 
     @property
     def title(self) -> str:

@@ -40,11 +40,7 @@ def make_cells(cells: Sequence[Cell], watch: Progress, jobs: int) -> None:
 
 
 class LocalProcesses:
-    """Several cells at a time, each a process of its own with its share of the cores.
-
-    Args:
-        jobs: how many at a time.
-    """
+    """Several cells at a time, each a process of its own with its share of the cores."""
 
     def __init__(self, jobs: int) -> None:
         self.jobs = jobs
@@ -127,11 +123,7 @@ class LocalProcesses:
 
 
 def one_gpu(place: int) -> dict[str, str]:
-    """The environment in which the child of this place sees one of several GPUs: with four, the fifth shares the first.
-
-    Args:
-        place: 0 ... jobs - 1.
-    """
+    """The environment in which the child of this place sees one of several GPUs: of four, the fifth has the first."""
     import torch
 
     count = torch.cuda.device_count()

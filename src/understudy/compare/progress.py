@@ -26,12 +26,8 @@ SHOWN = {"10-NN": ("knn", "top1@10"), "linear": ("linear", "top1"), CRITERION: (
 class Progress:
     """What is done, what is running, and the time left as the image passes tell.
 
-    A context manager: on a terminal the state is shown while it is open.
-
-    Args:
-        title: what is at work.
-        count: runs in all.
-        passes: image passes in all.
+    A context manager: on a terminal the state is shown while it is open. `count` and `passes` are runs and image passes
+    in all.
     """
 
     def __init__(self, title: str, count: int, passes: float) -> None:

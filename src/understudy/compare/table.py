@@ -27,21 +27,13 @@ COSTS = ("seconds", "images", "student_forwards", "teacher_forwards", "key_forwa
 
 @dataclass(frozen=True)
 class VariantRuns:
-    """What is made of one variant.
+    """What is made of one variant."""
 
-    Args:
-        variant: the row.
-        settings: of its runs.
-        passes: length of its runs.
-        trials: of the learning rate; none where it was given.
-        cells: its runs, one a seed; none where no trial was finished.
-    """
-
-    variant: Variant
-    settings: RunSettings
-    passes: float
-    trials: Sequence[Cell]
-    cells: Sequence[Cell]
+    variant: Variant  # the row
+    settings: RunSettings  # of its runs
+    passes: float  # length of its runs
+    trials: Sequence[Cell]  # of the learning rate; none where it was given
+    cells: Sequence[Cell]  # its runs, one a seed; none where no trial was finished
 
 
 def result(design: Design, runs: Sequence[VariantRuns]) -> dict[str, Any]:

@@ -13,15 +13,10 @@ from understudy.errors import ConfigError
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the table: what differs from the settings that all share.
+    """One row of the table: what differs from the settings that all share."""
 
-    Args:
-        label: as the user wrote it.
-        changes: settings by dotted key.
-    """
-
-    label: str
-    changes: Mapping[str, Any]
+    label: str  # as the user wrote it
+    changes: Mapping[str, Any]  # settings by dotted key
 
     @property
     def folder(self) -> str:

@@ -14,19 +14,12 @@ Status = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True)
 class Check:
-    """One finding.
+    """One finding."""
 
-    Args:
-        name: what was looked at.
-        status: "ok"; "warn" (works, but slower or less than it could); "fail" (something will not run).
-        found: what was found, with the values.
-        fix: what to do; empty if nothing is to be done.
-    """
-
-    name: str
-    status: Status
-    found: str
-    fix: str = ""
+    name: str  # what was looked at
+    status: Status  # "ok"; "warn" (works, but slower or less than it could); "fail" (something will not run)
+    found: str  # what was found, with the values
+    fix: str = ""  # what to do; empty if nothing is to be done
 
 
 def render(found: Iterable[Check], console: Console | None = None) -> None:

@@ -14,12 +14,9 @@ from understudy.doctor.probes import compiled, installed_version, nvidia_driver,
 
 
 def checks(data: str | None = None, teacher: str | None = None, store: str | None = None) -> list[Check]:
-    """Look at the installation, the machine and, where named, the data and the teacher.
+    """Look at the installation, the machine and, where named, the data (up to 64 images) and the teacher.
 
-    Args:
-        data: a data spec to open; up to 64 of its images are read.
-        teacher: a teacher spec to build; it is run on those images.
-        store: the folder that embeddings will be written to; "store" unless given.
+    `store` is the folder that embeddings will be written to, "store" unless given.
 
     Returns:
         The findings in the order in which they should be mended.

@@ -15,9 +15,6 @@ SAMPLE = 64
 def data_source(spec: str) -> tuple[Check, list[Any], int | None]:
     """Open a data source and read images all over it.
 
-    Args:
-        spec: a data spec.
-
     Returns:
         The finding, the images that could be read (at most 64), and how many images there are, None if unknown.
     """
@@ -45,20 +42,13 @@ def data_source(spec: str) -> tuple[Check, list[Any], int | None]:
         return Check("data", "fail", f"{found}, none of them readable. {unreadable[0]}", "check the files"), [], count
     if unreadable:
         found += f", {len(unreadable)} of them unreadable, e.g.: {unreadable[0]}"
-        return (
-            Check("data", "warn", found, "nothing to do if you know of it: they are skipped and listed"),
-            images,
-            count,
-        )
+        known = "nothing to do if you know of it: they are skipped and listed"
+        return Check("data", "warn", found, known), images, count
     return Check("data", "ok", found), images, count
 
 
 def teacher_model(spec: str, images: list[Any]) -> tuple[Check, int | None]:
-    """Build a teacher and look at its embeddings of real images.
-
-    Args:
-        spec: a teacher spec.
-        images: PIL images, perhaps none.
+    """Build a teacher and look at its embeddings of PIL images, perhaps none.
 
     Returns:
         The finding, and the width D of the embeddings, None if unknown.

@@ -24,12 +24,7 @@ def python(version: tuple[int, int, int], is_64_bit: bool) -> Check:
 
 
 def packages(requirements: Iterable[str], version_of: Callable[[str], str | None]) -> Check:
-    """Every requirement is installed and new enough.
-
-    Args:
-        requirements: as in the package's metadata, e.g. `torch>=2.11`, `tomli-w; extra == "x"`.
-        version_of: the installed version of a package, or None.
-    """
+    """Every requirement of the metadata (`torch>=2.11`, `tomli-w; extra == "x"`) is installed and new enough."""
     wrong, count = {}, 0
     for requirement in requirements:
         match = re.match(r"([\w.-]+)\s*>=\s*([\w.]+)\s*$", requirement)
@@ -67,13 +62,9 @@ def torchvision_import(torchvision: Mapping[str, Any], torch: Mapping[str, Any])
 def torchvision_pair(
     torchvision: Mapping[str, Any], torch: str, have: str | None, requirements: Iterable[str]
 ) -> Check:
-    """The verdict on a pair.
+    """The verdict on facts of torchvision's import, torch's version, and what torchvision's metadata has.
 
-    Args:
-        torchvision: facts of its import.
-        torch: torch's version.
-        have: torchvision's version in its metadata.
-        requirements: torchvision's own, among them `torch (>=2.14.0)` or `torch==2.9.0`.
+    That is its version, and its own requirements, among them `torch (>=2.14.0)` or `torch==2.9.0`.
     """
     named = "torch torchvision"
     for requirement in requirements:

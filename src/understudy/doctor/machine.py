@@ -12,12 +12,7 @@ GIB = 1 << 30
 
 
 def device(torch: Mapping[str, Any], driver: str | None) -> Check:
-    """What training will run on, and whether a GPU is there that torch cannot use.
-
-    Args:
-        torch: facts of its import.
-        driver: the NVIDIA driver's version, None without one.
-    """
+    """What training will run on, and whether a GPU (there is an NVIDIA driver) is there that torch cannot use."""
     if "error" in torch:
         return Check("device", "fail", "unknown, because torch cannot be imported", "mend torch first")
     broken = [item for item in torch["devices"] if "error" in item]
@@ -63,12 +58,7 @@ def threads(used: int | None, cores: int) -> Check:
 
 
 def bytecode(variable: str, torch_compiled: bool) -> Check:
-    """Python may keep compiled bytecode; without it every start compiles torch again.
-
-    Args:
-        variable: the value of PYTHONDONTWRITEBYTECODE.
-        torch_compiled: whether torch's bytecode is on disk already.
-    """
+    """Python may keep compiled bytecode: with PYTHONDONTWRITEBYTECODE (`variable`) every start compiles torch again."""
     if torch_compiled:
         return Check("bytecode", "ok", "libraries are compiled")
     if variable:
@@ -102,12 +92,7 @@ def open_files() -> list[Check]:
 
 
 def disk(store: Path, need: int | None) -> Check:
-    """Room and permission to write embeddings.
-
-    Args:
-        store: the folder they go to; it need not exist.
-        need: bytes that the embeddings will take, None if unknown.
-    """
+    """Room and permission to write embeddings, of `need` bytes if known, to a folder that need not exist."""
     there = store.absolute()
     while not there.exists():
         there = there.parent

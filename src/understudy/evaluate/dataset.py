@@ -12,28 +12,21 @@ from understudy.sources.source import Source
 
 @dataclass(frozen=True, eq=False)
 class EvaluationSet:
-    """One set of images to evaluate on.
+    """One set of images to evaluate on; features of each of its sources are computed once.
 
-    Args:
-        name: what the figures call it: a protocol's are filed under "PROTOCOL@NAME"; "" for the main evaluation images.
-        kind: what protocols ask for: "labeled" (training and test images), "shift" (test images only, of classes that
-            the main evaluation images have), "landmarks" (queries and a database), or a layout whose protocols read
-            the files themselves; "main" for the main evaluation images.
-        spec: where it is.
-        train: labeled images to learn from; features are computed once.
-        test: images to evaluate on, or a database to search; features are computed once.
-        queries: images to search with; features are computed once.
-        metadata: what else the layout says, for the protocols of this kind. Arrays are indexed by the images' ids
-            (`Source.ids`), which survive the loss of images that cannot be read.
+    The kind is what protocols ask for: "labeled" (training and test images), "shift" (test images only, of classes that
+    the main evaluation images have), "landmarks" (queries and a database), or a layout whose protocols read the files
+    themselves; "main" for the main evaluation images. Arrays of the metadata are indexed by the images' ids
+    (`Source.ids`), which survive the loss of images that cannot be read.
     """
 
-    name: str
+    name: str  # figures are filed under "PROTOCOL@NAME"; "" for the main evaluation images
     kind: str
-    spec: str
-    train: Source | None = None
-    test: Source | None = None
-    queries: Source | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    spec: str  # where it is
+    train: Source | None = None  # labeled images to learn from
+    test: Source | None = None  # images to evaluate on, or a database to search
+    queries: Source | None = None  # images to search with
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # what else the layout says, for protocols of this kind
 
     @property
     def sources(self) -> dict[str, Source]:

@@ -74,47 +74,27 @@ class Labeled:
 
 @dataclass(frozen=True, eq=False)
 class EncodedSet:
-    """One encoder under evaluation, as its features.
-
-    Args:
-        name: "teacher", "student" or "student_embed", for messages.
-        test: (M, F) features of the test images, perhaps a memory map; (0, 0) where a set has none.
-        train: (N, F) features of the training images; None where no evaluation data was given.
-        test_labels: (M,) class ids, None without labels.
-        train_labels: (N,) class ids, None without labels.
-        class_names: name of each class id; may be empty.
-        reference: the teacher on the same test images, row by row; None for the teacher itself.
-        aligned: whether rows are meant to be the reference's rows up to one factor, so that cosines have a meaning.
-        encoder: the network, for protocols that need pixels.
-        train_source, test_source: the images behind the rows, in row order, for protocols that need pixels.
-        dataset: the `--on` set; None for the main evaluation images.
-        queries: (Q, F) features of the set's queries.
-        base: the same encoder on the main evaluation images, of an encoded set on test images alone.
-        folder: where protocols that train for long keep their state until they are done.
-        device: where protocols compute.
-        workers: processes that read images, for protocols that need pixels; None lets the loader choose.
-        progress: called by long protocols.
-    """
+    """One encoder under evaluation, as its features; with the network and images for protocols that need pixels."""
 
     # How rows, labels and widths fit is for `labeled` to check: a user can get it wrong.
-    name: str
-    test: Float[np.ndarray, "_ _"]
-    train: Float[np.ndarray, "_ _"] | None = None
-    test_labels: Int[np.ndarray, " _"] | None = None
-    train_labels: Int[np.ndarray, " _"] | None = None
-    class_names: tuple[str, ...] = ()
-    reference: EncodedSet | None = None
-    aligned: bool = False
+    name: str  # "teacher", "student" or "student_embed", for messages
+    test: Float[np.ndarray, "_ _"]  # (M, F) of the test images, perhaps a memory map; (0, 0) where a set has none
+    train: Float[np.ndarray, "_ _"] | None = None  # (N, F) of the training images; None without evaluation data
+    test_labels: Int[np.ndarray, " _"] | None = None  # (M,) class ids, None without labels
+    train_labels: Int[np.ndarray, " _"] | None = None  # (N,) class ids, None without labels
+    class_names: tuple[str, ...] = ()  # of each class id; may be empty
+    reference: EncodedSet | None = None  # the teacher on the same test images, row by row; None for the teacher itself
+    aligned: bool = False  # whether rows are meant to be the reference's up to one factor: cosines have a meaning
     encoder: EvaluatedEncoder | None = None
-    train_source: Source | None = None
+    train_source: Source | None = None  # the images behind the rows, in row order
     test_source: Source | None = None
-    dataset: EvaluationSet | None = None
-    queries: Float[np.ndarray, "_ _"] | None = None
-    base: EncodedSet | None = None
-    folder: Path | None = None
-    device: str | torch.device = "cpu"
-    workers: int | None = None
-    progress: Progress | None = None
+    dataset: EvaluationSet | None = None  # the `--on` set; None for the main evaluation images
+    queries: Float[np.ndarray, "_ _"] | None = None  # (Q, F) of the set's queries
+    base: EncodedSet | None = None  # of test images alone: the same encoder on the main evaluation images
+    folder: Path | None = None  # where protocols that train for long keep their state until they are done
+    device: str | torch.device = "cpu"  # where protocols compute
+    workers: int | None = None  # processes that read images; None lets the loader choose
+    progress: Progress | None = None  # called by long protocols
     cache: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     """What several protocols derive from the same rows: filled by the first that needs it."""
     _neighbors: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False)

@@ -30,21 +30,13 @@ from understudy.sources.source import Source
 
 @dataclass(frozen=True)
 class Resources:
-    """Where an evaluation computes, where it keeps features, and whom it tells.
+    """Where an evaluation computes, where it keeps features, and whom it tells."""
 
-    Args:
-        device: where encoders and protocols compute.
-        store_root: where teacher embeddings are kept, shared with training and with other runs.
-        workers: processes that read images; None lets the loader choose.
-        progress: called as progress(done, total, note) within each stage.
-        notify: called with the plan, a sentence for each encoder, before anything is computed.
-    """
-
-    device: str | torch.device = "cpu"
-    store_root: str | os.PathLike[str] = "store"
-    workers: int | None = None
-    progress: Progress | None = None
-    notify: Notify | None = None
+    device: str | torch.device = "cpu"  # of encoders and protocols
+    store_root: str | os.PathLike[str] = "store"  # of teacher embeddings, shared with training and other runs
+    workers: int | None = None  # processes that read images; None lets the loader choose
+    progress: Progress | None = None  # within each stage
+    notify: Notify | None = None  # of the plan, a sentence for each encoder, before anything is computed
 
     @property
     def listings(self) -> Path:
@@ -105,22 +97,14 @@ class SetFeatures:
 
 @dataclass
 class FeatureExtractor:
-    """The encoders under evaluation: "teacher", "student" (the backbone) and "student_embed" (after its head).
-
-    Args:
-        teacher, student: at least one of them.
-        resources: device, stores and readers.
-        batch_size: images per forward pass.
-        student_root: where the student's features are kept: they are of use to this run alone.
-        in_teacher_space: whether a perfect student would lie in the teacher's space; if not, their cosines say nothing.
-    """
+    """The encoders under evaluation: "teacher", "student" (the backbone) and "student_embed" (after its head)."""
 
     teacher: Teacher | None
-    student: Student | None
+    student: Student | None  # one of the two at least
     resources: Resources
-    batch_size: int
-    student_root: str | os.PathLike[str] = ""
-    in_teacher_space: bool = True
+    batch_size: int  # images per forward pass
+    student_root: str | os.PathLike[str] = ""  # of the student's features, which are of use to this run alone
+    in_teacher_space: bool = True  # whether a perfect student would lie there; if not, their cosines say nothing
     seconds: dict[str, float] = field(default_factory=dict)
     """By stage: an encoder's passes, or a protocol's work on a set."""
     images: dict[str, dict[str, int]] = field(default_factory=dict)

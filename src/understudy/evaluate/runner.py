@@ -102,14 +102,10 @@ def evaluate_run(
 def evaluate_model(
     spec: str, settings: EvaluationSettings, resources: Resources = DEFAULT_RESOURCES, *, precision: str = "auto"
 ) -> dict[str, Any]:
-    """Evaluate any encoder with weights.
+    """Evaluate any encoder with weights by its model spec; a run of ours, `run:FOLDER`, by `evaluate_run`.
 
-    Args:
-        spec: a model spec. A run of ours, `run:FOLDER`, is evaluated by `evaluate_run`, beside its teacher.
-        settings: as in `evaluate_run`; `eval_data` or `on` is needed by every protocol that looks at images.
-        resources: device, stores and readers. Features and figures are kept beside the stores; a second call adds what
-            is missing.
-        precision: see `build_teacher`; the teacher of a run computes as in its training.
+    Every protocol that looks at images needs `eval_data` or `on`. Features and figures are kept beside the stores; a
+    second call adds what is missing. `precision` is as in `build_teacher`.
 
     Returns:
         `{"teacher": {...}, "about": {...}}`; of a run, what `evaluate_run` returns.
@@ -135,13 +131,9 @@ def evaluate_teacher(
     *,
     held_out: Source | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a teacher that is built already.
+    """Evaluate a teacher that is built already, as `evaluate_model` does.
 
-    Args:
-        teacher: the frozen encoder.
-        settings: as in `evaluate_run`.
-        resources: as in `evaluate_model`.
-        held_out: images without labels. Nothing is measured of a teacher alone, but its embeddings are made.
+    `held_out` are images without labels: nothing is measured of a teacher alone there, but its embeddings are made.
 
     Returns:
         `{"teacher": {...}, "about": {...}}`.

@@ -42,14 +42,7 @@ def build(name: str, **settings: Any) -> Loss:
 
 
 def typed_settings(name: str, **settings: Any) -> dict[str, Any]:
-    """A method's name and settings, each value in its own type: `1` from a file and `"1"` from a flag are one.
-
-    Args:
-        name: a key of `LOSSES`.
-        **settings: the method's own settings.
-
-    Returns:
-        `{"name": name, ...}`, the settings that were given and no others.
+    """`{"name": name, ...}` with the settings that were given, in their types: `1` from a file is `"1"` from a flag.
 
     Raises:
         ConfigError: as `build`.

@@ -75,14 +75,10 @@ class AttnDistill(Loss):
 
 
 def resized(attention: Float[Tensor, "B H T"], patches: int) -> Float[Tensor, "B H U"]:
-    """Shares on another square grid; those of the class token, and of all patches together, stay.
+    """Shares on another square grid of N patches; those of the class token, and of all patches together, stay.
 
-    Args:
-        attention: (B, H, 1 + M), the class token first, then a square grid of patches row by row.
-        patches: N, of the new grid.
-
-    Returns:
-        (B, H, 1 + N); no patch has less than `LEAST`, so the sum may exceed 1 a little.
+    The class token comes first, then the grid row by row. No patch has less than `LEAST`, so the sum may exceed 1 a
+    little.
     """
     own, rest = attention[:, :, :1], attention[:, :, 1:]
     side, new = math.isqrt(rest.shape[2]), math.isqrt(patches)

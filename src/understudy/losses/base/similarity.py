@@ -94,14 +94,7 @@ def cosine_from_sums(
     """Cosines from sums of products, elementwise; 0 with zero gradient where either square is at most its floor.
 
     `F.normalize` would divide by eps there: a student column that died would receive a gradient of 1e12. Where a sum is
-    infinite the cosine is not a number, so training stops and says so.
-
-    Args:
-        dot: sums of student times teacher, both times `SMALLER`.
-        student_square: sums of squares of the student, times `SMALLER`.
-        teacher_square: the same of the teacher.
-        student_floor: at most this is no direction.
-        teacher_floor: the same of the teacher.
+    infinite the cosine is not a number, so training stops and says so. All sums are of numbers times `SMALLER`.
     """
     # NaN counts as alive and goes through: a broken batch must not look like a dead column.
     alive = ~((student_square <= student_floor) | (teacher_square <= teacher_floor))
@@ -118,41 +111,17 @@ def cosine_of_rows(s: Float[Tensor, "B D"], t: Float[Tensor, "B D"]) -> Float[Te
 
 
 def row_cosine(student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
-    """One cosine per image.
-
-    Args:
-        student: (B, D) embeddings, raw.
-        teacher: (B, D) embeddings, raw.
-
-    Returns:
-        (B,) cosines in [-1, 1].
-    """
+    """One cosine per image of raw embeddings, in [-1, 1]."""
     return cosine_of_rows(exact(student) * SMALLER, exact(teacher) * SMALLER)
 
 
 def column_cosine(student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"]) -> Float[Tensor, " D"]:
-    """One cosine per dimension, taken over the batch; no centering.
-
-    Args:
-        student: (B, D) embeddings, raw.
-        teacher: (B, D) embeddings, raw.
-
-    Returns:
-        (D,) cosines in [-1, 1].
-    """
+    """One cosine per dimension of raw embeddings, taken over the batch, in [-1, 1]; no centering."""
     return row_cosine(student.T, teacher.T)
 
 
 def row_correlation(s: Float[Tensor, "B D"], t: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
-    """Pearson's correlation of each image's D numbers; 0 with zero gradient where either row is constant.
-
-    Args:
-        s: (B, D) of the student, of a `smaller_pair`.
-        t: (B, D) of the teacher.
-
-    Returns:
-        (B,) correlations in [-1, 1].
-    """
+    """Pearson's correlation of each image's D numbers, of a `smaller_pair`; see `column_correlation`."""
     return column_correlation(s.T, t.T, everywhere=False)
 
 
@@ -161,16 +130,9 @@ def column_correlation(
 ) -> Float[Tensor, " D"]:
     """Pearson's correlation of each dimension over the batch; 0 with zero gradient where either column is constant.
 
-    In two messages, the means first: products summed before the means are taken off would lose, in fp32, all digits of
-    a column whose mean is large beside its spread.
-
-    Args:
-        s: (B, D) of the student, of a `smaller_pair`.
-        t: (B, D) of the teacher.
-        everywhere: over the batch of all processes, or over this process' rows only.
-
-    Returns:
-        (D,) correlations in [-1, 1].
+    Of a `smaller_pair`; the batch is that of all processes (`everywhere`) or this process' rows. In two messages, the
+    means first: products summed before the means are taken off would lose, in fp32, all digits of a column whose mean
+    is large beside its spread.
     """
 
     def total(x: Tensor) -> Tensor:
@@ -195,9 +157,7 @@ def _rounding(mean: Tensor, count: Tensor) -> Tensor:
 def infonce(positive: Float[Tensor, " B"], negatives: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
     """-log softmax of the positive among the negatives, per image, in nats; exactly 0 where there are no negatives.
 
-    Args:
-        positive: (B,) logits of the right answers.
-        negatives: (B,) logsumexp of the logits of the wrong ones: several positives may share it.
+    Of the right answers' logits, and of the logsumexp of those of the wrong ones: several positives may share it.
     """
     return torch.logaddexp(positive, negatives) - positive
 
