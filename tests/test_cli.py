@@ -13,10 +13,9 @@ import pytest
 
 from understudy import __version__
 from understudy.cli import VERBS, main
-from understudy.cli.flags import Flags
+from understudy.cli.flags import SENTENCES, Flags
 from understudy.cli.options import plain, split_method_settings
 from understudy.cli.program import Parser
-from understudy.cli.unknown import SENTENCES
 from understudy.errors import ConfigError
 from understudy.losses import LOSSES
 from understudy.settings import closest

@@ -191,7 +191,7 @@ def test_other_settings_are_refused_in_the_same_folder(workplace, compared, caps
 def test_a_run_that_was_asked_to_stop_stops_the_comparison_and_is_no_failure(workplace, monkeypatch, capsys):
     begun = []
     monkeypatch.setattr(
-        "understudy.pipeline.train_stage", lambda settings, **_: begun.append(settings.out)
+        "understudy.compare.cell.train_stage", lambda settings, **_: begun.append(settings.out)
     )  # None: stopped
     assert main(["compare", *SHARED, *METHODS, "--out", "asked", "--jobs", "1"]) == 143
     assert len(begun) == 1 and not list((workplace / "asked").rglob("failure.json"))

@@ -223,6 +223,7 @@ def data_stage(
     settings: RunSettings, teacher: Teacher | None, source: Source, processes: Processes, *, quiet: bool = False
 ) -> TrainingData:
     """The training images, with the store, the graph and the transform that the settings need."""
+    from understudy.embed.embedding import open_rows
     from understudy.embed.transform import transform_of
     from understudy.sources.formats.address import RemoteImages
     from understudy.train.log import notify
@@ -231,7 +232,7 @@ def data_stage(
     rows, store, graph, transform = source, None, None, None
     if teacher is not None and needs_store(settings):
         store = embed_stage(settings, teacher, source, processes, quiet=quiet)
-        rows = open_rows_of(store, source)
+        rows = open_rows(store, source)
         if settings.neighbors.k:
             graph = graph_stage(settings, store, processes, quiet=quiet)
         if settings.transform != "none":
@@ -353,13 +354,6 @@ def training_images(settings: TrainSettings) -> tuple[Source, Source | None]:
     # The same images whatever the seed, so that runs of several seeds share one store and one graph.
     order = np.random.Generator(np.random.Philox(key=[0, 0x0DD])).permutation(len(source))
     return source.subset(np.sort(order[count:])), source.subset(np.sort(order[:count]))
-
-
-def open_rows_of(store: Store, source: Source) -> Source:
-    """The images behind the rows of a store: the source without what could not be read."""
-    from understudy.embed.embedding import open_rows
-
-    return open_rows(store, source)
 
 
 def decoded_images(settings: TrainSettings, source: Source, processes: Processes) -> Source:

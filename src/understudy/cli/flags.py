@@ -8,10 +8,19 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from understudy.cli.unknown import unknown_flag
 from understudy.errors import ConfigError
 from understudy.losses import LOSSES
-from understudy.settings import settings_in
+from understudy.settings import closest, either, settings_in
+
+AUTOMATIC = "Resuming is automatic: give the same command again, and what is finished is not done again."
+WEIGHTS = "A model spec says its weights: --student timm:resnet18@pretrained, or @FILE for local ones."
+TORCHRUN = "Start the same command under torchrun: torchrun --nproc-per-node 4 -m understudy train ..."
+SENTENCES = {
+    **dict.fromkeys(("resume", "resume_from", "checkpoint", "ckpt", "auto_resume"), AUTOMATIC),
+    **dict.fromkeys(("pretrained", "weights"), WEIGHTS),
+    **dict.fromkeys(("nproc_per_node", "world_size", "num_gpus", "distributed", "ddp"), TORCHRUN),
+}
+"""Flags of other programs that none of ours stands for."""
 
 Listed = Mapping[str, Sequence[str]]
 """Values to choose from, by the dotted name of a flag."""
@@ -85,8 +94,19 @@ class Flags:
             self.known[names[0].removeprefix("--").replace("-", "_")] = {"help": help, **(metadata or {})}
 
     def unknown(self, word: str) -> ConfigError:
-        """The error for a flag that the verb does not have."""
-        return unknown_flag(word, self.known, self.parser.prog)
+        """The error for a flag, as written, that the verb does not have: our name for it, or the nearest three."""
+        flag = word.partition("=")[0]
+        if not flag.startswith("-"):
+            return ConfigError(f"Unexpected argument '{word}'. `{self.parser.prog} --help` shows how it is called.")
+        name = flag.lstrip("-").replace("-", "_")
+        names, synonym = closest(name, self.known)
+        flags = ["--" + path.replace("_", "-") for path in names]
+        if synonym:
+            return ConfigError(f"Unknown argument '{flag}'. Here it is {flags[0]}: {self.known[names[0]]['help']}")
+        if name in SENTENCES:
+            return ConfigError(f"Unknown argument '{flag}'. {SENTENCES[name]}")
+        guess = f"Did you mean {either(flags)}? " if flags else ""
+        return ConfigError(f"Unknown argument '{flag}'. {guess}`{self.parser.prog} --help-all` lists all flags.")
 
 
 def described(field: dataclasses.Field[Any]) -> str:

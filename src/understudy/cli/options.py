@@ -23,7 +23,7 @@ class Options(argparse.Namespace):
     """What the verb makes of them."""
 
     def layers(self, cls: type, *more: str, **fixed: Any) -> list[dict[str, Any]]:
-        """The file of `--config`; the flags of a settings dataclass and `more`, with `fixed` values of the verb's own."""
+        """The file of `--config`; the flags of a settings dataclass and `more`; `fixed` values of the verb's own."""
         written = [read_toml(self.config)] if getattr(self, "config", None) else []
         roots = {field.name for field in dataclasses.fields(cls)} | set(more)
         flags = {key: value for key, value in vars(self).items() if key.split(".")[0] in roots and value is not None}

@@ -12,7 +12,7 @@ from understudy.artifacts import read_json, write_json, write_text
 from understudy.compare.settings import FREE
 from understudy.compare.variants import Variant
 from understudy.errors import Stopped, UnderstudyError
-from understudy.pipeline import RunSettings
+from understudy.pipeline import RunSettings, evaluate_stage, train_stage
 from understudy.settings import as_table, flatten
 
 
@@ -80,8 +80,6 @@ def attempt(cell: Cell) -> None:
 
 def make(cell: Cell) -> None:
     """Train and evaluate one cell."""
-    from understudy.pipeline import evaluate_stage, train_stage
-
     # Without the evaluation images training holds out the same images in every cell, trials and final runs alike.
     finished = train_stage(dataclasses.replace(cell.settings, eval_data=None), quiet=True)
     if finished is None:

@@ -16,7 +16,7 @@ from understudy.compare.settings import ComparisonSettings
 from understudy.compare.table import VariantRuns, result, table, write
 from understudy.compare.variants import Variant, variants_of, variants_of_grid
 from understudy.errors import ConfigError
-from understudy.pipeline import RunSettings
+from understudy.pipeline import RunSettings, training_images
 from understudy.settings import flatten
 
 TIMED_STEPS = 40
@@ -133,8 +133,6 @@ class Comparison:
         write_json(self.out / "plan.json", {**read_json(self.out / "plan.json"), "passes": self.passes})
 
     def _images_trained(self, settings: RunSettings) -> int:
-        from understudy.pipeline import training_images
-
         return len(training_images(dataclasses.replace(settings, eval_data=None))[0])
 
     def _passes(self, variant: Variant) -> float:

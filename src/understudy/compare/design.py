@@ -11,7 +11,7 @@ from understudy.compare.search import CRITERION, FEWEST_HELD_OUT
 from understudy.compare.settings import OWN, ComparisonSettings, budget_of
 from understudy.compare.variants import Variant
 from understudy.errors import ConfigError
-from understudy.pipeline import RunSettings
+from understudy.pipeline import RunSettings, resolve_method
 from understudy.settings import as_table, resolve
 
 FORMAT = 1
@@ -95,7 +95,6 @@ class Design:
 
     def _run_settings(self, variant: Variant) -> RunSettings:
         from understudy.losses import build
-        from understudy.pipeline import resolve_method
 
         changes = dict(variant.changes)
         settings = resolve(RunSettings, self.base, changes)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from understudy.artifacts import fingerprint
 from understudy.compare.cell import Cell
-from understudy.pipeline import RunSettings
+from understudy.pipeline import RunSettings, data_stage, teacher_of, training_images
 from understudy.settings import as_table
 
 
@@ -30,37 +30,21 @@ class Preparation:
                 self.made.add(key)
 
     def _make(self, settings: RunSettings, eval_data: str | None) -> None:
-        from understudy.embed.transform import transform_of
         from understudy.evaluate.features import Resources
         from understudy.evaluate.runner import evaluate_teacher
-        from understudy.pipeline import (
-            decoded_images,
-            embed_stage,
-            graph_stage,
-            open_rows_of,
-            teacher_of,
-            training_images,
-        )
         from understudy.train.distributed import join
         from understudy.train.log import StageProgress, notify
 
         processes = join(settings.device)
         source, held_out = training_images(settings)
-        rows = source
+        teacher = None
         if settings.teacher is not None:
             teacher = teacher_of(settings.teacher_settings, processes.device).to(processes.device)
             if not self.made:
                 notify(f"teacher: {teacher.spec}, D = {teacher.width}, {teacher.precision}; {teacher.weights}")
-            if settings.neighbors.k or settings.views.teacher == "recorded" or settings.transform != "none":
-                store = embed_stage(settings, teacher, source, processes)
-                rows = open_rows_of(store, source)
-                if settings.neighbors.k:
-                    graph_stage(settings, store, processes)
-                if settings.transform != "none":
-                    transform_of(store, settings.transform)
-            if eval_data is not None or held_out is not None:
-                with StageProgress("evaluate the teacher") as progress:
-                    evaluation = dataclasses.replace(settings.evaluation, eval_data=eval_data)
-                    resources = Resources(processes.device, settings.store, settings.workers, progress)
-                    evaluate_teacher(teacher, evaluation, resources, held_out=held_out)
-        decoded_images(settings, rows, processes)
+        data_stage(settings, teacher, source, processes)
+        if teacher is not None and (eval_data is not None or held_out is not None):
+            with StageProgress("evaluate the teacher") as progress:
+                evaluation = dataclasses.replace(settings.evaluation, eval_data=eval_data)
+                resources = Resources(processes.device, settings.store, settings.workers, progress)
+                evaluate_teacher(teacher, evaluation, resources, held_out=held_out)
