@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from understudy.artifacts.regular import read_regular
-from understudy.errors import StoreError, UnderstudyError
+from understudy.artifacts.seals import (
+    append_seal,
+    damaged,
+    fill_in,
+    sealed_table,
+    sealed_text,
+    verdict_on,
+    without_seal,
+)
+from understudy.errors import StoreError, UnderstudyError, first_line
 
 FULL = 2**16  # a disk with fewer bytes left is full: not every library says why it could not write
 UMASK = os.umask(0o022)
@@ -20,10 +29,14 @@ os.umask(UMASK)  # it can only be read by setting it
 
 
 @contextlib.contextmanager
-def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic(path: str | os.PathLike[str], *, sealed: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success flush it to disk and rename it over `path`.
 
     A process killed inside the block leaves `path` as it was.
+
+    Args:
+        path: the file.
+        sealed: put its checksum behind what the block has written (see `seals`).
 
     Raises:
         StoreError: the disk is full; `path` is as it was.
@@ -34,6 +47,8 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         with room_on_disk(path):
             yield temporary
+            if sealed:
+                append_seal(temporary)
             # safetensors writes files that nobody else may read; what a run leaves is for the whole team.
             temporary.chmod(0o666 & ~UMASK)
             with open(temporary, "rb+") as file:
@@ -74,27 +89,55 @@ def sweep(folder: str | os.PathLike[str], name: str = "*") -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file atomically."""
+    """Write a text file atomically; TOML and HTML get their checksum in a comment at their end (see `seals`)."""
+    suffix = Path(path).suffix
     with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(sealed_text(suffix, text) if suffix in (".toml", ".html") else text, encoding="utf-8")
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write JSON atomically, NaN refused (a measurement that failed must say so in words)."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    """Write JSON atomically, NaN refused (a measurement that failed must say so in words).
+
+    A table gets its checksum as its last entry or that of its table `about` (see `seals`); `read_json` takes it out.
+    """
+    if not isinstance(value, dict):
+        write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    else:
+        write_text(path, fill_in(json.dumps(sealed_table(value), indent=1, allow_nan=False) + "\n"))
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
+def read_json(path: str | os.PathLike[str], remedy: str = "Delete it and run the step again.") -> Any:
     """Read JSON.
 
+    Args:
+        path: the file.
+        remedy: what to do about a damaged file.
+
     Raises:
-        StoreError: the file is missing, is no regular file, or is not JSON.
+        StoreError: the file is missing, is no regular file, is not JSON, or is not what was written.
     """
     try:
-        return json.loads(read_regular(path))
+        content = read_regular(path)
+        verdict = verdict_on(path)
+        value = json.loads(content)
     except FileNotFoundError:
         raise StoreError(f"{path} does not exist. Was the step that writes it run to its end?") from None
     except OSError as error:
         raise StoreError(f"{path} cannot be read ({error.strerror}).") from None
     except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or nested deeper than Python can follow
-        raise StoreError(f"{path} is not valid JSON ({error}). Delete it and run the step again.") from None
+        raise StoreError(f"{path} is not valid JSON ({first_line(error)}). {remedy}") from None
+    if verdict == "damaged":
+        raise damaged(path, f"{remedy} (Was it edited by hand? Then take its entry 'checksum' out.)")
+    return value if verdict == "unsealed" else without_seal(value)
+
+
+def read_table(path: str | os.PathLike[str], remedy: str = "Delete it and run the step again.") -> dict[str, Any]:
+    """Read JSON that is a table.
+
+    Raises:
+        StoreError: as `read_json`, or it is something else.
+    """
+    value = read_json(path, remedy)
+    if not isinstance(value, dict):
+        raise StoreError(f"{path} holds a {type(value).__name__} where a table is expected. {remedy}")
+    return value

@@ -5,10 +5,22 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from understudy.artifacts.files import read_json
+from understudy.artifacts.checksums import Checksums
+from understudy.artifacts.files import read_table
+from understudy.artifacts.regular import read_regular
+from understudy.artifacts.seals import BLANK, KEY, damaged, fill_in, require_whole, verdict_on_row
+from understudy.errors import StoreError
+
+AGAIN = "Delete it and run `understudy evaluate` on the run again: figures and pictures are made anew."
+REMADE = (
+    "Delete student.json and run the same `understudy train` again: from the checkpoint the student is made anew; or "
+    "take both files from a copy of the run."
+)
+CONFIG = "Take it from a copy of the run, or name another --out. (Was it edited by hand? Then delete its last line.)"
 
 
 class Run:
@@ -40,24 +52,75 @@ class Run:
 
     @property
     def evaluation(self) -> dict[str, Any]:
-        """The measured figures, `{"teacher": {"knn": {...}}, "student": {...}}`."""
-        value = read_json(self.evaluation_path)
-        assert isinstance(value, dict)
-        return value
+        """The measured figures, `{"teacher": {"knn": {...}}, "student": {...}}`.
+
+        Raises:
+            StoreError: the file is missing or damaged.
+        """
+        return read_table(self.evaluation_path, AGAIN)
 
     @property
     def student(self) -> dict[str, Any]:
-        """What the student is, from student.json."""
-        value = read_json(self.student_path)
-        assert isinstance(value, dict)
-        return value
+        """What the student is, from student.json.
+
+        Raises:
+            StoreError: the file is missing or damaged.
+        """
+        return read_table(self.student_path, REMADE)
+
+    def require_whole(self) -> None:
+        """Let configuration and weights pass that are what was written, or were written without checksums.
+
+        Raises:
+            StoreError: one of them is damaged; the sentence names it and its first damaged block.
+        """
+        if self.config_path.exists():
+            require_whole(self.config_path, CONFIG)
+        if not self.trained or (checksums := Checksums.parse(self.student.get("weights_checksums"))) is None:
+            return
+        try:
+            found = checksums.damaged(self.weights_path)
+        except OSError as error:
+            raise StoreError(f"{self.weights_path} cannot be read ({error.strerror}). {REMADE}") from None
+        if found:
+            start, end = checksums.span(found[0])
+            which = f"Block {found[0]} (bytes {start:,} to {end - 1:,}) is the first such."
+            raise damaged(self.weights_path, f"{which} {REMADE}")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The metrics file as a list of rows; a last line cut off by a kill is left out."""
-        if not self.metrics_path.is_file():
+        """The metrics file as a list of rows; a last line cut off by a kill is left out.
+
+        Raises:
+            StoreError: a line is damaged; the sentence says which.
+        """
+        if not self.metrics_path.exists():
             return []
-        rows = []
-        for line in self.metrics_path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                rows.append(json.loads(line))
-        return rows
+        try:
+            *lines, rest = read_regular(self.metrics_path).split(b"\n")
+        except OSError as error:
+            raise StoreError(f"{self.metrics_path} cannot be read ({error.strerror}).") from None
+        sealed = any(verdict_on_row(line) != "unsealed" for line in lines)
+        if rest and (_row(rest, sealed) is not None or _row(rest[:-1], sealed) is not None):
+            lines.append(rest)  # whole but for its line break: a kill, or that byte is another
+        rows = [_row(line, sealed) for line in lines]
+        if None in rows:
+            raise damaged(
+                self.metrics_path, f"Line {rows.index(None) + 1} is the first such: delete it to go on without it."
+            )
+        return [row for row in rows if row is not None]
+
+
+def sealed_row(row: Mapping[str, Any]) -> str:
+    """A line of the metrics file, with its checksum and line break."""
+    return fill_in(json.dumps({**row, KEY: BLANK})) + "\n"
+
+
+def _row(line: bytes, sealed: bool) -> dict[str, Any] | None:
+    """A row of the metrics file; None if it is none, or not what was written where others tell (`sealed`)."""
+    if verdict_on_row(line) != ("whole" if sealed else "unsealed"):
+        return None
+    with contextlib.suppress(ValueError, RecursionError):
+        value = json.loads(line)
+        if isinstance(value, dict):
+            return {name: one for name, one in value.items() if name != KEY}
+    return None

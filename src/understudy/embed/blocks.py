@@ -8,6 +8,8 @@ rows up only when they have reached the disk in their place, so there is never a
 
 from __future__ import annotations
 
+import itertools
+import logging
 import os
 import shutil
 import time
@@ -16,11 +18,14 @@ from typing import IO, Any
 
 import numpy as np
 
-from understudy.artifacts import Store, read_json, write_json
+from understudy.artifacts import Checksums, Store, read_table, write_json
+from understudy.artifacts.seals import checksum
 from understudy.errors import ConfigError, StoreError
 from understudy.views.reader import Skipped
 
 SAVE_SECONDS = 10.0  # at most so much work is lost to a kill
+
+log = logging.getLogger("understudy")
 
 
 class Block:
@@ -34,20 +39,45 @@ class Block:
         self.store, self.number, self.images, self.width, self.dtype = store, number, images, width, dtype
         stem = store.folder / "blocks" / f"{number:04d}"
         self.path, self.record_path = stem.with_suffix(".rows"), stem.with_suffix(".json")
-        self.skipped: list[tuple[int, str, str]] = []  # position, name, reason
-        self.counts = (images.start, 0, 0)  # position the images were read up to, rows written, images skipped
-        self.seconds = 0.0
+        self.skipped: list[tuple[int, str, str]]  # position, name, reason
+        self.counts: tuple[int, int, int, int | None]
+        """Position the images were read up to, rows written, images skipped, checksum of the rows' bytes."""
+        self.seconds: float
         self._saved = self._entered = 0.0
         self._file: IO[bytes]
+        self._begin()
         if self.record_path.exists():
-            state = read_json(self.record_path)
-            written = self.path.stat().st_size if self.path.exists() else 0
-            moved = state["done"] == images.stop and not self.path.exists() and merging(store).exists()
-            if state["images"] == [images.start, images.stop] and (
-                moved or written >= state["rows"] * width * dtype.itemsize
-            ):
-                self.skipped = [(place, name, reason) for place, name, reason in state["skipped"]]
-                self.counts, self.seconds = (state["done"], state["rows"], len(self.skipped)), state["seconds"]
+            try:
+                self._take_up(read_table(self.record_path, "The images of its block are embedded again."))
+            except StoreError as error:
+                log.warning(str(error))
+            except (KeyError, TypeError, ValueError):
+                log.warning(f"{self.record_path} is no record of a block. Its images are embedded again.")
+
+    def _begin(self) -> None:
+        """Be a block of which nothing was done."""
+        self.skipped, self.counts, self.seconds = [], (self.images.start, 0, 0, 0), 0.0
+
+    def _take_up(self, state: dict[str, Any]) -> None:
+        """Go on from what an earlier life recorded, if its rows are there."""
+        written = self.path.stat().st_size if self.path.exists() else 0
+        moved = state["done"] == self.images.stop and not self.path.exists() and merging(self.store).exists()
+        enough = moved or written >= state["rows"] * self.width * self.dtype.itemsize
+        if state["images"] == [self.images.start, self.images.stop] and enough:
+            skipped = [(int(place), str(name), str(reason)) for place, name, reason in state["skipped"]]
+            counts = (int(state["done"]), int(state["rows"]), len(skipped), state.get("checksum_of_rows"))
+            self.skipped, self.counts, self.seconds = skipped, counts, float(state["seconds"])
+
+    def begin_again_if_damaged(self) -> None:
+        """Take up an unfinished block only if its rows are those that were written."""
+        if not self.rows or self.checksum is None or self.complete:
+            return
+        if Checksums.of(self.path, (self.bytes,)).values != (self.checksum,):
+            log.warning(
+                f"{self.path} is damaged: its rows are not what was written, as their checksum shows. The "
+                f"{self.done - self.images.start:,} images behind them are embedded again."
+            )
+            self._begin()
 
     @property
     def done(self) -> int:
@@ -58,6 +88,11 @@ class Block:
     def rows(self) -> int:
         """Rows written."""
         return self.counts[1]
+
+    @property
+    def checksum(self) -> int | None:
+        """Of the bytes of the rows; None where an older version wrote them."""
+        return self.counts[3]
 
     @property
     def complete(self) -> bool:
@@ -85,11 +120,15 @@ class Block:
     def append(self, rows: np.ndarray, positions: np.ndarray, skipped: Skipped, done: int) -> None:
         """Add the rows of one batch, which ends before position `done` of the source."""
         assert rows.shape[1:] == (self.width,)
-        self._file.write(np.ascontiguousarray(rows).data)
+        content = np.ascontiguousarray(rows)
+        self._file.write(content.data)
+        value = self.checksum
+        if value is not None:
+            value = checksum(content.reshape(-1).view(np.uint8).data, value)
         unreadable = sorted(set(range(self.done, done)) - set(positions.tolist()))
         self.skipped += [(place, name, reason) for place, (name, reason) in zip(unreadable, skipped, strict=True)]
         # In one assignment: Ctrl-C falls before or after it, never between counts that must agree.
-        self.counts = (done, self.rows + len(rows), len(self.skipped))
+        self.counts = (done, self.rows + len(rows), len(self.skipped), value)
         if time.monotonic() - self._saved > SAVE_SECONDS:
             self.save()
 
@@ -100,9 +139,9 @@ class Block:
         now = time.monotonic()
         self.seconds += now - self._entered
         self._saved = self._entered = now
-        images, (done, rows, skipped) = [self.images.start, self.images.stop], self.counts
+        images, (done, rows, skipped, value) = [self.images.start, self.images.stop], self.counts
         state = {"images": images, "done": done, "rows": rows, "skipped": self.skipped[:skipped]}
-        write_json(self.record_path, state | {"seconds": self.seconds})
+        write_json(self.record_path, state | {"seconds": self.seconds, "checksum_of_rows": value})
 
 
 def storable(rows: np.ndarray, dtype: np.dtype[Any], remedy: str) -> np.ndarray:
@@ -131,10 +170,13 @@ def take_back(store: Store) -> None:
         os.replace(final, merging(store))
 
 
-def merge(store: Store, blocks: list[Block]) -> None:
+def merge(store: Store, blocks: list[Block]) -> Checksums:
     """Put the rows of complete blocks behind each other, as `embeddings.npy`.
 
     Killed and called again, it goes on: a block whose rows are gone had put them into the array.
+
+    Returns:
+        Checksums of the array: of its header, and of each block that has rows.
 
     Raises:
         StoreError: the array does not hold what its blocks had put there.
@@ -143,7 +185,7 @@ def merge(store: Store, blocks: list[Block]) -> None:
     with open(path, "r+b" if path.exists() else "w+b") as file:
         shape, kind = (sum(block.rows for block in blocks), blocks[0].width), blocks[0].dtype.str
         np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": shape})
-        size = path.stat().st_size
+        size, header = path.stat().st_size, file.tell()
         for block in blocks:
             assert block.complete
             start = file.tell()
@@ -161,4 +203,14 @@ def merge(store: Store, blocks: list[Block]) -> None:
                 )
             file.seek(start + block.bytes)
         file.truncate()
+    filled = [block for block in blocks if block.rows]
+    checksums = Checksums.of(path, itertools.accumulate((block.bytes for block in filled), initial=header))
+    for block, value in zip(filled, checksums.values[1:], strict=True):
+        if block.checksum not in (None, value):
+            block.record_path.unlink()
+            raise StoreError(
+                f"{path} is damaged: the rows of block {block.number} are not what was written, as their checksum "
+                f"shows. Run the same command again: its {len(block.images):,} images are embedded again."
+            )
     os.replace(path, store.folder / "embeddings.npy")
+    return checksums

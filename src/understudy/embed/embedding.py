@@ -18,8 +18,20 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from understudy import __version__
-from understudy.artifacts import ALONE, Store, StoreKey, Writers, blocks_of, fingerprint, lock, room_on_disk, sweep
+from understudy.artifacts import (
+    ALONE,
+    Checksums,
+    Store,
+    StoreKey,
+    Writers,
+    blocks_of,
+    fingerprint,
+    lock,
+    room_on_disk,
+    sweep,
+)
 from understudy.embed.blocks import Block, merge, storable, take_back
+from understudy.embed.mending import is_damaged, mend_embeddings, mend_listing
 from understudy.errors import ConfigError, DataError, ModelError, StoreError, UnderstudyError, first_line
 from understudy.models.malloc import keep_freed_memory
 from understudy.models.probe import DRIFT, relative
@@ -155,6 +167,8 @@ def embed(
 ) -> Store:  # fmt: skip
     """The teacher's embeddings of a source, as a store; a complete store of the same key is used as it is.
 
+    Blocks of it that are no longer what was written, as their checksums show, are embedded again.
+
     Killed at any moment, it goes on where it was when it is called again, at the boundary of a batch and with any
     number of processes: with the same batch size the finished array has, on the CPU, the same bytes as without the
     kill, made by one process or by many. Memory does not grow with N.
@@ -187,10 +201,15 @@ def embed(
     inference = inference or Inference()
     key = store_key(teacher, source, dtype)
     store = Store.at(root, key)
-    if writers.agree(store.complete):
+    complete = writers.agree(store.complete)
+    if complete:
         refuse_other_function(store, teacher)
+    if complete and not writers.agree(writers.main and is_damaged(store)):
         return store
     work = _Embedding(teacher.to(torch.device(inference.device)), source, store, key, inference, check, writers)
+    if complete:
+        work.mend()
+        return store
     with lock(store.folder) if writers.main else contextlib.nullcontext():
         work.begin()
         writers.barrier()
@@ -242,6 +261,8 @@ class _Embedding:
         with lock(self.folder, shared=True), keep_freed_memory(device), collective_calls(self.teacher):
             share = self.blocks()[self.writers.rank :: self.writers.world]
             unfinished = [block for block in share if not block.complete]
+            for block in unfinished:
+                block.begin_again_if_damaged()
             parts = [range(block.done, block.images.stop) for block in unfinished]
             total, missing = sum(len(block.images) for block in share), sum(map(len, parts))
             done_before, start = total - missing, time.monotonic()
@@ -278,16 +299,36 @@ class _Embedding:
         readable = np.delete(np.arange(len(self.source)), unreadable)
         write_listing(self.store.listing_path, self.source.subset(readable))
         with room_on_disk(self.store.manifest_path):
-            merge(self.store, blocks)
+            checksums = {
+                "embeddings.npy": str(merge(self.store, blocks)),
+                "listing.parquet": str(Checksums.of(self.store.listing_path)),
+            }
         seconds, images = sum(block.seconds for block in blocks), len(self.source)
         probe = getattr(self.teacher, "probe", [])
         versions = {"understudy": __version__, "torch": torch.__version__, "numpy": np.__version__}
         self.store.finish(
             self.key, rows=rows, images=images, D=self.teacher.width, dtype=self.key.dtype, seconds=round(seconds, 2),
             images_per_s=round(images / seconds, 1), skipped=skipped, weights=self.teacher.weights, versions=versions,
-            **({"probe": probe} if probe else {}),
+            batch_size=self.inference.batch_size, checksums=checksums, **({"probe": probe} if probe else {}),
         )  # fmt: skip
         shutil.rmtree(self.folder)
+
+    def mend(self) -> None:
+        """Make anew what was damaged of a complete store."""
+        alone = lock(self.store.folder) if self.writers.main else contextlib.nullcontext()
+        with alone, keep_freed_memory(self.inference.device), collective_calls(self.teacher):
+            if self.writers.main:
+                mend_listing(self.store, self.source)
+                cut = blocks_of(len(self.source), smallest=BLOCK, most=BLOCKS)
+                mend_embeddings(self.store, self.source, cut, self._embedded)
+        self.writers.barrier()
+
+    def _embedded(self, images: range) -> np.ndarray:
+        """The rows of a block, in the batches in which they were made at first."""
+        size = self.store.manifest.get("batch_size", self.inference.batch_size)
+        batches = replace(self.inference, batch_size=size).batches(self.source, self.teacher.contract, [images])
+        with contextlib.closing(batches):
+            return np.concatenate([self._rows(p, pixels, np.dtype(self.key.dtype)) for p, pixels, _ in batches])
 
 
 def store_key(encoder: Frozen, source: Source, dtype: str) -> StoreKey:

@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from jaxtyping import Int32
 
-from understudy.artifacts import ALONE, Store, Writers, atomic, blocks_of, lock, sweep
+from understudy.artifacts import (
+    ALONE,
+    VERIFIED_AT_OPEN,
+    Checksums,
+    Store,
+    Writers,
+    atomic,
+    blocks_of,
+    lock,
+    sweep,
+    verdict_on,
+)
+from understudy.artifacts.checksums import is_verified, set_verified
 from understudy.errors import ConfigError, StoreError
 from understudy.neighbors.search import Progress, Rows, search
 from understudy.neighbors.settings import NeighborSettings
+
+log = logging.getLogger("understudy")
 
 EXACT_UP_TO = {"cpu": 200_000, "cuda": 2_000_000}  # images; `index = auto` is exact up to here: minutes, not hours
 LOWEST_RECALL = 0.9
@@ -33,10 +50,12 @@ def build_graph(
 
     A graph that is already there is used if the same kind of index made it with at least n neighbors. Else another is
     built; the old one's entry leaves the manifest before its file is replaced, and the new one is entered when its own
-    is complete. So at any moment the manifest describes the graph that is there, or none. The exact search is shared by
-    the processes, and goes on where it was killed, in blocks of images; an approximate one is made by the first process
-    while the others wait, and begins anew: it takes minutes for a million images, most of them spent on an index that
-    every process would have to make for itself.
+    is complete. So at any moment the manifest describes the graph that is there, or none. Of an exact graph that is no
+    longer what was written, as its checksums show, the damaged rows are searched again; an approximate one is built
+    anew, because its index costs more than all of its rows. The exact search is shared by the processes, and goes on
+    where it was killed, in blocks of images; an approximate one is made by the first process while the others wait, and
+    begins anew: it takes minutes for a million images, most of them spent on an index that every process would have to
+    make for itself.
 
     Args:
         store: a complete store.
@@ -58,9 +77,12 @@ def build_graph(
     """
     build = _Build(store, settings, str(device), writers, progress)
     build.require_enough_images()
-    if writers.agree(build.done()):  # asked before the lock: several runs may begin at the same moment
+    done = writers.agree(build.done())  # asked before the lock: several runs may begin at the same moment
+    if done and not writers.agree(writers.main and build.is_damaged()):
         return check_graph(store.graph(), build.rows)
     with lock(store.folder) if writers.main else contextlib.nullcontext():
+        if writers.main and build.done():
+            build.mend()
         if not writers.agree(writers.main and build.done()):
             start = time.perf_counter()
             metadata, parts = build.exact() if build.kind == "exact" else build.approximate()
@@ -101,7 +123,45 @@ class _Build:
         """Whether the store has such a graph."""
         graph = self.store.manifest.get("graph")
         kinds = (self.kind, "exact" if self.settings.index == "auto" else self.kind)
-        return bool(graph and graph["index"] in kinds and graph["K"] >= self.settings.n)
+        return bool(graph and graph.get("index") in kinds and graph["K"] >= self.settings.n)
+
+    def is_damaged(self) -> bool:
+        """Whether the store's graph is not what was written (see `VERIFIED_AT_OPEN`)."""
+        path = self.store.folder / "graph.npy"
+        if not path.is_file() or is_verified(path) or "graph.npy" not in self.store.checksums():
+            return False
+        if self.store.damaged("graph.npy", VERIFIED_AT_OPEN):
+            return True
+        set_verified(path)
+        return False
+
+    def mend(self) -> None:
+        """Search the damaged rows of an exact graph again; strike an approximate one out, so that it is built anew."""
+        if not (found := self.store.damaged("graph.npy")):
+            return
+        path, before = self.store.folder / "graph.npy", self.store.checksums()["graph.npy"]
+        shown = ", ".join(self.store.describe("graph.npy", block) for block in found)
+        graph = self.store.manifest["graph"]
+        if not graph.get("exact"):
+            log.warning(f"{path} is damaged in {shown}: an approximate graph is built anew.")
+            self.store.amend(graph=None)
+            return
+        embeddings, database = self._database()
+        with open(path, "r+b") as file:
+            if found[0] == 0:
+                write_header(file, self.rows, graph["K"])
+            file.truncate(before.ends[-1])
+            for rows in filter(len, (self.store.rows_of("graph.npy", block) for block in found)):
+                indices = self._search(embeddings, database, rows, graph["K"])
+                file.seek(before.ends[0] + rows.start * indices[0].nbytes)
+                file.write(np.ascontiguousarray(indices, dtype="<i4").data)
+            file.flush()
+            os.fsync(file.fileno())
+        now = before.replaced(path, found)
+        if now != before:
+            self.store.amend(checksums={**self.store.manifest["checksums"], "graph.npy": str(now)})
+        log.warning(f"{path} was damaged in {shown}: it was made anew.")
+        set_verified(path)
 
     def exact(self) -> tuple[dict[str, object], Iterator[np.ndarray]]:
         """The graph in parts, and how it was made: each process searches its share of blocks, then waits for all."""
@@ -111,7 +171,7 @@ class _Build:
         ]
         self._search_blocks(blocks[self.writers.rank :: self.writers.world])
         self.writers.barrier()
-        return self._metadata(), (np.load(path, allow_pickle=False) for path, _ in blocks)
+        return self._metadata(), (_of_block(path) for path, _ in blocks)
 
     def approximate(self) -> tuple[dict[str, object], Iterator[np.ndarray]]:
         """As `exact`, by the first process alone.
@@ -143,21 +203,24 @@ class _Build:
         folder = self.store.folder
         self.store.amend(graph=None)
         with atomic(folder / "graph.npy") as path, open(path, "wb") as file:
-            shape = (self.rows, self.settings.n)
-            np.lib.format.write_array_header_1_0(file, {"descr": "<i4", "fortran_order": False, "shape": shape})
-            file.writelines(np.ascontiguousarray(part, dtype="<i4").data for part in parts)
-        self.store.amend(graph=metadata | {"seconds": round(time.perf_counter() - start, 2)})
+            write_header(file, self.rows, self.settings.n)
+            ends = [file.tell()]
+            for part in parts:
+                ends += [ends[-1] + end for end in _ends(part)]
+                file.write(np.ascontiguousarray(part, dtype="<i4").data)
+        checksums = {
+            **self.store.manifest.get("checksums", {}),
+            "graph.npy": str(Checksums.of(folder / "graph.npy", ends)),
+        }
+        self.store.amend(graph=metadata | {"seconds": round(time.perf_counter() - start, 2)}, checksums=checksums)
         shutil.rmtree(folder / "graph", ignore_errors=True)
         sweep(folder, "graph.npy.*")
 
     def _search_blocks(self, blocks: list[tuple[Path, range]]) -> None:
         """The neighbors of each block's images into its file, where that is not there yet."""
-        import torch
-
         if all(path.exists() for path, _ in blocks):
             return
-        embeddings = self.store.embeddings()
-        database = Rows(embeddings, torch.device("cpu" if self.device.startswith("mps") else self.device), "embeddings")
+        embeddings, database = self._database()
         total, before = sum(len(images) for _, images in blocks), 0
 
         def report(done: int, _: int, note: str) -> None:
@@ -166,14 +229,53 @@ class _Build:
 
         for path, images in blocks:
             if not path.exists():
-                indices, _ = search(
-                    embeddings[images.start : images.stop], database, self.settings.n,
-                    exclude=np.arange(images.start, images.stop), memory_mb=self.settings.memory_mb, device=self.device,
-                    progress=report,
-                )  # fmt: skip
-                with atomic(path) as temporary, open(temporary, "wb") as file:
+                indices = self._search(embeddings, database, images, self.settings.n, report)
+                with atomic(path, sealed=True) as temporary, open(temporary, "wb") as file:
                     np.save(file, indices)
             before += len(images)
+
+    def _database(self) -> tuple[np.ndarray, Rows]:
+        """The embeddings, and the same ready to be searched."""
+        import torch
+
+        embeddings = self.store.embeddings()
+        device = torch.device("cpu" if self.device.startswith("mps") else self.device)
+        return embeddings, Rows(embeddings, device, "embeddings")
+
+    def _search(
+        self, embeddings: np.ndarray, database: Rows, images: range, count: int, progress: Progress | None = None
+    ) -> np.ndarray:
+        """The nearest others of some images, (n, count) int32."""
+        return search(
+            embeddings[images.start : images.stop], database, count, exclude=np.arange(images.start, images.stop),
+            memory_mb=self.settings.memory_mb, device=self.device, progress=progress,
+        )[0]  # fmt: skip
+
+
+def write_header(file: IO[bytes], rows: int, count: int) -> None:
+    """The first bytes of a graph's file: what numpy needs to know of it."""
+    header = {"descr": "<i4", "fortran_order": False, "shape": (rows, count)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _ends(part: np.ndarray) -> list[int]:
+    """Where, in bytes, the blocks of a part end that have a checksum each."""
+    return [int(block.stop * part[0].nbytes) for block in blocks_of(len(part), smallest=BLOCK, most=BLOCKS)]
+
+
+def _of_block(path: Path) -> np.ndarray:
+    """The rows that were searched for a block.
+
+    Raises:
+        StoreError: they are not what was written.
+    """
+    if verdict_on(path) == "damaged":
+        path.unlink()
+        raise StoreError(
+            f"{path} was damaged, as its checksum showed. Run the same command again: only this block is searched anew."
+        )
+    array: np.ndarray = np.load(path, allow_pickle=False)
+    return array
 
 
 def check_graph(graph: np.ndarray, rows: int) -> Int32[np.ndarray, "N K"]:
