@@ -211,3 +211,72 @@ def test_passes_have_one_shape(store):
         found = in_fixed_batches(encode, images[:count], 70)
         torch.testing.assert_close(found, images[:count].flatten(1) @ MIX)
     assert shapes == [24] * (3 + 1 + 2) and max(shapes) <= SHAPE
+
+
+def flip(path: Path, place: int, bit: int = 0) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1 << bit
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+@pytest.mark.parametrize(("name", "row"), [("0001.npy", 20), ("0001.done.npy", 20), ("0001.npy", 0)])
+def test_a_damaged_row_is_recorded_anew_and_no_other(store, caplog, dtype, name, row):
+    index, view = list(range(N)), [1] * N
+    views = opened(store, dtype=dtype)
+    expected = ask(views, index, view)
+    views.flush()
+    files = {path.name: path.read_bytes() for path in views.folder.iterdir()}
+    flip(views.folder / name, 128 + row * (len(files[name]) - 128) // N)
+    known = Recorded(views.folder)(np.arange(N), np.ones(N, np.int64))
+    assert np.flatnonzero(~known).tolist() == [row], "whoever cuts the views cuts this one"
+    again = opened(store, encode := Counting(), dtype=dtype)
+    at, number = torch.tensor(index), torch.tensor(view)
+    shown = images_of(np.array([row]), np.array([1]))
+    assert torch.equal(again(shown, at, number, torch.tensor([row])), expected)
+    assert (again.computed, encode.shown >= 1) == (1, True)
+    again.flush()
+    assert {path.name: path.read_bytes() for path in again.folder.iterdir()} == files
+    (record,) = [one for one in caplog.records if "are recorded anew" in one.message]
+    assert f"0001.npy is damaged in 1 rows ({row})" in record.message
+
+
+@pytest.mark.parametrize("name", ["0000.npy", "0000.done.npy", "manifest.json"])
+def test_what_lies_before_the_rows_is_known_and_written_anew(store, caplog, name):
+    views = opened(store)
+    ask(views, [0, 3], [0, 0])
+    views.flush()
+    whole = (views.folder / name).read_bytes()
+    for place in range(0, min(128, len(whole)), 5):
+        flip(views.folder / name, place, 2)
+        again = opened(store)
+        ask(again, [0, 3], [0, 0])
+        assert (again.read, (views.folder / name).read_bytes() == whole) == (2, True)
+    assert all(name in record.message for record in caplog.records)
+
+
+def test_a_row_that_is_damaged_when_nobody_cut_its_view(store):
+    views = opened(store)
+    ask(views, [0, 1], [0, 0])
+    views.flush()
+    flip(views.folder / "0000.npy", 130)
+    again, nothing = opened(store), torch.empty(0, dtype=torch.int64)
+    with pytest.raises(StoreError, match="was damaged while it was read"):
+        again(torch.empty(0, 3, 4, 4), torch.tensor([0, 1]), torch.tensor([0, 0]), nothing)
+    assert Recorded(views.folder)(np.array([0, 1]), np.array([0, 0])).tolist() == [False, True]
+
+
+def test_views_recorded_before_there_were_checksums_are_read(store, caplog):
+    views = opened(store)
+    expected = ask(views, [0, 1], [0, 0])
+    views.flush()
+    old = np.zeros(N, np.uint8)
+    old[:2] = 1
+    np.save(views.folder / "0000.done.npy", old)
+    again = opened(store)
+    assert torch.equal(ask(again, [0, 1], [0, 0]), expected)
+    ask(again, [2], [0])
+    again.flush()
+    assert (again.read, np.load(views.folder / "0000.done.npy").tolist()) == (2, [1, 1, 1, *[0] * (N - 3)])
+    assert Recorded(views.folder)(np.array([0, 5]), np.array([0, 0])).tolist() == [True, False]
+    assert len([one for one in caplog.records if "was written without checksums" in one.message]) == 1

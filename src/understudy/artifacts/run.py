@@ -99,7 +99,7 @@ class Run:
             *lines, rest = read_regular(self.metrics_path).split(b"\n")
         except OSError as error:
             raise StoreError(f"{self.metrics_path} cannot be read ({error.strerror}).") from None
-        sealed = any(verdict_on_row(line) != "unsealed" for line in lines)
+        sealed = any(verdict_on_row(line) != "unsealed" for line in [*lines, rest, rest[:-1]])
         if rest and (_row(rest, sealed) is not None or _row(rest[:-1], sealed) is not None):
             lines.append(rest)  # whole but for its line break: a kill, or that byte is another
         rows = [_row(line, sealed) for line in lines]

@@ -236,8 +236,7 @@ def _fault(manifest: Mapping[str, Any]) -> str:
     parts = ("teacher", "preprocessing", "data")
     if not isinstance(key, dict) or not all(isinstance(key.get(part), dict) for part in parts):
         return "it does not say what the store was made from"
-    for name in ("rows", "D"):
-        value = manifest.get(name)
+    for name, value in (("rows", manifest.get("rows")), ("D", manifest.get("D", 1))):
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**48:
             return f"its {name!r} is {str(value)[:40]!r}, and a whole number above 0 is needed"
     if not isinstance(graph := manifest.get("graph", {"K": 1}), dict) or not isinstance(graph.get("K"), int):

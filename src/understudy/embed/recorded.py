@@ -5,14 +5,14 @@ A view is a pure function of (view seed, image, view number), so its embedding c
     store/<fingerprint>/views/<fingerprint>/manifest.json  0000.npy (N, D)  0000.done.npy (N,)  0001.npy ...
 
 one pair of files for each view number, as large from the start as they will be. Any number of processes and runs write
-them at once: a cell has one value, whoever computes it, and is marked only after its row has reached the disk.
+them at once: a cell has one value, whoever computes it, and is marked only after its row has reached the disk. The mark
+is the row's checksum: a row that was damaged is found when it is read, and recorded anew.
 """
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,14 +23,17 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from understudy.artifacts import Store, fingerprint, read_json, room_on_disk, write_json
+from understudy.artifacts import Store, fingerprint, read_table, write_json
 from understudy.embed.blocks import storable
+from understudy.embed.view_file import MARK, ViewFile, marks_of, marks_path
 from understudy.errors import ModelError, StoreError
 from understudy.views.augmentation import Recipe
 
 FORMAT = 1
 
 FLUSH_SECONDS = 10.0  # at most so much recording is lost to a kill
+
+log = logging.getLogger("understudy")
 
 SHAPE = 32
 """Rows of a forward pass on a CPU, about. How a matrix product is rounded depends on its shape, so with passes of one
@@ -68,20 +71,31 @@ class RecordedViews:
         self.folder = store.folder / "views" / fingerprint(FORMAT, key)
         self.computed = self.read = self.saturated = 0
         """Views that the teacher was run on, that were read, and (int8) stored values that were cut off, so far."""
-        path = self.folder / "manifest.json"
-        if path.is_file() and (other := read_json(path).get("format")) != FORMAT:
-            raise StoreError(f"{self.folder} has format {other!r}, this version reads {FORMAT}. Delete it.")
+        self._enter({"format": FORMAT, "key": key, "rows": self.rows, "D": self.width})
         self.scale: np.ndarray | None = None
         if dtype == "int8":
             largest = np.zeros(self.width, np.float32)
             for start in range(0, self.rows, 65536):
                 largest = np.maximum(largest, np.abs(store.embeddings()[start : start + 65536]).max(0))
             self.scale = np.maximum(largest * HEADROOM / 127, np.finfo(np.float16).tiny).astype(np.float32)
-        if not path.is_file():
-            write_json(path, {"format": FORMAT, "key": key, "rows": self.rows, "D": self.width})
-        self._open: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        self._written: dict[int, np.ndarray] = {}  # by this process since the last flush
+        self._open: dict[int, ViewFile] = {}
+        self._written: dict[int, np.ndarray] = {}  # the marks of what this process wrote since the last flush
         self._flushed = time.monotonic()
+
+    def _enter(self, manifest: dict[str, Any]) -> None:
+        """Write the manifest where there is none, or none that can be read: it is known without its file."""
+        path, before = self.folder / "manifest.json", None
+        if path.exists():
+            try:
+                before = read_table(path, "It is written anew.")
+            except StoreError as error:
+                log.warning(str(error))
+        if before is not None and before.get("format") != FORMAT:
+            raise StoreError(
+                f"{self.folder} has format {before.get('format')!r}, this version reads {FORMAT}. Delete it."
+            )
+        if before is None:
+            write_json(path, manifest)
 
     def __call__(
         self, images: Float[Tensor, "m 3 S S"], index: Int64[Tensor, " n"], view: Int64[Tensor, " n"],
@@ -102,10 +116,16 @@ class RecordedViews:
         Raises:
             ModelError: an embedding that is not finite.
             ConfigError: an embedding beyond the stored precision.
+            StoreError: a damaged row of a view that was left out; the next run records it anew.
         """
         result, recorded = self.read_recorded(index.numpy(), view.numpy())
         unknown = np.flatnonzero(~recorded)
         if len(unknown):
+            if place is not None and not np.isin(unknown, place.numpy()).all():
+                raise StoreError(
+                    f"{self.folder} was damaged while it was read. Run the same command again: it goes on from the "
+                    "last checkpoint, and the rows that were hit are recorded anew."
+                )
             at = unknown if place is None else np.searchsorted(place.numpy(), unknown)
             new = images if len(at) == len(images) else images[torch.from_numpy(at).to(images.device)]
             fresh = in_fixed_batches(self.encode, new, self.batch_size).float().cpu().numpy()
@@ -120,16 +140,17 @@ class RecordedViews:
     def read_recorded(
         self, index: Int64[np.ndarray, " n"], view: Int64[np.ndarray, " n"]
     ) -> tuple[Float[np.ndarray, "n D"], Bool[np.ndarray, " n"]]:
-        """(n, D) float32 rows, and which of them are recorded: the others mean nothing."""
+        """(n, D) float32 rows, and which of them are recorded and whole: the others mean nothing."""
         rows, recorded = np.empty((len(index), self.width), np.float32), np.zeros(len(index), bool)
         for number in np.unique(view).tolist():
             places = np.flatnonzero(view == number)
-            cells, done = self._view(number)
-            marked = done[index[places]] == 1
+            file, at = self._view(number), index[places]
+            whole = file.whole(at)
+            file.strike_out_damaged(at, whole)
             if number in self._written:
-                marked |= self._written[number][index[places]]
-            places = places[marked]
-            rows[places] = self._loaded(cells[index[places]])
+                whole |= self._written[number][at] != 0
+            places = places[whole]
+            rows[places] = self._loaded(file.cells[index[places]])
             recorded[places] = True
         return rows, recorded
 
@@ -154,8 +175,8 @@ class RecordedViews:
         stored = self._storable(rows)
         for number in np.unique(view).tolist():
             places = np.flatnonzero(view == number)
-            self._view(number)[0][index[places]] = stored[places]
-            self._written.setdefault(number, np.zeros(self.rows, bool))[index[places]] = True
+            self._view(number).cells[index[places]] = stored[places]
+            self._written.setdefault(number, np.zeros(self.rows, MARK))[index[places]] = marks_of(stored[places])
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
         return self._loaded(stored)
@@ -163,26 +184,21 @@ class RecordedViews:
     def flush(self) -> None:
         """Rows to the disk first, then the marks that make them count."""
         for number, written in self._written.items():
-            cells, done = self._view(number)
-            cells.flush()  # type: ignore[attr-defined]
-            done[written] = 1
-            done.flush()  # type: ignore[attr-defined]
+            self._view(number).cells.flush()  # type: ignore[attr-defined]
+            self._view(number).mark(written)
         self._written = {}
         self._flushed = time.monotonic()
 
     def full(self, pool: int) -> bool:
         """Whether the views 0 to pool - 1 of every image are recorded."""
         return all(
-            _path(self.folder, number, ".done").is_file() and bool(self._view(number)[1].all())
-            for number in range(pool)
+            marks_path(self.folder, number).is_file() and bool(self._view(number).marks.all()) for number in range(pool)
         )
 
-    def _view(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+    def _view(self, number: int) -> ViewFile:
         """The files of one view number, made where they are missing and mapped once."""
         if number not in self._open:
-            cells = _mapped(_path(self.folder, number), (self.rows, self.width), np.dtype(self.dtype))
-            done = _mapped(_path(self.folder, number, ".done"), (self.rows,), np.dtype(np.uint8))
-            self._open[number] = (cells, done)
+            self._open[number] = ViewFile(self.folder, number, (self.rows, self.width), np.dtype(self.dtype))
         return self._open[number]
 
     def _storable(self, rows: np.ndarray) -> np.ndarray:
@@ -200,28 +216,38 @@ class RecordedViews:
 class Recorded:
     """Which views are recorded, for any process: reading workers then do not cut them for nothing.
 
-    It says no where it cannot know, as before the first flush; a yes stays true. Picklable.
+    It says no where it cannot know, as before the first flush, and of damaged rows; a yes stays true. Picklable.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._open: dict[int, np.ndarray] = {}
+        self._open: dict[int, ViewFile] = {}
 
     def __call__(self, index: Int64[np.ndarray, " B"], view: Int64[np.ndarray, " B"]) -> Bool[np.ndarray, " B"]:
         """For each image whether this view of it is on the disk."""
         recorded = np.zeros(len(index), bool)
         for number in np.unique(view).tolist():
             if number not in self._open:
-                path = _path(self.folder, number, ".done")
-                if not path.is_file():
+                if not marks_path(self.folder, number).is_file():
                     continue
-                self._open[number] = np.load(path, mmap_mode="r")
+                self._open[number] = view_file(self.folder, number)
             places = np.flatnonzero(view == number)
-            recorded[places] = self._open[number][index[places]] == 1
+            recorded[places] = self._open[number].whole(index[places])
         return recorded
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "_open": {}}  # each process maps the files for itself
+
+
+def view_file(folder: Path, number: int) -> ViewFile:
+    """The files of a view number that are there, to be read.
+
+    Raises:
+        StoreError: the manifest cannot be read.
+    """
+    manifest = read_table(folder / "manifest.json", "Run the same command again: it is written anew.")
+    shape, dtype = (int(manifest["rows"]), int(manifest["D"])), np.dtype(manifest["key"]["dtype"])
+    return ViewFile(folder, number, shape, dtype, writable=False)
 
 
 def in_fixed_batches(
@@ -238,32 +264,3 @@ def in_fixed_batches(
     if count < passes * rows:
         images = images[torch.arange(passes * rows).clamp(max=count - 1)]
     return torch.cat([encode(part) for part in images.split(rows)])[:count]
-
-
-def _path(folder: Path, number: int, kind: str = "") -> Path:
-    """A file of one view number."""
-    return folder / f"{number:04d}{kind}.npy"
-
-
-def _mapped(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-    """A writable memory map of a file of zeros, which is made if there is none; refused in another shape.
-
-    All of its room is taken at once: were a full disk found out by writing to the map, it would kill the process.
-    """
-    if not path.exists():
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
-            if hasattr(os, "posix_fallocate"):
-                # Before others may write: where the file system cannot do it, the C library writes zeros by itself.
-                with room_on_disk(path), open(temporary, "rb+") as file:
-                    os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
-            # A link, not a rename: never over a file that another process has made since and may have written to.
-            with contextlib.suppress(FileExistsError):
-                os.link(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    array: np.ndarray = np.lib.format.open_memmap(path, mode="r+")
-    if array.shape != shape or array.dtype != dtype:
-        raise StoreError(f"{path} holds {array.dtype} {array.shape}, not {dtype} {shape}. Delete {path.parent}.")
-    return array
