@@ -31,6 +31,7 @@ class Run:
         self.config_path = self.path / "config.toml"  # the resolved configuration, written when training starts
         self.metrics_path = self.path / "metrics.jsonl"  # one JSON object a line, as training went
         self.checkpoint_path = self.path / "checkpoint" / "latest.pt"  # the newest checkpoint
+        self.previous_path = self.path / "checkpoint" / "previous.pt"  # the one before, should the newest be damaged
         self.weights_path = self.path / "student.safetensors"  # the finished student's weights
         self.student_path = self.path / "student.json"
         """What the student is (spec, head, contract, origin); written last, so it means training is done."""

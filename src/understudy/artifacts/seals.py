@@ -7,6 +7,7 @@ all are things that readers of the kind pass over (the last key of a JSON table,
 
 from __future__ import annotations
 
+import logging
 import os
 import zlib
 from typing import Any, Literal
@@ -17,6 +18,8 @@ from understudy.errors import StoreError
 KEY = "checksum"  # of the tables of JSON files and of the rows of JSON lines
 BLANK = "00000000"
 CHUNK = 1 << 20
+
+log = logging.getLogger("understudy")
 
 Verdict = Literal["whole", "damaged", "unsealed"]
 
@@ -139,6 +142,18 @@ def require_whole(path: str | os.PathLike[str], remedy: str) -> None:
         raise StoreError(f"{path} cannot be read ({error.strerror}). {remedy}") from None
     if verdict == "damaged":
         raise damaged(path, remedy)
+
+
+def is_whole(path: str | os.PathLike[str]) -> bool:
+    """Whether a file that can be made anew may be used; if it is damaged that is said, and it is not."""
+    try:
+        verdict = verdict_on(path)
+    except OSError as error:
+        log.warning(f"{os.fspath(path)} cannot be read ({error.strerror}): it is made anew.")
+        return False
+    if verdict == "damaged":
+        log.warning(f"{os.fspath(path)} is damaged, as its checksum shows: it is made anew.")
+    return verdict != "damaged"
 
 
 def damaged(path: str | os.PathLike[str], remedy: str) -> StoreError:

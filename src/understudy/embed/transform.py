@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float64
 
-from understudy.artifacts import Store, atomic
+from understudy.artifacts import Store, atomic, is_whole
 from understudy.embed.settings import TRANSFORMS
 from understudy.errors import ConfigError, DataError
 
@@ -109,11 +109,14 @@ def hadamard(order: int) -> Float64[np.ndarray, "D D"]:
 
 
 def transform_of(store: Store, name: str) -> Transform:
-    """The transform of a complete store, of `TRANSFORMS` but "none": fitted once, then `transform-NAME.npz` in it."""
+    """The transform of a complete store, of `TRANSFORMS` but "none": fitted once, then `transform-NAME.npz` in it.
+
+    A file that is damaged, as its checksum shows, is written anew.
+    """
     path = store.folder / f"transform-{name}.npz"
-    if not path.is_file():
+    if not path.exists() or not is_whole(path):
         fitted = fit(store.embeddings(), name)
-        with atomic(path) as temporary, open(temporary, "wb") as file:
+        with atomic(path, sealed=True) as temporary, open(temporary, "wb") as file:
             np.savez(file, mean=fitted.mean, matrix=fitted.matrix, inverse=fitted.inverse)
     with np.load(path, allow_pickle=False) as arrays:
         return Transform(name, arrays["mean"], arrays["matrix"], arrays["inverse"])

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from understudy.artifacts import Store, atomic, fingerprint
+from understudy.artifacts import Store, atomic, fingerprint, is_whole
 from understudy.embed.embedding import Frozen, Inference, embed, open_rows
 from understudy.errors import DataError
 from understudy.evaluate.dataset import EvaluationSet
@@ -167,10 +167,10 @@ class FeatureExtractor:
     def _through_head(self, store: Store, features: np.ndarray) -> np.ndarray:
         """The student's embeddings beside its features: the key of the store covers the head's weights too."""
         path = store.folder / "head.npy"
-        if not path.is_file():
+        if not path.exists() or not is_whole(path):
             assert self.student is not None
             to_teacher_space, width = self.student.to_teacher_space, self.student.embed_dim
-            with atomic(path) as temporary, open(temporary, "wb") as file:
+            with atomic(path, sealed=True) as temporary, open(temporary, "wb") as file:
                 header = {"descr": "<f4", "fortran_order": False, "shape": (len(features), width)}
                 np.lib.format.write_array_header_1_0(file, header)
                 for start in range(0, len(features), 4096):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from understudy.artifacts import Run, fingerprint, read_json, write_json
+from understudy.artifacts import Run, fingerprint, is_whole, read_table, write_json
 from understudy.evaluate.plan import (
     FORMAT,
     Encoders,
@@ -21,6 +21,8 @@ from understudy.evaluate.protocol import Figures
 from understudy.evaluate.protocols import PROTOCOLS, display_tables
 from understudy.evaluate.settings import EvaluationSettings
 from understudy.sources.source import Source
+
+AGAIN = "Delete it and run `understudy evaluate` again: its figures are measured anew."
 
 
 @dataclass
@@ -38,11 +40,12 @@ class Results:
     """Figures of the partial file, `{task: {"settings": ..., "images": ..., "figures": {encoder: {...}}}}`."""
 
     def __post_init__(self) -> None:
-        content = read_json(self.path) if self.path.is_file() else {}
-        if content.get("about", {}).get("format") == FORMAT:
+        content = read_table(self.path, AGAIN) if self.path.exists() else {}
+        about = content.get("about")
+        if isinstance(about, dict) and about.get("format") == FORMAT:
             self.whole = content
-        if self.partial_path.is_file():
-            self.partial = read_json(self.partial_path)
+        if self.partial_path.exists():
+            self.partial = read_table(self.partial_path, AGAIN)
 
     @property
     def partial_path(self) -> Path:
@@ -152,7 +155,8 @@ class RunResults:
         results = Results(run.evaluation_path, (metadata["weights"], teacher), settings)
         plan = EvaluationPlan.of(settings, images, results.encoders, listings)
         sampled = results.about.get("sample_of") == results.sample_identity(plan)
-        return cls(plan, results, sampled and (run.sample_path.is_file() or bool(results.about["sample"])))
+        there = run.sample_path.exists() and is_whole(run.sample_path)
+        return cls(plan, results, sampled and (there or bool(results.about["sample"])))
 
     @property
     def finished(self) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from understudy import __version__
-from understudy.artifacts import Run, fingerprint, read_json, write_json
+from understudy.artifacts import Run, fingerprint, is_whole, read_json, write_json
 from understudy.errors import ConfigError, ModelError, StoreError, UnderstudyError
 from understudy.evaluate.dataset import EvaluationSet
 from understudy.evaluate.encoded_set import EncodedSet, Figures, Notify
@@ -262,7 +262,7 @@ class _Evaluation:
         """One task for every encoder, its figures kept as they are finished."""
         shared = self._shared_path(task)
         begun = self.results.begun(task)
-        if shared is not None and shared.is_file():
+        if shared is not None and shared.exists() and is_whole(shared):
             begun["teacher"] = read_json(shared)
         if fault is not None:
             for encoder in self.extractor.encoders:

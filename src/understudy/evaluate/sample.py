@@ -66,7 +66,7 @@ def write_sample(
     if embed.reference is not None and embed.aligned:
         pair = (torch.from_numpy(np.array(part, dtype=np.float32)) for part in (embed.test, embed.reference.test))
         arrays["column_cosine"] = column_cosine(*pair).numpy()
-    with atomic(run.sample_path) as temporary, open(temporary, "wb") as file:
+    with atomic(run.sample_path, sealed=True) as temporary, open(temporary, "wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
 
 

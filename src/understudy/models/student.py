@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from understudy import __version__
-from understudy.artifacts import FORMAT, Run, atomic, write_json
+from understudy.artifacts import FORMAT, Checksums, Run, atomic, write_json
 from understudy.errors import StoreError, first_line
 from understudy.models.checkpoints import fingerprint_weights
 from understudy.models.contract import Contract
@@ -134,7 +134,7 @@ def save_student(student: Student, run: Run, metadata: Mapping[str, Any]) -> Non
         "head": student.head_table, "contract": student.contract.table(), "width": student.width,
         "embed_dim": student.embed_dim,
         "parameters": {"backbone": parameters(student.backbone), "head": parameters(student.head)},
-        "weights": fingerprint_weights(student),
+        "weights": fingerprint_weights(student), "weights_checksums": str(Checksums.of(run.weights_path)),
     }  # fmt: skip
     write_json(run.student_path, {**metadata, **written})
 
@@ -161,6 +161,7 @@ def load_student(path: str | os.PathLike[str]) -> Student:
     table = run.student
     if table.get("format") != FORMAT:
         raise StoreError(f"{run.student_path} has format {table.get('format')!r}, this version reads {FORMAT}.")
+    run.require_whole()
     contract, head = table["contract"], table["head"]
     with torch.random.fork_rng(devices=[]):  # The initialization that the weights replace shall cost no random numbers.
         encoder = build_encoder(table["architecture"], pretrained=False, image_size=int(contract["size"]))

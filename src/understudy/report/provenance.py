@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from understudy.artifacts import Run, read_json
+from understudy.artifacts import Run, is_whole, require_whole
 from understudy.errors import ConfigError, StoreError
 from understudy.settings import flatten, read_toml
 
@@ -116,6 +116,7 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 
 def _read(run: Run, name: str) -> RunRecord:
+    run.require_whole()
     rows = run.metrics()
     evaluation = _evaluation(run)
     return RunRecord(
@@ -141,11 +142,7 @@ def _whole(value: Any) -> int | None:
 def _evaluation(run: Run) -> Mapping[str, Any]:
     if not run.evaluation_path.is_file():
         return {}
-    evaluation = read_json(run.evaluation_path)
-    if isinstance(evaluation, Mapping):
-        return evaluation
-    path = run.evaluation_path
-    raise StoreError(f"{path} holds no table of figures. Delete it and run `understudy evaluate` again.")
+    return run.evaluation
 
 
 def _measured(evaluation: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,6 +184,7 @@ def _is_number(value: Any) -> bool:
 def _read_sample(run: Run) -> dict[str, np.ndarray]:
     if not run.sample_path.is_file():
         return {}
+    require_whole(run.sample_path, "Run `understudy evaluate` again: it is drawn anew.")
     try:
         with np.load(run.sample_path, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
@@ -196,7 +194,7 @@ def _read_sample(run: Run) -> dict[str, np.ndarray]:
 
 def is_fresh(run: Run) -> bool:
     """Whether a run's report is newer than every file of the run that it shows, and than the code that writes it."""
-    if not run.report_path.is_file():
+    if not run.report_path.is_file() or not is_whole(run.report_path):
         return False
     code = [path for path in Path(__file__).parent.rglob("*") if path.suffix != ".pyc"]
     shown = [run.config_path, run.metrics_path, run.student_path, run.evaluation_path, run.sample_path]

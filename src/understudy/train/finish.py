@@ -34,6 +34,7 @@ def finish(state: TrainState, run: Run) -> float:
     if transform is not None and store is not None:
         fit_inverse_transform(state.student, transform, state.data.source, store.embeddings(), state.device)
     save_student(state.student, run, metadata(state, seconds))
+    run.previous_path.unlink(missing_ok=True)
     return seconds
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from typing import IO, Any
@@ -12,7 +11,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from understudy.artifacts import Run, room_on_disk
+from understudy.artifacts import Run, room_on_disk, sealed_row
 from understudy.errors import MissingDependency
 
 
@@ -95,7 +94,7 @@ class Log:
         with room_on_disk(run.metrics_path):
             self.file: IO[str] = open(run.metrics_path, "w", encoding="utf-8")  # noqa: SIM115 - closed by close()
             for row in earlier:
-                self.file.write(json.dumps(row) + "\n")
+                self.file.write(sealed_row(row))
             self.file.flush()
         self.step_row: dict[str, Any] = {}
         self.signal_row: dict[str, Any] = {}
@@ -117,7 +116,7 @@ class Log:
         """Append one row and show it."""
         row = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
         with room_on_disk(self.run.metrics_path):
-            self.file.write(json.dumps(row) + "\n")
+            self.file.write(sealed_row(row))
             self.file.flush()
         if self.events is not None and kind in ("step", "signal"):
             for name, value in {**values, **values.get("terms", {})}.items():

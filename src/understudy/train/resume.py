@@ -33,6 +33,7 @@ def saved_settings(run: Run, kind: type[TrainSettings]) -> TrainSettings:
     Raises:
         TrainingError: one of them is no longer known.
     """
+    run.require_whole()
     table = {
         key: value for key, value in read_toml(run.config_path).items() if key not in kind.FREE or key == "eval_data"
     }
@@ -78,7 +79,7 @@ def same_settings(run: Run, settings: TrainSettings) -> bool:
     """
     try:
         saved = saved_settings(run, type(settings)).identity_settings()
-    except TrainingError:
+    except (StoreError, TrainingError):
         return False
     now = settings.identity_settings()
     return saved.keys() == now.keys() and all(_same(value, now[key]) for key, value in saved.items())

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from understudy.artifacts import Run, write_text
-from understudy.errors import ConfigError, DataError
+from understudy.errors import ConfigError, DataError, TrainingError, first_line
 from understudy.losses import build
 from understudy.models.student import Student
 from understudy.models.teacher import Teacher
@@ -121,11 +121,17 @@ class TrainState:
         """Take the place of the run's checkpoint; without one the run folder gets the settings and starts.
 
         Raises:
-            TrainingError: the checkpoint is damaged.
+            TrainingError: the checkpoints are damaged, or not those of this training.
         """
-        checkpoint = load_checkpoint(run, self.device)
+        checkpoint = load_checkpoint(run, self.device, self.steps)
         if checkpoint is not None:
-            self.load_state_dict(checkpoint)
+            try:
+                self.load_state_dict(checkpoint)
+            except Exception as error:  # torch says in many ways that tensors or tables are those of something else
+                raise TrainingError(
+                    f"The checkpoint in {run.checkpoint_path.parent} is not of this training ({first_line(error)}). "
+                    "Delete that folder to train from the start."
+                ) from None
         elif self.processes.main:
             write_text(run.config_path, write_toml(resolved(self.settings)))
 
