@@ -12,15 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from understudy.artifacts.regular import read_regular
-from understudy.artifacts.seals import (
-    append_seal,
-    damaged,
-    fill_in,
-    sealed_table,
-    sealed_text,
-    verdict_on,
-    without_seal,
-)
+from understudy.artifacts.seals import append_seal, damaged, sealed_text, verdict_on
 from understudy.errors import StoreError, UnderstudyError, first_line
 
 FULL = 2**16  # a disk with fewer bytes left is full: not every library says why it could not write
@@ -89,21 +81,14 @@ def sweep(folder: str | os.PathLike[str], name: str = "*") -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file atomically; TOML and HTML get their checksum in a comment at their end (see `seals`)."""
-    suffix = Path(path).suffix
+    """Write a text file atomically; JSON, TOML and HTML get their checksum where readers pass over it (see `seals`)."""
     with atomic(path) as temporary:
-        temporary.write_text(sealed_text(suffix, text) if suffix in (".toml", ".html") else text, encoding="utf-8")
+        temporary.write_text(sealed_text(path, text), encoding="utf-8")
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write JSON atomically, NaN refused (a measurement that failed must say so in words).
-
-    A table gets its checksum as its last entry or that of its table `about` (see `seals`); `read_json` takes it out.
-    """
-    if not isinstance(value, dict):
-        write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
-    else:
-        write_text(path, fill_in(json.dumps(sealed_table(value), indent=1, allow_nan=False) + "\n"))
+    """Write JSON atomically, NaN refused (a measurement that failed must say so in words)."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: str | os.PathLike[str], remedy: str = "Delete it and run the step again.") -> Any:
@@ -127,8 +112,8 @@ def read_json(path: str | os.PathLike[str], remedy: str = "Delete it and run the
     except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or nested deeper than Python can follow
         raise StoreError(f"{path} is not valid JSON ({first_line(error)}). {remedy}") from None
     if verdict == "damaged":
-        raise damaged(path, f"{remedy} (Was it edited by hand? Then take its entry 'checksum' out.)")
-    return value if verdict == "unsealed" else without_seal(value)
+        raise damaged(path, f"{remedy} (Was it edited by hand? Then take out its last line, which is blank.)")
+    return value
 
 
 def read_table(path: str | os.PathLike[str], remedy: str = "Delete it and run the step again.") -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 from understudy.artifacts.checksums import Checksums
 from understudy.artifacts.files import read_table
 from understudy.artifacts.regular import read_regular
-from understudy.artifacts.seals import BLANK, KEY, damaged, fill_in, require_whole, verdict_on_row
+from understudy.artifacts.seals import ROW, damaged, require_whole, sealed, verdict_on_row
 from understudy.errors import StoreError
 
 AGAIN = "Delete it and run `understudy evaluate` on the run again: figures and pictures are made anew."
@@ -85,8 +85,10 @@ class Run:
             raise StoreError(f"{self.weights_path} cannot be read ({error.strerror}). {REMADE}") from None
         if found:
             start, end = checksums.span(found[0])
-            which = f"Block {found[0]} (bytes {start:,} to {end - 1:,}) is the first such."
-            raise damaged(self.weights_path, f"{which} {REMADE}")
+            raise StoreError(
+                f"{self.weights_path} is not the file that {self.student_path} describes: block {found[0]} (bytes "
+                f"{start:,} to {end - 1:,}) is damaged, as its checksum shows. Was either file replaced? {REMADE}"
+            )
 
     def metrics(self) -> list[dict[str, Any]]:
         """The metrics file as a list of rows; a last line cut off by a kill is left out.
@@ -113,7 +115,7 @@ class Run:
 
 def sealed_row(row: Mapping[str, Any]) -> str:
     """A line of the metrics file, with its checksum and line break."""
-    return fill_in(json.dumps({**row, KEY: BLANK})) + "\n"
+    return sealed(json.dumps(row).encode(), ROW).decode() + "\n"
 
 
 def _row(line: bytes, sealed: bool) -> dict[str, Any] | None:
@@ -123,5 +125,5 @@ def _row(line: bytes, sealed: bool) -> dict[str, Any] | None:
     with contextlib.suppress(ValueError, RecursionError):
         value = json.loads(line)
         if isinstance(value, dict):
-            return {name: one for name, one in value.items() if name != KEY}
+            return value
     return None

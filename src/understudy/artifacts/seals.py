@@ -1,8 +1,11 @@
 """Seals: a file's own checksum at its end, so that one changed byte is found when the file is read.
 
-A sealed file ends in eight hexadecimal digits between two marks: the CRC-32 of all its bytes, those digits as zeros.
-File and checksum are one write, so a kill never parts them. What the marks are is decided by the kind of file alone;
-all are things that readers of the kind pass over (the last key of a JSON table, a comment, bytes behind an array).
+File and checksum are one write, so a kill never parts them. The checksum is the CRC-32 of all bytes of the file, its
+own digits as zeros; where it stands is decided by the kind of file alone, and readers of each kind pass over it:
+
+    JSON, a row of JSON lines    32 blanks behind the last bracket, a space for 0 and a tab for 1: JSON has no comments
+    TOML, HTML                   eight hexadecimal digits in a comment at the end
+    arrays and checkpoints       eight hexadecimal digits in a line behind them
 """
 
 from __future__ import annotations
@@ -10,30 +13,17 @@ from __future__ import annotations
 import logging
 import os
 import zlib
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 from understudy.artifacts.regular import open_regular
 from understudy.errors import StoreError
 
-KEY = "checksum"  # of the tables of JSON files and of the rows of JSON lines
-BLANK = "00000000"
 CHUNK = 1 << 20
-
-log = logging.getLogger("understudy")
 
 Verdict = Literal["whole", "damaged", "unsealed"]
 
-_OF_BINARY = ((b"\nunderstudy checksum: ", b"\n"),)
-_OF_ROW = ((b'"checksum": "', b'"}'),)
-_OF_SUFFIX: dict[str, tuple[tuple[bytes, bytes], ...]] = {
-    ".json": ((b'"checksum": "', b'"\n}\n'), (b'"checksum": "', b'"\n }\n}\n')),
-    ".toml": ((b"# checksum: ", b"\n"),),
-    ".html": ((b"<!-- checksum: ", b" -->\n"),),
-    ".npz": _OF_BINARY,
-    ".npy": _OF_BINARY,
-    ".pt": _OF_BINARY,
-}
-"""What stands before and behind the digits. JSON: in the table itself, or in its last entry, `about`."""
+log = logging.getLogger("understudy")
 
 
 def checksum(content: bytes | memoryview, before: int = 0) -> int:
@@ -44,49 +34,78 @@ def checksum(content: bytes | memoryview, before: int = 0) -> int:
     return zlib.crc32(content, before)
 
 
-def sealed_text(suffix: str, text: str) -> str:
-    """The text of a file of this kind with its seal behind it."""
-    before, behind = (mark.decode() for mark in _OF_SUFFIX[suffix][0])
-    return f"{text}{before}{checksum(f'{text}{before}{BLANK}{behind}'.encode()):08x}{behind}"
+def _hexadecimal(value: int) -> bytes:
+    return b"%08x" % value
 
 
-def sealed_table(value: dict[str, Any]) -> dict[str, Any]:
-    """A table of JSON with room for its seal: in `about`, where that is its last entry, else as the last entry."""
-    about = value.get("about")
-    if isinstance(about, dict) and next(reversed(value)) == "about":
-        return {**value, "about": {**about, KEY: BLANK}}
-    return {**value, KEY: BLANK}
+def _blanks(value: int) -> bytes:
+    return f"{value:032b}".translate({ord("0"): " ", ord("1"): "\t"}).encode()
 
 
-def fill_in(text: str) -> str:
-    """JSON text of a `sealed_table`, the last `BLANK` in it replaced by the checksum of the whole text."""
-    place = text.rindex(BLANK)
-    return f"{text[:place]}{checksum(text.encode()):08x}{text[place + len(BLANK) :]}"
+class Seal(NamedTuple):
+    """How a kind of file ends: `before`, the checksum in `digits` of an alphabet, `behind`."""
+
+    before: bytes
+    digits: Callable[[int], bytes]
+    alphabet: bytes
+    behind: bytes
+
+    @property
+    def length(self) -> int:
+        """Bytes of all three."""
+        return len(self.before + self.digits(0) + self.behind)
+
+    def of(self, value: int) -> bytes:
+        """The end of a file whose checksum, with zeros for digits, is this."""
+        return self.before + self.digits(value) + self.behind
+
+    def is_in(self, end: bytes) -> bool:
+        """Whether these last bytes of a file are a seal, be it a damaged one: three of four are as they must be.
+
+        Were all of them asked for, a file whose seal was hit would pass for one that never had any.
+        """
+        start, stop = len(self.before), self.length - len(self.behind)
+        marks = zip(end[:start] + end[stop:], self.before + self.behind, strict=False)
+        right = sum(a == b for a, b in marks) + sum(digit in self.alphabet for digit in end[start:stop])
+        return len(end) == self.length and 4 * right >= 3 * self.length
 
 
-def without_seal(value: Any) -> Any:
-    """What was read from a sealed file, as it was before."""
-    if isinstance(value, dict):
-        value.pop(KEY, None)
-        if isinstance(value.get("about"), dict):
-            value["about"].pop(KEY, None)
-    return value
+ROW = Seal(b"", _blanks, b" \t", b"")
+_BINARY = Seal(b"\nunderstudy checksum: ", _hexadecimal, b"0123456789abcdef", b"\n")
+_OF_SUFFIX = {
+    ".json": Seal(b"", _blanks, b" \t", b"\n"),
+    ".toml": _BINARY._replace(before=b"# checksum: "),
+    ".html": _BINARY._replace(before=b"<!-- checksum: ", behind=b" -->\n"),
+    ".npz": _BINARY, ".npy": _BINARY, ".pt": _BINARY,
+}  # fmt: skip
+
+
+def sealed(content: bytes, seal: Seal) -> bytes:
+    """The whole content of a file with its seal behind it."""
+    return content + seal.of(checksum(content + seal.of(0)))
+
+
+def sealed_text(path: str | os.PathLike[str], text: str) -> str:
+    """The text of a file with the seal of its kind, if the kind has one."""
+    seal = _OF_SUFFIX.get(os.path.splitext(path)[1])
+    return text if seal is None else sealed(text.encode(), seal).decode()
 
 
 def append_seal(path: str | os.PathLike[str]) -> None:
     """Put the seal behind a file of bytes that readers of its kind do not look at."""
-    before, behind = _OF_BINARY[0]
     with open(path, "r+b") as file:
         value = 0
         while chunk := file.read(CHUNK):
             value = checksum(chunk, value)
-        value = checksum(before + BLANK.encode() + behind, value)
-        file.write(before + f"{value:08x}".encode() + behind)
+        file.write(_BINARY.of(checksum(_BINARY.of(0), value)))
 
 
 def verdict_on_row(line: bytes) -> Verdict:
     """Whether a row of JSON lines, without its line break, is what was written."""
-    return _verdict(line, checksum, _OF_ROW)
+    end = line[-ROW.length :]
+    if not ROW.is_in(end):
+        return "unsealed"
+    return "whole" if line == sealed(line[: -ROW.length], ROW) else "damaged"
 
 
 def verdict_on(path: str | os.PathLike[str]) -> Verdict:
@@ -95,39 +114,17 @@ def verdict_on(path: str | os.PathLike[str]) -> Verdict:
     Raises:
         OSError: it cannot be read.
     """
-    seals = _OF_SUFFIX.get(os.path.splitext(path)[1], ())
-    longest = max((len(before) + len(BLANK) + len(behind) for before, behind in seals), default=0)
+    seal = _OF_SUFFIX.get(os.path.splitext(path)[1])
     with open_regular(path) as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - longest))
-        tail = file.read()
-        start = size - len(tail)
-
-        def of_all(end: bytes) -> int:
-            file.seek(0)
-            value, left = 0, start
-            while left > 0 and (chunk := file.read(min(CHUNK, left))):
-                value, left = checksum(chunk, value), left - len(chunk)
-            return checksum(end, value)
-
-        return _verdict(tail, of_all, seals)
-
-
-def _verdict(tail: bytes, checksum_of: Any, seals: tuple[tuple[bytes, bytes], ...]) -> Verdict:
-    """The verdict on a file that ends in `tail`; `checksum_of` gives that of the file if it ended otherwise."""
-    for before, behind in seals:
-        marks, length = before + behind, len(before) + len(BLANK) + len(behind)
-        if len(tail) < length:
-            continue
-        place = len(tail) - len(behind) - len(BLANK)
-        found = tail[len(tail) - length : place] + tail[len(tail) - len(behind) :]
-        # Marks that are changed in a byte are marks: else a file whose mark was hit would pass for one without a seal.
-        if 2 * sum(a != b for a, b in zip(found, marks, strict=True)) >= len(marks):
-            continue
-        digits = tail[place : len(tail) - len(behind)]
-        value = checksum_of(tail[:place] + BLANK.encode() + tail[len(tail) - len(behind) :])
-        return "whole" if digits == f"{value:08x}".encode() else "damaged"
-    return "unsealed"
+        left = file.seek(0, os.SEEK_END) - (seal.length if seal is not None else 0)
+        file.seek(max(0, left))
+        if seal is None or left < 0 or not seal.is_in(end := file.read()):
+            return "unsealed"
+        file.seek(0)
+        value = 0
+        while left > 0 and (chunk := file.read(min(CHUNK, left))):
+            value, left = checksum(chunk, value), left - len(chunk)
+    return "whole" if end == seal.of(checksum(seal.of(0), value)) else "damaged"
 
 
 def require_whole(path: str | os.PathLike[str], remedy: str) -> None:

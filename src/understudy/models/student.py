@@ -161,7 +161,6 @@ def load_student(path: str | os.PathLike[str]) -> Student:
     table = run.student
     if table.get("format") != FORMAT:
         raise StoreError(f"{run.student_path} has format {table.get('format')!r}, this version reads {FORMAT}.")
-    run.require_whole()
     contract, head = table["contract"], table["head"]
     with torch.random.fork_rng(devices=[]):  # The initialization that the weights replace shall cost no random numbers.
         encoder = build_encoder(table["architecture"], pretrained=False, image_size=int(contract["size"]))
@@ -177,4 +176,5 @@ def load_student(path: str | os.PathLike[str]) -> Student:
         raise StoreError(
             f"{run.weights_path} is not the file that {run.student_path} describes. Was either file replaced?"
         )
+    run.require_whole()  # all that was loaded is right; the rest of both files too
     return student.eval()
