@@ -24,7 +24,7 @@ from understudy.artifacts import (
 from understudy.artifacts import checksums as module
 from understudy.artifacts.files import atomic
 from understudy.embed.embedding import embed
-from understudy.errors import StoreError
+from understudy.errors import ModelError, StoreError
 from understudy.neighbors import graph as graph_module
 from understudy.neighbors.graph import build_graph
 from understudy.neighbors.settings import NeighborSettings
@@ -235,7 +235,7 @@ def test_a_block_that_was_damaged_while_a_store_was_in_the_making(tmp_path: Path
     monkeypatch.setattr(blocks, "SAVE_SECONDS", 0.0)
     whole = embed(teacher_of(), open_source(str(data)), tmp_path / "whole", HERE)
     for damage in ("rows", "json"):
-        with pytest.raises(RuntimeError):
+        with pytest.raises(ModelError, match="the machine goes down"):
             embed(teacher_of(before=stop_after(6, failing)), open_source(str(data)), tmp_path / damage, HERE)
         (path,) = (tmp_path / damage).glob(f"*/blocks/0001.{damage}")
         flip(path, 30)
@@ -258,4 +258,6 @@ def test_lines_of_the_metrics_count_byte_by_byte(tmp_path: Path):
             run.metrics()
     for cut in range(len(content)):  # what a kill leaves
         run.metrics_path.write_bytes(content[:cut])
-        assert run.metrics() == rows[: content[:cut].count(b"\n") + (content[cut : cut + 1] == b"\n")]
+        found = run.metrics()
+        assert found == rows[: len(found)]
+        assert len(found) - content[:cut].count(b"\n") in ((1,) if content[cut : cut + 1] == b"\n" else (0, 1))

@@ -288,7 +288,7 @@ def test_goes_on_after_sigkill_with_the_same_bytes(tmp_path: Path, folder: Path,
 def test_a_record_without_its_rows_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     source = open_source(pixels())
     monkeypatch.setattr(blocks, "SAVE_SECONDS", 0.0)
-    with pytest.raises(RuntimeError, match="goes down"):
+    with pytest.raises(ModelError, match="goes down"):
         embed(teacher_of(before=stop_after(3, failing)), source, tmp_path, Inference(batch_size=8))
     (folder,) = tmp_path.iterdir()
     os.truncate(folder / "blocks" / "0000.rows", 130)

@@ -20,7 +20,8 @@ import numpy as np
 
 from understudy.artifacts import Checksums, Store, read_table, write_json
 from understudy.artifacts.seals import checksum
-from understudy.errors import ConfigError, StoreError
+from understudy.errors import ConfigError, ModelError, StoreError
+from understudy.sources.source import Source
 from understudy.views.reader import Skipped
 
 SAVE_SECONDS = 10.0  # at most so much work is lost to a kill
@@ -158,6 +159,22 @@ def storable(rows: np.ndarray, dtype: np.dtype[Any], remedy: str) -> np.ndarray:
     return stored
 
 
+def checked_rows(rows: np.ndarray, dtype: np.dtype[Any], source: Source, positions: np.ndarray) -> np.ndarray:
+    """The embeddings of images at some positions of a source, in the stored precision.
+
+    Raises:
+        ModelError: NaN or infinity.
+        ConfigError: values beyond the precision.
+    """
+    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    if len(bad):
+        raise ModelError(
+            f"The teacher's embeddings of {len(bad)} of {len(rows)} images contain NaN or infinity, the first being "
+            f"{source.name(int(positions[bad[0]]))}. Check the teacher's weights and its input normalization."
+        )
+    return storable(rows, dtype, "Store them with --dtype float32.")
+
+
 def merging(store: Store) -> Path:
     """The array while rows are put into it."""
     return store.folder / "embeddings.partial"
@@ -170,13 +187,13 @@ def take_back(store: Store) -> None:
         os.replace(final, merging(store))
 
 
-def merge(store: Store, blocks: list[Block]) -> Checksums:
+def merge(store: Store, blocks: list[Block]) -> dict[str, str]:
     """Put the rows of complete blocks behind each other, as `embeddings.npy`.
 
     Killed and called again, it goes on: a block whose rows are gone had put them into the array.
 
     Returns:
-        Checksums of the array: of its header, and of each block that has rows.
+        For the manifest, checksums of the array (its header, and each block that has rows) and of the listing.
 
     Raises:
         StoreError: the array does not hold what its blocks had put there.
@@ -213,4 +230,4 @@ def merge(store: Store, blocks: list[Block]) -> Checksums:
                 f"shows. Run the same command again: its {len(block.images):,} images are embedded again."
             )
     os.replace(path, store.folder / "embeddings.npy")
-    return checksums
+    return {"embeddings.npy": str(checksums), "listing.parquet": str(Checksums.of(store.listing_path))}

@@ -18,19 +18,8 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from understudy import __version__
-from understudy.artifacts import (
-    ALONE,
-    Checksums,
-    Store,
-    StoreKey,
-    Writers,
-    blocks_of,
-    fingerprint,
-    lock,
-    room_on_disk,
-    sweep,
-)
-from understudy.embed.blocks import Block, merge, storable, take_back
+from understudy.artifacts import ALONE, Store, StoreKey, Writers, blocks_of, fingerprint, lock, room_on_disk, sweep
+from understudy.embed.blocks import Block, checked_rows, merge, take_back
 from understudy.embed.mending import is_damaged, mend_embeddings, mend_listing
 from understudy.errors import ConfigError, DataError, ModelError, StoreError, UnderstudyError, first_line
 from understudy.models.malloc import keep_freed_memory
@@ -282,7 +271,7 @@ class _Embedding:
         rows = np.empty((0, self.teacher.width), dtype=np.float32)
         if len(positions):
             rows = self.inference.run(self.teacher, pixels)
-        return _checked(rows, dtype, self.source, positions) if self.check else rows.astype(dtype)
+        return checked_rows(rows, dtype, self.source, positions) if self.check else rows.astype(dtype)
 
     def finish(self) -> None:
         """Put the blocks behind each other, write the listing, and the manifest last.
@@ -299,10 +288,7 @@ class _Embedding:
         readable = np.delete(np.arange(len(self.source)), unreadable)
         write_listing(self.store.listing_path, self.source.subset(readable))
         with room_on_disk(self.store.manifest_path):
-            checksums = {
-                "embeddings.npy": str(merge(self.store, blocks)),
-                "listing.parquet": str(Checksums.of(self.store.listing_path)),
-            }
+            checksums = merge(self.store, blocks)
         seconds, images = sum(block.seconds for block in blocks), len(self.source)
         probe = getattr(self.teacher, "probe", [])
         versions = {"understudy": __version__, "torch": torch.__version__, "numpy": np.__version__}
@@ -383,18 +369,10 @@ def open_rows(store: Store, source: Source) -> Source:
             f"{data['fingerprint']}), not from {source.spec} as it is now ({len(source):,} images, "
             f"{source.fingerprint}). Run `understudy embed` on it."
         )
-    return source if manifest["rows"] == len(source) else read_listing(store.listing_path, source)
-
-
-def _checked(rows: np.ndarray, dtype: np.dtype[Any], source: Source, positions: np.ndarray) -> np.ndarray:
-    """The rows in the stored precision; NaN, infinity and values beyond it are refused."""
-    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-    if len(bad):
-        raise ModelError(
-            f"The teacher's embeddings of {len(bad)} of {len(rows)} images contain NaN or infinity, the first being "
-            f"{source.name(int(positions[bad[0]]))}. Check the teacher's weights and its input normalization."
-        )
-    return storable(rows, dtype, "Store them with --dtype float32.")
+    if manifest["rows"] == len(source):
+        return source
+    store.require_whole("listing.parquet")
+    return read_listing(store.listing_path, source)
 
 
 def _refuse_bad_teacher(teacher: Frozen, source: Source, inference: Inference) -> None:
