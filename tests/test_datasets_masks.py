@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -142,3 +143,17 @@ def test_no_layout_at_all(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("one\n")
     with pytest.raises(DataError, match="names 1 classes; from 2 to 255"):
         open_masks(tmp_path)
+
+
+def test_lists_that_are_no_text(tmp_path: Path):
+    root = voc(tmp_path / "voc")
+    (root / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation" / "val.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match=r"val\.txt is no text in UTF-8"):
+        open_masks(root)
+    root = plain(tmp_path / "plain")
+    (root / "classes.txt").write_bytes(b"\xef\xbb\xbf" + (root / "classes.txt").read_bytes())
+    assert open_masks(root)[0].classes[0] == open_masks(plain(tmp_path / "other"))[0].classes[0]  # no mark in a name
+    (root / "classes.txt").unlink()
+    os.mkfifo(root / "classes.txt")
+    with pytest.raises(DataError, match=r"classes\.txt was expected and cannot be read \(it is a named pipe"):
+        open_masks(root)

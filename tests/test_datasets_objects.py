@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from understudy.errors import DataError
+from understudy.evaluate.datasets.annotations import check_outline, run_lengths
 from understudy.evaluate.datasets.objects import open_objects
 
 COCO_OBJECTS = [
@@ -155,3 +157,95 @@ def test_real_coco(shared: Path) -> None:
     for i in range(8):
         image, boxes = train.read(i), train.boxes(i)
         assert (boxes >= 0).all() and (boxes[:, 2:] <= np.array(image.size) + 0.5).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"iscrowd": "yes"}, r"iscrowd is 'yes', and it is 0 or 1"),
+        ({"iscrowd": 2}, r"iscrowd is 2"),
+        ({"iscrowd": None}, r"iscrowd is None"),
+        ({"bbox": [0, 0, float("nan"), 3]}, r"the box \[0, 0, nan, 3\]"),
+        ({"bbox": [0, 0, "3", 3]}, r"the box \[0, 0, '3', 3\]"),
+        ({"bbox": [0, 0, -2, 3]}, r"the box \[0, 0, -2, 3\]"),
+        ({"bbox": {"x": 1}}, r"the box \{'x': 1\}"),
+        ({"area": "large"}, r"the area is 'large'"),
+        ({"area": float("inf")}, r"the area is inf"),
+        ({"id": [7]}, r"the id \[7\] is neither a whole number nor a text"),
+        ({"image_id": [5]}, r"not a COCO annotation file \(TypeError"),
+        ({"segmentation": [[1, 2, 3, 4]]}, r"the polygon \[1, 2, 3, 4\] has not three points"),
+        ({"segmentation": [[1, 2, 3, 4, 5, None]]}, r"the polygon \[1, 2, 3, 4, 5, None\]"),
+        ({"segmentation": [[0, 0, 1e9, 0, 1e9, 5]]}, r"lies outside of its image, 24 x 16"),  # 40 GB once drawn
+        ({"segmentation": {"size": [16, 24], "counts": [0, 385]}}, r"do not add up to 24 x 16 pixels"),
+        ({"segmentation": {"size": [16, 24], "counts": [400, -16]}}, r"do not add up to 24 x 16 pixels"),
+        ({"segmentation": {"size": [9999, 9999], "counts": [0, 384]}}, r"neither polygons nor run lengths of an image"),
+        ({"segmentation": {"size": [16, 24], "counts": "~~~~"}}, r"no compressed text of COCO"),
+        ({"segmentation": {"size": [16, 24], "counts": "P"}}, r"in the middle of a number|do not add up"),
+        ({"segmentation": "polygon"}, r"neither polygons nor run lengths"),
+    ],
+)
+def test_objects_that_would_crash_or_lie_are_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        open_objects(coco(tmp_path, [{**COCO_OBJECTS[0], **change}]))
+
+
+def test_run_lengths_are_those_of_pycocotools() -> None:
+    tools = pytest.importorskip("pycocotools.mask")
+    generator = np.random.default_rng(0)
+    for shape, share in (((16, 24), 0.5), ((300, 200), 0.001), ((5, 7), 0.0), ((700, 900), 0.0)):
+        drawn = np.asfortranarray((generator.random(shape) < share).astype(np.uint8))
+        counts = run_lengths(tools.encode(drawn)["counts"].decode())
+        flat = drawn.ravel(order="F")
+        assert sum(counts) == flat.size
+        again = np.repeat(np.arange(len(counts)) % 2, counts)
+        assert (again == flat).all()
+        check_outline({"size": list(shape), "counts": tools.encode(drawn)["counts"].decode()}, shape[1], shape[0])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" * 200_000, "[]", "3", '{"images": 3}', '{"images": [3], "annotations": [], "categories": []}',
+        '{"images": [{"id": 5, "file_name": 3, "width": 24, "height": 16}], "annotations": [], "categories": []}',
+        '{"images": [{"id": 5, "file_name": "a", "width": -4, "height": 1e999}], "annotations": [], "categories": []}',
+        '{"images": [{"id": NaN, "file_name": "a", "width": 1, "height": 1}], "annotations": [], "categories": []}',
+        "\ud800",
+    ],
+)  # fmt: skip
+def test_files_that_are_no_annotations(tmp_path: Path, content: str) -> None:
+    root = coco(tmp_path)
+    (root / "annotations" / "instances_train2017.json").write_bytes(content.encode(errors="surrogatepass"))
+    with pytest.raises(DataError, match=r"instances_train2017\.json is not a COCO annotation file"):
+        open_objects(root)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("<xmin>1<", "<xmin>nan<", r"the box nan, 3, 24, 16 has its corners in another order"),
+        ("<xmax>24<", "<xmax>inf<", r"the box 1, 3, inf, 16"),
+        ("<xmax>24<", "<xmax>-3<", r"the box 1, 3, -3, 16"),
+        ("<width>24<", "<width>0<", r"the width or height 0"),
+        ("<width>24<", "<width>inf<", r"the width or height inf"),
+        ("<width>24<", "<width>wide<", r"could not convert string to float"),
+        ("<annotation>", "<?xml version='1.0' encoding='klingon'?><annotation>", r"is not a Pascal VOC annotation"),
+    ],
+)
+def test_voc_annotations_that_lie(tmp_path: Path, old: str, new: str, message: str) -> None:
+    voc(tmp_path, "2012", {"train": ["1"], "val": ["2"]})
+    file = tmp_path / "VOCdevkit" / "VOC2012" / "Annotations" / "1.xml"
+    file.write_text(file.read_text().replace(old, new, 1))
+    with pytest.raises(DataError, match=rf"1\.xml is not a Pascal VOC annotation.*{message}|{message}"):
+        open_objects(tmp_path)
+
+
+def test_lists_that_are_no_text_or_no_regular_file(tmp_path: Path) -> None:
+    voc(tmp_path, "2012", {"train": ["1"], "val": ["2"]})
+    lists = tmp_path / "VOCdevkit" / "VOC2012" / "ImageSets" / "Main"
+    (lists / "val.txt").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(DataError, match=r"val\.txt is no text in UTF-8"):
+        open_objects(tmp_path)
+    (lists / "val.txt").unlink()
+    os.mkfifo(lists / "val.txt")
+    with pytest.raises(DataError, match=r"val\.txt was expected and cannot be read \(it is a named pipe"):
+        open_objects(tmp_path)

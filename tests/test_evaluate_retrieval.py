@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from understudy.errors import DataError, ShapeError
+from understudy.errors import DataError, ShapeError, UnreadableImage
 from understudy.evaluate.dataset import EvaluationSet
 from understudy.evaluate.datasets.landmarks import read_ground_truth
 from understudy.evaluate.encoded_set import EncodedSet
@@ -179,3 +179,58 @@ def test_a_pickle_is_read_and_not_executed(tmp_path: Path, protocol: int) -> Non
         (tmp_path / "bad.pkl").write_bytes(content)
         with pytest.raises(DataError):
             read_ground_truth(tmp_path / "bad.pkl", "nowhere")
+
+
+NESTED: list = [1]
+for _ in range(31):
+    NESTED = [NESTED] * 10  # 10 ** 31 numbers, in a few bytes
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"bbx": [0, 0, float("inf"), 5]}, r"a query with the box \(0\.0, 0\.0, inf, 5\.0\), which is none"),
+        ({"bbx": [0, 0, float("nan"), 5]}, r"a query with the box"),
+        ({"bbx": [9, 0, 3, 5]}, r"a query with the box"),
+        ({"bbx": ["a", 0, 3, 5]}, r"must hold lists of numbers"),
+        ({"bbx": NESTED}, r"must hold lists of numbers"),
+        ({"easy": NESTED}, r"must hold lists of numbers"),
+        ({"easy": [2**70]}, r"must hold numbers"),
+        ({"easy": [float("nan")]}, r"must hold numbers"),
+        ({"easy": "all"}, r"must hold lists of numbers"),
+        ({"easy": {}}, r"must hold lists of numbers"),
+        (3, r"must hold a table for each query"),
+    ],
+    ids=range(11),
+)
+def test_ground_truth_that_lies(tmp_path: Path, entry: object, message: str) -> None:
+    gnd: list = [{"easy": [1], "hard": [2], "junk": [], **entry} if isinstance(entry, dict) else entry]
+    with pytest.raises(DataError, match=message):
+        landmarks(tmp_path, gnd)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pickle.dumps({"gnd": {}, "imlist": [], "qimlist": []}),
+        pickle.dumps({"gnd": [], "imlist": [3], "qimlist": []}),
+        pickle.dumps({"gnd": [], "imlist": ["a\0b"], "qimlist": []}),
+        pickle.dumps({"gnd": [], "imlist": [NESTED], "qimlist": []}),
+        b"\x80\x02]r\xff\xff\xff\x7f.",  # puts an object into place 2,147,483,647 of the reader's memory
+        b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f",  # bytes, 2 ** 63 - 1 of them
+        b"(" * 100_000,
+    ],
+    ids=range(7),
+)
+def test_pickles_that_are_no_ground_truth(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "bad.pkl").write_bytes(content)
+    with pytest.raises(DataError, match=r"bad\.pkl (must hold|is not a ground-truth pickle)"):
+        read_ground_truth(tmp_path / "bad.pkl", "nowhere")
+
+
+def test_boxes_outside_of_their_image_are_skipped(tmp_path: Path) -> None:
+    for number, box in enumerate(([500, 500, 600, 600], [-(10**9), 0, 5, 5], [0, 0, 10**9, 10**9])):
+        target = landmarks(tmp_path / str(number), [{"easy": [1], "hard": [], "junk": [], "bbx": box}])
+        assert target.queries is not None
+        with pytest.raises(UnreadableImage, match=r"its box .* (lies outside of it|is far larger than the image)"):
+            target.queries.read(0)

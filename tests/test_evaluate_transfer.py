@@ -222,7 +222,7 @@ def test_voc2007_marks_and_mean_average_precision(tmp_path: Path) -> None:
             SETTINGS,
         )
     (tmp_path / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main" / "cat_val.txt").unlink()
-    with pytest.raises(DataError, match=r"cat_val.txt does not exist.*robots.ox.ac.uk"):
+    with pytest.raises(DataError, match=r"cat_val.txt was expected and cannot be read.*robots.ox.ac.uk"):
         open_set(f"voc2007={tmp_path}")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from test_sources_source import png, shades, table, write
@@ -127,3 +128,51 @@ def test_pixels_are_mapped_not_loaded(tmp_path: Path):
     with pytest.raises(UnreadableImage):
         source.read(0)
     assert io.BytesIO(png(3)).getvalue() == png(3)
+
+
+def test_damaged_offsets_end_in_a_sentence(tmp_path: Path):
+    """Reading a value behind them ended the process, without a word."""
+    folder = save(tmp_path / "set", table(range(4), label=[0, 1, 0, 1]), rows=4)
+    file = folder / "data-00000-of-00001.arrow"
+    content = file.read_bytes()
+    lengths = np.cumsum([0, *(len(png(i)) for i in range(4))]).astype("<i4").tobytes()
+    at = content.index(lengths)
+    file.write_bytes(content[: at + 4] + b"\x7f\xff\xff\x7f" + content[at + 8 :])
+    with pytest.raises(DataError, match=r"arrow is damaged: its column 'image' is not valid"):
+        open_source(folder)
+
+
+def test_column_names_with_a_dot(tmp_path: Path):
+    for name, rows in (("a", table(range(3))), ("b", pa.table({"image": [png(0), png(1), png(2)]}))):
+        rows = rows.rename_columns(["my.image"])
+        with pa.ipc.new_stream(tmp_path / f"{name}.arrow", rows.schema) as writer:
+            writer.write_table(rows)
+        pq.write_table(rows, tmp_path / f"{name}.parquet")
+        for ending in ("arrow", "parquet"):
+            assert shades(open_source(tmp_path / f"{name}.{ending}")) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "state",
+    ["[]", "null", "{}", '{"_data_files": 3}', '{"_data_files": [3]}', '{"_data_files": [{"filename": 3}]}',
+     '{"_data_files": [{"filename": "../set/data-00000-of-00001.arrow"}]}', '{"_data_files": [{"filename": ""}]}'],
+)  # fmt: skip
+def test_a_state_that_is_none(tmp_path: Path, state: str):
+    folder = save(tmp_path / "set", table(range(2)))
+    (folder / "state.json").write_text(state)
+    with pytest.raises(DataError, match=r"state\.json does not list the data set's files"):
+        open_source(folder)
+
+
+def test_the_column_that_is_wanted(tmp_path: Path):
+    rows = pa.table({"left": table(range(3)).column("image"), "right": table(range(3, 6)).column("image")})
+    with pa.ipc.new_stream(tmp_path / "a.arrow", rows.schema) as writer:
+        writer.write_table(rows)
+    pq.write_table(rows, tmp_path / "a.parquet")
+    for spec in (f"{tmp_path}/a.arrow", f"{tmp_path}/a.parquet", f"file://{tmp_path}/a.parquet"):
+        with pytest.raises(DataError, match=r"several columns that may hold images \(left, right\).*#COLUMN"):
+            open_source(spec)
+        assert shades(open_source(f"{spec}#right")) == [3, 4, 5]
+        assert open_source(f"{spec}#right").fingerprint != open_source(f"{spec}#left").fingerprint
+        with pytest.raises(DataError, match=r"no column of images called 'up'"):
+            open_source(f"{spec}#up")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,7 @@ def test_parquet_with_plain_bytes(tmp_path: Path):
     source = open_source(tmp_path / "a.parquet")
     assert shades(source) == [0, 1, 2]
     assert source.labels is not None
-    assert source.labels.tolist() == [2, 0, 2]
+    assert (source.labels.tolist(), source.class_names) == ([1, 0, 1], ["0", "2"])
 
 
 def test_parquet_without_images_lists_its_columns(tmp_path: Path):
@@ -152,3 +153,17 @@ def test_splits_are_not_mixed(tmp_path: Path):
     assert len(open_source(tmp_path / "train-*.parquet")) == 4
     with pytest.raises(DataError, match="matches nothing"):
         open_source(tmp_path / "valid-*.parquet")
+
+
+def test_a_footer_that_lies(tmp_path: Path):
+    rows = table(range(3), label=[0, 1, 0]).replace_schema_metadata({"names": b"\xff\xfe"})
+    pq.write_table(rows, tmp_path / "a.parquet")
+    assert open_source(tmp_path / "a.parquet").class_names == ["0", "1"]  # names that are no text are none
+    footer = pq.read_metadata(tmp_path / "a.parquet")
+    schema, lengths = parquet.described(footer, 10_000, "a.parquet")
+    assert (schema.names, lengths) == (["image", "label"], [3])
+    with pytest.raises(DataError, match=r"a\.parquet claims 3 rows in 0 bytes: its footer is damaged"):
+        parquet.described(footer, 0, "a.parquet")
+    os.mkfifo(tmp_path / "b.parquet")
+    with pytest.raises(DataError, match=r"b\.parquet is not a parquet file that can be read \(it is a named pipe"):
+        open_source(tmp_path / "b.parquet")

@@ -335,3 +335,24 @@ def test_a_listing_of_other_images_is_refused(tmp_path: Path):
         read_listing(tmp_path / "listing.parquet", tmp_path / "images")
     with pytest.raises(DataError, match=r"nowhere\.parquet cannot be read"):
         read_listing(tmp_path / "nowhere.parquet", source)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"", b"\x93NUMPY", b"PK\x03\x04" + bytes(60), b"\x93NUMPY\x01\x00\x10\x00{'descr':'|O',   ",
+        b"(-1, 32, 32, 3)", b"(1 << 62, 32, 32, 3)", b"(2**40, 32, 32, 3)", b"(4611686018427387904, 4, 4, 3)",
+        b"(1000000000000, 32, 32, 3)", b"(" * 9000, b"('a', 2)",
+    ],
+)  # fmt: skip
+def test_arrays_whose_header_lies(tmp_path: Path, header: bytes):
+    if header.startswith(b"("):
+        text = b"{'descr':'|u1','fortran_order':False,'shape':" + header + b"}"
+        text = text.ljust(-(-(len(text) + 11) // 64) * 64 - 11) + b"\n"
+        header = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(3072)
+    (tmp_path / "a.npy").write_bytes(header)
+    with pytest.raises(DataError, match=r"a\.npy is not a \.npy file that can be read"):
+        open_source(tmp_path / "a.npy")
+    os.mkfifo(tmp_path / "b.npy")
+    with pytest.raises(DataError, match=r"b\.npy cannot be read \(it is a named pipe"):
+        open_source(tmp_path / "b.npy")

@@ -18,9 +18,9 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from test_sources_source import png, shades
+from test_sources_source import png, shades, write
 from understudy.errors import DataError, UnreadableImage
-from understudy.sources import tar_index
+from understudy.sources import tar_members
 from understudy.sources.evaluation import open_evaluation
 from understudy.sources.formats import tar
 from understudy.sources.formats.tar import TarImages
@@ -74,13 +74,12 @@ def test_every_dialect_of_tar(tmp_path: Path, form: int):
 
 
 def test_sizes_beyond_octal():
-    header = bytearray(tarfile.TarInfo("a.png").tobuf(tarfile.GNU_FORMAT))
     big = 9 * 2**30  # GNU writes it in binary
     info = tarfile.TarInfo("a.png")
     info.size = big
-    header = info.tobuf(tarfile.GNU_FORMAT)
-    assert header[124] & 0x80
-    assert tar_index._size(header) == big
+    block = info.tobuf(tarfile.GNU_FORMAT)
+    assert block[124] & 0x80
+    assert tar_members.size_of(block) == big
 
 
 def test_what_is_no_image_is_passed_over(tmp_path: Path):
@@ -110,18 +109,176 @@ def test_labels_of_several_kinds(tmp_path: Path):
     assert labels(sample(0), sample(1)) == (None, None)
     assert labels(sample(0, cls=b"dog\n"), sample(1, cls=b"cat")) == ([1, 0], ["cat", "dog"])
     as_json = [json.dumps({"label": label, "caption": "a photo"}).encode() for label in (2, 0)]
-    assert labels(sample(0, json=as_json[0]), sample(1, json=as_json[1])) == ([2, 0], ["0", "1", "2"])
+    assert labels(sample(0, json=as_json[0]), sample(1, json=as_json[1])) == ([1, 0], ["0", "2"])
     assert labels(sample(0, json=as_json[0], cls=b"1"), sample(1, cls=b"0")) == ([1, 0], ["0", "1"])  # .cls wins
     assert labels(sample(0, json=b'{"caption": "x"}'), sample(1, json=as_json[1])) == (None, None)
     assert labels(sample(0, json=b"{broken"), sample(1, json=as_json[1])) == (None, None)
     assert labels(sample(0, cls=b"1"), sample(1)) == (None, None)
-    # The label may come before its image, and two images of a sample share it.
-    pair = [("a.cls", b"3"), ("a.left.png", png(0)), ("a.right.png", png(1)), ("b.png", png(2)), ("b.cls", b"1")]
-    assert labels(pair) == ([3, 3, 1], ["0", "1", "2", "3"])
+    # The label may come before its image.
+    assert labels([("a.cls", b"3"), ("a.png", png(0)), ("b.png", png(2)), ("b.cls", b"1")]) == ([1, 0], ["1", "3"])
     # Without labels beside the images, class folders.
     assert labels([("dog/0.png", png(0)), ("cat/1.png", png(1))]) == ([1, 0], ["cat", "dog"])
     assert labels([("./train/dog/0.png", png(0)), ("./train/cat/1.png", png(1))]) == ([1, 0], ["cat", "dog"])
     assert labels([("train/dog/0.png", png(0)), ("cat/1.png", png(1))]) == (None, None)
+
+
+def test_one_sample_has_one_image(tmp_path: Path):
+    mask = png(200)
+    for half, numbers in (("train", range(4)), ("test", range(4, 6))):
+        (tmp_path / half).mkdir()
+        members = [member for i in numbers for member in sample(i, cls=b"%d" % (i % 2), **{"seg.png": mask})]
+        members.append(("000099.seg.png", mask))  # a mask whose photograph is not there
+        pack(tmp_path / half / "0.tar", members)
+    source = open_source(tmp_path / "train", listings=tmp_path / "kept")
+    assert shades(source) == [0, 1, 2, 3]
+    assert source.fingerprint == open_source(tmp_path / "train", listings=tmp_path / "kept").fingerprint
+    masks = open_source(f"{tmp_path}/train#seg.png", listings=tmp_path / "kept")
+    assert shades(masks) == [200] * 5
+    assert masks.fingerprint != source.fingerprint
+    assert shades(open_source(f"{tmp_path}/train/0.tar#png")) == [0, 1, 2, 3]
+    assert shades(open_source(f"{tmp_path}/train/*.tar#*.png")) == [200] * 5
+    (tmp_path / "list.txt").write_text("train/0.tar\n")
+    assert shades(open_source(f"{tmp_path}/list.txt#png")) == [0, 1, 2, 3]
+    train, test = open_evaluation(f"{tmp_path}#png")
+    assert (shades(train), shades(test)) == ([0, 1, 2, 3], [4, 5])
+    with pytest.raises(DataError, match=r"no images in .*no member ending in jpg"):
+        open_source(f"{tmp_path}/train#jpg")
+    write(tmp_path / "photos" / "a.png", 1)
+    with pytest.raises(DataError, match=r"photos is a folder of images, and '#png' says"):
+        open_source(f"{tmp_path}/photos#png")
+
+
+def test_which_of_several_images_is_meant_has_to_be_said(tmp_path: Path):
+    pair = [("a.left.png", png(0)), ("a.right.png", png(1)), ("a.cls", b"1"), ("b.left.png", png(2)), ("b.cls", b"3")]
+    path = pack(tmp_path / "a.tar", pair)
+    with pytest.raises(DataError, match=r"sample 'a' has 2 images, a\.left\.png, a\.right\.png\. Say .*#left\.png"):
+        open_source(path)
+    assert shades(open_source(f"{path}#left.png")) == [0, 2]
+    both = open_source(f"{path}#left.png,right.png")
+    assert shades(both) == [0, 1, 2]
+    assert both.labels is not None
+    assert both.labels.tolist() == [0, 0, 1]  # two images of a sample share its label
+    pack(path, [("a.jpg", png(5)), ("a.png", png(6))])
+    with pytest.raises(DataError, match=r"sample 'a' has 2 images, a\.jpg, a\.png\."):
+        open_source(path)
+    assert shades(open_source(f"{path}#png")) == [6]
+    # A dot in a name is no second image where none stands beside.
+    pack(path, [("holiday.2024.png", png(7)), ("holiday.2024.cls", b"1"), ("sea.png", png(8)), ("sea.cls", b"0")])
+    dots = open_source(path)
+    assert shades(dots) == [7, 8]
+    assert dots.labels is not None
+    assert dots.labels.tolist() == [1, 0]
+
+
+def header(name: str = "a.png", **fields: bytes | int) -> bytes:
+    """A header of Python's with some bytes changed (`at_POSITION`), its checksum made right again."""
+    info = tarfile.TarInfo(name)
+    info.size = int(fields.pop("size", 0))
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT)[:512])
+    for field, value in fields.items():
+        at = int(field.removeprefix("at_"))
+        assert isinstance(value, bytes)
+        block[at : at + len(value)] = value
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def member(name: str, content: bytes) -> bytes:
+    return header(name, size=len(content)) + content + bytes(-len(content) % 512)
+
+
+BEHIND = member("b.png", png(3)) + bytes(1024)
+
+
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [
+        (header(at_124=b"\xff" * 12), "damaged header"),  # -1, in binary
+        (header(at_124=b"\x80" + b"\xff" * 11), "damaged header"),  # 2 ** 88 - 1
+        (header(at_124=b"-0000001000\0"), "damaged header"),
+        (header(at_124=b"\x80\0\0\0\x10" + bytes(7)), "is cut off: .* of 1,152,921,504,606,846,976 bytes"),
+        (header("././@LongLink", at_156=b"L", at_124=b"\x80\0\0\0\x10" + bytes(7)), "damaged header"),
+        (header("././@LongLink", at_156=b"L", at_124=b"\xff" * 12), "damaged header"),
+        (header("x", at_156=b"x", at_124=b"77777777777\0"), "damaged header"),
+        (header("x", at_156=b"g", at_124=b"\xff" * 12), "damaged header"),
+    ],
+)
+def test_sizes_that_lie(tmp_path: Path, start: bytes, words: str):
+    (tmp_path / "a.tar").write_bytes(start + BEHIND)
+    source = open_source(tmp_path / "a.tar")
+    assert len(source) == 2
+    with pytest.raises(UnreadableImage, match=words):
+        source.read(0)
+    assert shades(source.subset([1])) == [3]  # what lies behind is not lost
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        b"20 size=-9999999999\n", b"5000 path=a.png\n", b"0 path=a\n", b"9" * 6000 + b" a=b\n", b"5 a=\n" * 100_000,
+        b"7 size=\n", b"1 size=5\n", b"14 size=99999\n",
+    ],
+)  # fmt: skip
+def test_pax_records_that_lie(tmp_path: Path, records: bytes):
+    extended = header("x", at_156=b"x", size=len(records)) + records + bytes(-len(records) % 512)
+    (tmp_path / "a.tar").write_bytes(extended + member("a.png", png(9)) + BEHIND)
+    source = open_source(tmp_path / "a.tar")
+    assert shades(source.subset([len(source) - 1])) == [3]
+    assert len(source) == 2
+
+
+def test_appended_tar_files_are_read(tmp_path: Path):
+    parts = [pack(tmp_path / f"{i}.part", [*sample(i, cls=b"%d" % i)]).read_bytes() for i in range(3)]
+    (tmp_path / "a.tar").write_bytes(parts[0])
+    alone = open_source(tmp_path / "a.tar")
+    (tmp_path / "all.tar").write_bytes(b"".join(parts) + bytes(4 << 20))
+    source = open_source(tmp_path / "all.tar")
+    assert (shades(alone), shades(source)) == ([0], [0, 1, 2])
+    assert source.class_names == ["0", "1", "2"]
+    with open(tmp_path / "hole.tar", "wb") as file:  # 4 TiB of nothing, then the rest
+        file.write(parts[0])
+        file.seek(4 << 40)
+        file.write(parts[1])
+        file.truncate(8 << 40)
+    assert shades(open_source(tmp_path / "hole.tar")) == [0, 1]
+
+
+def test_names_that_lead_elsewhere_and_sparse_members(tmp_path: Path):
+    names = ["/etc/cat/0.png", "../dog/1.png", "a/../../2.png"]
+    sparse = header("sparse.png", at_156=b"S", at_482=b"\1", size=512)
+    sparse += bytes(504) + b"\1" + bytes(7) + bytes(512) + b"x" * 512  # two more blocks of its map, then content
+    (tmp_path / "a.tar").write_bytes(b"".join(member(name, png(i)) for i, name in enumerate(names)) + sparse + BEHIND)
+    source = open_source(tmp_path / "a.tar")
+    assert source.names.to_pylist() == [f"a.tar/{name}" for name in (*names, "sparse.png", "b.png")]
+    assert shades(source.subset([0, 1, 2, 4])) == [0, 1, 2, 3]
+    with pytest.raises(UnreadableImage, match=r"sparse\.png is a link or a sparse file"):
+        source.read(3)
+    records = b"22 GNU.sparse.major=1\n"
+    extended = header("x", at_156=b"x", size=len(records)) + records + bytes(-len(records) % 512)
+    (tmp_path / "b.tar").write_bytes(extended + member("c.png", png(1)) + BEHIND)
+    with pytest.raises(UnreadableImage, match=r"c\.png is a link or a sparse file"):
+        open_source(tmp_path / "b.tar").read(0)
+
+
+def test_a_label_of_8_gigabytes(tmp_path: Path):
+    with open(tmp_path / "a.tar", "wb") as file:
+        file.write(member("a.png", png(1)) + header("a.cls", size=8 << 30))
+        file.truncate(file.tell() + (8 << 30))
+        file.seek(0, os.SEEK_END)
+        file.write(member("b.png", png(2)) + member("b.cls", b"3") + bytes(1024))
+    source = open_source(tmp_path / "a.tar")
+    assert shades(source) == [1, 2]
+    assert source.labels is None
+    assert (
+        "a.tar/a.png has none that can be read: the member with its label has 8,589,934,592 bytes" in source.unlabeled
+    )
+
+
+def test_only_regular_files_are_opened(tmp_path: Path):
+    os.mkfifo(tmp_path / "a.tar")
+    with pytest.raises(DataError, match=r"a\.tar cannot be opened \(it is a named pipe and no regular file\)"):
+        open_source(tmp_path / "a.tar")
 
 
 def test_damaged_members_are_listed_and_the_rest_is_read(tmp_path: Path):

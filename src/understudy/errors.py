@@ -50,7 +50,11 @@ class Stopped(Exception):
 
 def first_line(error: BaseException | str) -> str:
     """The first line of another library's words, without escape codes and full stop; its class if it has no words."""
-    plain = re.sub(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|.)", "", str(error)).strip().split("\n")[0]
+    plain = (
+        re.sub(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|.)", "", str(getattr(error, "strerror", None) or error))
+        .strip()
+        .split("\n")[0]
+    )
     plain = "".join(letter if letter.isprintable() else " " for letter in plain).strip().rstrip(".")
     if len(plain) > LONGEST:
         plain = f"{plain[:LONGEST]} ..."

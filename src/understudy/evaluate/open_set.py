@@ -12,7 +12,7 @@ from understudy.evaluate.dataset import EvaluationSet, within
 from understudy.evaluate.datasets import DATASETS
 from understudy.settings import nearest
 from understudy.sources.evaluation import open_evaluation
-from understudy.sources.formats import holders
+from understudy.sources.formats import holders, split_image
 from understudy.sources.source import open_source
 from understudy.sources.splits import HELD_OUT_SPLITS, split_of
 
@@ -60,14 +60,15 @@ def open_set(text: str, *, listings: str | os.PathLike[str] | None = None) -> Ev
             return dataset.open(spec)
         train, test = open_evaluation(own, listings=listings)
         return EvaluationSet(name, "labeled", spec, train=train, test=test, metadata={"metric": dataset.metric})
-    if not Path(spec).expanduser().exists() and ":" not in spec and spec != "digits" and "," not in spec:
+    path = Path(split_image(spec)[0]).expanduser()
+    if not path.exists() and ":" not in spec and spec != "digits" and "," not in spec:
         raise DataError(f"'{text}' is neither a published set nor a path that exists. {nearest(name, DATASETS)}")
-    if Path(spec).expanduser().is_dir() and not has_halves(spec):
+    if path.is_dir() and not has_halves(spec):
         test = open_source(spec, listings=listings)
         if test.labels is None:
             raise DataError(
-                f"{spec} has neither train and test halves nor class folders (CLASS/IMAGE), so it has no labels. Give "
-                f"a labeled root, or the name of its layout as NAME={spec}. {nearest(name, DATASETS)}"
+                f"{spec} has neither train and test halves nor classes: it {test.unlabeled} Give a labeled root, or "
+                f"the name of its layout as NAME={spec}. {nearest(name, DATASETS)}"
             )
         return EvaluationSet(name, "shift", spec, test=test)
     train, test = open_evaluation(spec, listings=listings)
@@ -76,11 +77,12 @@ def open_set(text: str, *, listings: str | os.PathLike[str] | None = None) -> Ev
 
 def has_halves(spec: str) -> bool:
     """Whether a folder is a labeled root: train beside val or test, as folders, or as parquet, tar or Arrow files."""
-    root = Path(spec).expanduser()
+    root = Path(split_image(spec)[0]).expanduser()
     folders = {name for name in ("train", *HELD_OUT_SPLITS) if (root / name).is_dir()}
     # A folder down only where it is the one folder: beside others it is one set of several.
     alone = sum(path.is_dir() and not path.name.startswith(".") for path in root.glob("*/")) == 1
     depths = ("", "*/") if alone else ("",)
-    paths = ([path for depth in depths for path in root.glob(f"{depth}*{ending}")] for ending in holders())
+    inside = [path for depth in depths for path in root.glob(f"{depth}*")]
+    paths = ([path for path in inside if path.suffix.lower() == ending] for ending in holders())
     files = [{split_of(path.relative_to(root).as_posix()) for path in of_kind} for of_kind in paths]
     return any("train" in splits and bool(splits & set(HELD_OUT_SPLITS)) for splits in (folders, *files))

@@ -64,7 +64,7 @@ def shards_below(url: str) -> list[Shard]:
     infos = [info for info in infos if info["type"] == "file"]
     if not infos:
         raise DataError(f"There is nothing at {url}. Check the address.")
-    files = [info for info in infos if info["name"].endswith(".parquet")] or (infos if len(infos) == 1 else [])
+    files = [info for info in infos if info["name"].lower().endswith(".parquet")] or (infos if len(infos) == 1 else [])
     shards = sorted((_shard(info, base) for info in files), key=lambda shard: shard.path)
     shards = [shard for shard in shards if "/." not in f"/{shard.name}"]
     if not shards:

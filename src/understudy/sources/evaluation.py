@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from understudy.errors import DataError
-from understudy.sources.formats import FORMATS, holders
+from understudy.sources.formats import FORMATS, holders, split_image
 from understudy.sources.formats.folder import scan
+from understudy.sources.labels import WHOLE, Labels
 from understudy.sources.source import Source, open_source
 from understudy.sources.splits import HELD_OUT_SPLITS, split_of
 
@@ -31,7 +32,7 @@ def open_evaluation(
         DataError: a half is missing, has no labels, or the test half has a class that the training half lacks.
     """
     spec = os.fspath(spec)
-    parts = [spec] if Path(spec).exists() else [part.strip() for part in spec.split(",")]
+    parts = [spec] if Path(split_image(spec)[0]).expanduser().exists() else [part.strip() for part in spec.split(",")]
     if len(parts) == 2:
         first, second = parts
     elif len(parts) != 1:
@@ -46,7 +47,8 @@ def open_evaluation(
 
 
 def _halves_of_root(spec: str, listings: Path | None) -> tuple[Source, Source]:
-    root, kinds = Path(spec).expanduser(), holders()
+    (place, image), kinds = split_image(spec), holders()
+    root, behind = Path(place).expanduser(), f"#{image}" if image else ""
     if not root.is_dir():
         raise DataError(
             f"The evaluation data {spec} is not a folder. Give a labeled root with train and val or test, or two "
@@ -54,14 +56,15 @@ def _halves_of_root(spec: str, listings: Path | None) -> tuple[Source, Source]:
         )
     held_out = next((name for name in HELD_OUT_SPLITS if (root / name).is_dir()), None)
     if (root / "train").is_dir() and held_out is not None:
-        return open_source(root / "train", listings=listings), open_source(root / held_out, listings=listings)
+        train, test = (open_source(f"{root / name}{behind}", listings=listings) for name in ("train", held_out))
+        return train, test
     for ending, names in scan(root).holders.items():
         by_split: dict[str, list[Path]] = {}
         for name in names:
             by_split.setdefault(split_of(name), []).append(root / name)
         held_out = next((name for name in HELD_OUT_SPLITS if name in by_split), None)
         if "train" in by_split and held_out is not None:
-            first, second = (kinds[ending].open_files(by_split[name], listings) for name in ("train", held_out))
+            first, second = (kinds[ending].open_files(by_split[name], listings, image) for name in ("train", held_out))
             return Source(f"{spec}/train", first), Source(f"{spec}/{held_out}", second)
     inside = ", ".join(sorted(os.listdir(root))[:8]) or "nothing"
     raise DataError(
@@ -75,21 +78,28 @@ def _with_same_classes(train: Source, test: Source, spec: str) -> tuple[Source, 
     """Both halves with the class numbers of the training half."""
     for title, half in (("training", train), ("test", test)):
         if half.labels is None:
-            raise DataError(
-                f"The {title} half {half.spec} of the evaluation data {spec} has no labels. Classes come from folders "
-                "(CLASS/IMAGE), from a column called label, from .cls or .json members of tar shards, or from the "
-                "data set itself."
-            )
+            raise DataError(f"The {title} half {half.spec} of the evaluation data {spec} {half.unlabeled}")
     train_names, test_names = train.class_names or [], test.class_names or []
     if train_names == test_names:
         return train, test
     assert test.labels is not None
     used = {test_names[number] for number in np.unique(test.labels).tolist()}
-    if unknown := sorted(used - set(train_names)):
+    unknown = sorted(used - set(train_names))
+    if unknown and all(map(WHOLE.fullmatch, train_names)) and all(map(WHOLE.fullmatch, unknown)):
+        # Class numbers have gaps where a small training half lacks a class; beyond its largest they are other classes.
+        inside = [name for name in unknown if 0 <= int(name) <= max(map(int, train_names))]
+        if len(inside) == len(unknown):
+            train_names, unknown = sorted({*train_names, *unknown}, key=int), []
+    if unknown:
         raise DataError(
             f"{len(unknown)} of {len(used)} test classes are not among the {len(train_names)} training classes of "
             f"{spec}, e.g. '{unknown[0]}'. Training classes: {', '.join(train_names[:8])}, ..."
         )
-    numbers = {name: number for number, name in enumerate(train_names)}
-    renumber = np.array([numbers.get(name, -1) for name in test_names], dtype=np.int64)
-    return train, test.relabeled((renumber[test.labels], train_names))
+    return train.relabeled(_renumbered(train, train_names)), test.relabeled(_renumbered(test, train_names))
+
+
+def _renumbered(half: Source, names: list[str]) -> Labels:
+    """The labels of a half by the places of its classes among these names; a class that it has none of may lack one."""
+    assert half.labels is not None
+    numbers = {name: number for number, name in enumerate(names)}
+    return np.array([numbers.get(name, -1) for name in half.class_names or []], dtype=np.int64)[half.labels], names

@@ -12,14 +12,8 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from understudy.artifacts import fingerprint
+from understudy.sources.labels import Labels, Part, joined
 
-Labels = tuple[np.ndarray, list[str]]
-"""(N,) int64 class numbers, and the names of the classes."""
-
-LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class")
-"""Names under which data sets keep one class per image."""
-
-LONGEST = 65_536  # bytes of a path, more than any system allows
 FRESH_NAMES = 65_536  # names that may be Python objects at once while a listing is made
 
 
@@ -43,31 +37,11 @@ class Images(Protocol):
         """Names of these rows, as an Arrow string array."""
 
     def labels(self) -> Labels | None:
-        """Labels of all rows, or None when there are none."""
+        """Labels of all rows, or None when there are none.
 
-
-def sorted_classes(encoded: pa.DictionaryArray) -> Labels:
-    """Class numbers in the order of the sorted names."""
-    names = [str(name) for name in encoded.dictionary.to_pylist()]
-    order = sorted(range(len(names)), key=names.__getitem__)
-    return np.argsort(order)[encoded.indices.to_numpy(zero_copy_only=False)], [names[i] for i in order]
-
-
-def class_folders(paths: pa.Array) -> Labels | None:
-    """The folders as classes, where every one of (N,) binary paths is `CLASS/FILE` and there are at least two."""
-    if not pc.all(pc.equal(pc.count_substring(paths, "/"), 1)).as_py():
-        return None
-    folders = pc.list_element(pc.split_pattern(as_text(paths), "/", max_splits=1), 0)
-    encoded = folders.dictionary_encode()
-    return sorted_classes(encoded) if len(encoded.dictionary) > 1 else None
-
-
-def below_common(paths: pa.Array) -> pa.Array:
-    """(N,) binary paths without the folder that all of them lie in."""
-    ends = pc.min_max(paths).as_py()  # what the first and the last in order share, all share
-    pairs = enumerate(zip(ends["min"], ends["max"], strict=False))
-    differ = next((place for place, (one, other) in pairs if one != other), 0)
-    return pc.binary_slice(paths, ends["min"].rfind(b"/", 0, differ) + 1, stop=LONGEST)
+        Raises:
+            Unlabeled: there are some, at least in part, and they cannot be used.
+        """
 
 
 def below_common_folder(files: Sequence[str]) -> list[str]:
@@ -75,30 +49,6 @@ def below_common_folder(files: Sequence[str]) -> list[str]:
     paths = [os.path.abspath(file) for file in files]
     common = os.path.commonpath([os.path.dirname(path) for path in paths])
     return [os.path.relpath(path, common).replace(os.sep, "/") for path in paths]
-
-
-def class_columns(values: pa.ChunkedArray, names: list[str] | None) -> Labels | None:
-    """(N,) class numbers, with their names where they are known, or class names as labels; None where it is neither.
-
-    -1 anywhere means no label.
-    """
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        return None if values.null_count else sorted_classes(values.combine_chunks().dictionary_encode())
-    if not pa.types.is_integer(values.type) or values.null_count or len(values) == 0:
-        return None
-    numbers = values.to_numpy().astype(np.int64)
-    if numbers.min() < 0:
-        return None
-    count = int(numbers.max()) + 1
-    return numbers, names if names is not None and len(names) >= count else [str(i) for i in range(count)]
-
-
-def as_text(names: pa.Array) -> pa.Array:
-    """Names as text; bytes that are no UTF-8 are replaced."""
-    try:
-        return names.cast(pa.large_string())
-    except pa.ArrowInvalid:
-        return pa.array([name.decode(errors="replace") for name in names.to_pylist()], type=pa.large_string())
 
 
 def numbered(titles: list[str], which: np.ndarray, rows: np.ndarray) -> pa.Array:
@@ -143,7 +93,7 @@ def listing_fingerprint(names: pa.Array, sizes: np.ndarray, times: np.ndarray) -
 
 
 class JoinedImages:
-    """One storage or several as one, after each other; where they have labels, their class names are the same."""
+    """One storage or several as one, after each other; a class is what has the same name in each."""
 
     def __init__(self, parts: Sequence[Images]) -> None:
         self.parts = tuple(parts)
@@ -173,5 +123,4 @@ class JoinedImages:
         labels = [labels for part in self.parts if (labels := part.labels()) is not None]
         if len(labels) < len(self.parts):
             return None
-        assert all(names == labels[0][1] for _, names in labels)
-        return np.concatenate([numbers for numbers, _ in labels]), labels[0][1]
+        return joined(Part(f"part {i}", *of_part, "", declared=True) for i, of_part in enumerate(labels, 1))

@@ -21,7 +21,7 @@ from understudy.errors import DataError, UnreadableImage
 from understudy.sources.decode import to_rgb
 from understudy.sources.formats.npy import ArrayImages
 from understudy.sources.formats.parquet import ROW_GROUP_CACHE, ParquetImages
-from understudy.sources.images import Labels
+from understudy.sources.labels import Labels
 from understudy.sources.source import Source
 
 SMALL = 64  # longest side in pixels at which an image is kept decoded: there, decoding costs more than reading 12 KiB

@@ -22,10 +22,11 @@ from PIL import Image
 from understudy.artifacts import atomic, fingerprint
 from understudy.errors import ConfigError, DataError
 from understudy.philox import SUBSET, permutation
-from understudy.sources.formats import FORMATS, format_of_file, holders, known_forms
+from understudy.sources.formats import FORMATS, format_of_file, holders, known_forms, split_image
 from understudy.sources.formats.address import RemoteImages
 from understudy.sources.formats.npy import ArrayImages
-from understudy.sources.images import Images, Labels
+from understudy.sources.images import Images
+from understudy.sources.labels import Labels, Unlabeled
 from understudy.sources.limits import ImageLimits
 
 
@@ -75,28 +76,41 @@ class Source:
         return self.images.names(self.rows)
 
     @functools.cached_property
-    def _labels(self) -> Labels | None:
-        labels = self.images.labels()
+    def _labels(self) -> Labels | Unlabeled | None:
+        try:
+            labels = self.images.labels()
+        except Unlabeled as reason:
+            return reason
         return None if labels is None else (labels[0][self.rows], labels[1])
 
     @property
     def labels(self) -> np.ndarray | None:
         """(N,) int64 class numbers, or None when there are none. Read from disk at the first call."""
-        return None if self._labels is None else self._labels[0]
+        return self._labels[0] if isinstance(self._labels, tuple) else None
 
     @property
     def class_names(self) -> list[str] | None:
         """The names of the classes, by number, or None when there are no labels."""
-        return None if self._labels is None else self._labels[1]
+        return self._labels[1] if isinstance(self._labels, tuple) else None
+
+    @property
+    def unlabeled(self) -> str:
+        """What to say of a source without labels: that it has none, or why those that it has cannot be used."""
+        if isinstance(self._labels, Unlabeled):
+            return f"has labels that cannot be used: {self._labels}."
+        return (
+            "has no labels. Classes come from folders (CLASS/IMAGE), from a column called label, from .cls or .json "
+            "members of tar shards, or from the data set itself."
+        )
 
     def subset(self, indices: np.ndarray | Sequence[int]) -> Source:
         """The source of these images, in this order; each keeps its id, so its views stay the same."""
         places = np.asarray(indices, dtype=np.int64)
         ids = self.ids[places]
         part = Source(self.spec, self.images, self.rows[places], ids, fingerprint(self.fingerprint, ids))
-        labels: Labels | None = self.__dict__.get("_labels")
+        labels: Labels | Unlabeled | None = self.__dict__.get("_labels")
         if labels is not None:
-            part.__dict__["_labels"] = (labels[0][places], labels[1])
+            part.__dict__["_labels"] = (labels[0][places], labels[1]) if isinstance(labels, tuple) else labels
         return part
 
     def relabeled(self, labels: Labels) -> Source:
@@ -122,7 +136,8 @@ def open_source(
             `torchvision:NAME` or `torchvision:NAME:SPLIT` below the folder in the environment variable UNDERSTUDY_DATA
             (`data` unless set); `hf:ORG/NAME` or `hf:ORG/NAME:SPLIT`, parquet of the Hugging Face hub, or the address
             of parquet files that fsspec can reach (`s3://...`), a folder, file or glob: see `formats.address`;
-            `digits`, `digits:train`, `digits:test` (scikit-learn's, upscaled to 32 x 32 RGB, split 80 / 20).
+            `digits`, `digits:train`, `digits:test` (scikit-learn's, upscaled to 32 x 32 RGB, split 80 / 20). Behind
+            tar, parquet and Arrow `#IMAGE` says which extension or column is the image.
         limit: use only this many images, drawn at random by their place in the listing, always the same ones; the
             first ones would all be of one class where folders are classes. Of images that are not on this machine,
             whole row groups are drawn.
@@ -160,9 +175,9 @@ def _images(spec: str, listings: Path | None) -> Images:
     for kind in FORMATS.values():
         if kind.accepts(spec):
             return kind.open(spec.partition(":")[2] if kind.prefix else spec, listings)
-    path = Path(spec).expanduser()
-    if any(mark in spec for mark in "*?[") and not path.exists():
-        return _glob(spec, path, listings)
+    path = Path(split_image(spec)[0]).expanduser()
+    if any(mark in os.fspath(path) for mark in "*?[") and not path.exists():
+        return _glob(spec, listings)
     if path.is_dir():
         return FORMATS["folder"].open(spec, listings)
     if not path.exists():
@@ -176,14 +191,15 @@ def _images(spec: str, listings: Path | None) -> Images:
     return file_format.open(spec, listings)
 
 
-def _glob(spec: str, path: Path, listings: Path | None) -> Images:
+def _glob(spec: str, listings: Path | None) -> Images:
     """The images of files that match a pattern."""
-    files, kinds = sorted(map(Path, glob.glob(str(path), recursive=True))), holders()
-    endings = {file.suffix for file in files}
+    pattern, image = split_image(spec)
+    files, kinds = sorted(map(Path, glob.glob(os.path.expanduser(pattern), recursive=True))), holders()
+    endings = {file.suffix.lower() for file in files}
     if len(endings) != 1 or not endings <= kinds.keys():
         matches = f"{files[0]} and {len(files) - 1} more" if files else "nothing"
         raise DataError(f"The pattern {spec} must match files of one kind, {', '.join(kinds)}; it matches {matches}.")
-    return kinds[endings.pop()].open_files(files, listings)
+    return kinds[endings.pop()].open_files(files, listings, image)
 
 
 def write_listing(path: str | os.PathLike[str], source: Source) -> None:

@@ -1,185 +1,160 @@
-"""Where the images of tar files lie, from one pass over the headers."""
+"""Where the images of tar files lie, and their labels, sample by sample as WebDataset has them."""
 
 from __future__ import annotations
 
+import fnmatch
 import itertools
 import json
-import os
 from array import array
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from understudy.errors import DataError
 from understudy.sources.decode import EXTENSIONS
-from understudy.sources.images import LABEL_COLUMNS, Names
-
-BLOCK = 512  # bytes of a tar header; members begin at multiples of it
-COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"(\xb5": "zstd"}
-"""First bytes of what is often called .tar as well."""
-
-DAMAGED, LINK = -1, -2
-"""In the place of a size: a header that cannot be read, and a link or sparse file instead of an image."""
+from understudy.sources.images import Names
+from understudy.sources.labels import LABEL_COLUMNS, class_text
+from understudy.sources.tar_members import DAMAGED, Member, members
 
 NO_LABEL, CLS, JSON = 0, 1, 2  # kinds of the member that holds a sample's label
-COLUMNS = {"shard": "i", "at": "q", "size": "q", "label_at": "q", "label_size": "i", "label_kind": "b"}
+LABELS = {b".cls": CLS, b".json": JSON}
+COLUMNS = {"shard": "i", "at": "q", "size": "q", "label_at": "q", "label_size": "q", "label_kind": "b"}
 """Columns of an index beside `name`, with the type of each."""
 
-
-class Member(NamedTuple):
-    """One entry of a tar file: its name, where its content begins, how long it is (or DAMAGED, LINK)."""
-
-    name: bytes
-    at: int
-    size: int
+IMAGE_ENDINGS = frozenset(ending.encode() for ending in EXTENSIONS)
+KINDS = 4096  # extensions of two parts that are told apart
 
 
-def index(files: Sequence[str]) -> pa.Table:
+@dataclass
+class Choice:
+    """Which members are the images: one a sample.
+
+    A plain extension (`.jpg`) is an image. One of two parts (`.seg.png`) is none where it stands beside a plain one in
+    any sample: it is a mask, a depth map, another view.
+
+    Args:
+        said: the extensions that are images, as the user says them, without the first dot; `*` stands for anything.
+    """
+
+    said: tuple[str, ...]
+    beside: set[bytes] = field(default_factory=set)
+    together: dict[tuple[bytes, ...], bytes] = field(default_factory=dict)  # extensions of one sample, and its name
+
+    def images(self, sample: Sequence[Member]) -> list[Member]:
+        """The members of a sample that may be images; what stands beside what is noted."""
+        images = [one for one in sample if self._may_be(one)]
+        if not self.said and len(images) > 1:
+            extensions = sorted({one.extension for one in images if one.size != DAMAGED})
+            plain = [extension for extension in extensions if extension.count(b".") == 1]
+            if plain and len(self.beside) < KINDS:
+                self.beside.update(set(extensions) - set(plain))
+            if len(extensions) > 1 and len(self.together) < KINDS:
+                self.together.setdefault(tuple(extensions), images[0].sample)
+        return images
+
+    def _may_be(self, member: Member) -> bool:
+        if member.size == DAMAGED:
+            return True
+        if self.said:
+            extension = member.extension.decode(errors="replace").removeprefix(".")
+            return any(fnmatch.fnmatchcase(extension, pattern) for pattern in self.said)
+        return _ending(member) in IMAGE_ENDINGS
+
+    def chosen(self, names: pa.Array) -> np.ndarray:
+        """Which of (N,) members are images indeed.
+
+        Raises:
+            DataError: a sample has several, and nobody said which.
+        """
+        for extensions, sample in self.together.items():
+            left = [extension.decode(errors="replace") for extension in extensions if extension not in self.beside]
+            if len(left) > 1:
+                shown = sample.decode(errors="replace")
+                example = left[0].removeprefix(".")
+                raise DataError(
+                    f"The sample '{shown}' has {len(left)} images, {', '.join(f'{shown}{one}' for one in left[:4])}. "
+                    f"Say behind the data which extension is the image, e.g. FOLDER#{example}, or several, "
+                    f"#{','.join(one.removeprefix('.') for one in left[:4])}: then each is an image of its own."
+                )
+        if not self.beside:
+            return np.ones(len(names), dtype=bool)
+        return np.array([Member(name.as_py(), 0, 0).extension not in self.beside for name in names], dtype=bool)
+
+
+def index(files: Sequence[str], said: tuple[str, ...] = ()) -> pa.Table:
     """Where every image of some tar files is, and where its label is: (N,) columns `name` and those of `COLUMNS`.
 
+    The metadata of the schema: "notes", what earlier versions listed otherwise, separated by spaces; "apart", the name
+    of the first label without an image beside it, where there is one.
+
+    Args:
+        files: paths.
+        said: see `Choice`.
+
     Raises:
-        DataError: a file is compressed, or no tar file.
+        DataError: a file is compressed, or no tar file, or a sample has several images.
     """
-    names = Names()
+    names, choice, notes, apart = Names(), Choice(said), set[str](), b""
     columns: dict[str, Any] = {name: array(kind) for name, kind in COLUMNS.items()}
-    endings = {ending.encode() for ending in EXTENSIONS}
     for shard, file in enumerate(files):
-        for _, sample in itertools.groupby(members(file), key=lambda member: _key(member.name)[0]):
-            images: list[Member] = []
-            label = (0, 0, NO_LABEL)
-            for member in sample:
-                ending = _key(member.name)[1]
-                if member.size == DAMAGED or ending in endings:
-                    images.append(member)
-                elif ending == b".cls" or (ending == b".json" and label[2] == NO_LABEL):
-                    label = (member.at, member.size, CLS if ending == b".cls" else JSON)
+        for _, group in itertools.groupby(members(file, notes), key=lambda member: member.sample):
+            sample = list(group)
+            images, label = choice.images(sample), _label(sample)
+            if label[2] != NO_LABEL and not images:
+                apart = apart or next(one.name for one in sample if one.at == label[0])
             names.extend([image.name for image in images])
             for image in images:
                 for column, value in zip(columns.values(), (shard, image.at, image.size, *label), strict=True):
                     column.append(value)
-    return pa.table({"name": names.finish()} | {name: pa.array(np.asarray(values)) for name, values in columns.items()})
+    whole = names.finish()
+    chosen = choice.chosen(whole)
+    if choice.beside:
+        notes.add("beside")
+    table = pa.table({"name": whole} | {name: pa.array(np.asarray(values)) for name, values in columns.items()})
+    table = table if chosen.all() else table.filter(pa.array(chosen)).combine_chunks()
+    return table.replace_schema_metadata({"notes": " ".join(sorted(notes)), "apart": apart})
 
 
-def members(file: str) -> Iterator[Member]:
-    """The regular members of a tar file in order, hidden ones left out; damaged headers are passed and reported.
+def _ending(member: Member) -> bytes:
+    """All from the last dot on: `.png` of `.seg.png`."""
+    dot = member.name.rfind(b".")
+    return member.name[dot:].lower() if dot > member.name.rfind(b"/") else b""
 
-    Understands what tar, Python and WebDataset write: ustar, GNU long names and sizes, pax paths and sizes.
+
+def _label(sample: Sequence[Member]) -> tuple[int, int, int]:
+    """Place, size and kind of a sample's label: `.cls` before `.json`, a plain extension before one of two parts."""
+    best, label = 0, (0, 0, NO_LABEL)
+    for member in sample:
+        kind = LABELS.get(_ending(member), NO_LABEL)
+        if kind == NO_LABEL or member.size < 0:
+            continue
+        rank = 2 * (member.extension.count(b".") == 1) + (kind == CLS) + 1
+        if rank > best or (rank == best and kind == CLS):
+            best, label = rank, (member.at, member.size, kind)
+    return label
+
+
+def label_text(content: bytes, kind: int) -> str:
+    """One label as text.
 
     Raises:
-        DataError: it is compressed, or does not begin with a tar header.
+        ValueError: there is none; with the reason.
     """
-    number = os.open(file, os.O_RDONLY)
-    try:
-        end = os.fstat(number).st_size
-        at, long_name, long_size = 0, None, None
-        while at + BLOCK <= end:
-            header = os.pread(number, BLOCK, at)
-            if (size := _size(header)) is None:
-                if not header.strip(b"\0"):
-                    return
-                if at == 0:
-                    raise DataError(_no_tar(file, header))
-                following = _next_header(number, at + BLOCK, end)
-                yield Member(b"(damaged header at byte %d)" % at, at, DAMAGED)
-                at, long_name, long_size = following, None, None
-                continue
-            kind = header[156:157]
-            if kind in b"xLKg":
-                extra = os.pread(number, size, at + BLOCK)
-                if kind == b"L":
-                    long_name = extra.rstrip(b"\0")
-                elif kind == b"x":
-                    pax = _pax(extra)  # a damaged one says nothing, and the member keeps its short name
-                    long_name = pax.get(b"path", long_name)
-                    long_size = int(pax[b"size"]) if pax.get(b"size", b"").isdigit() else long_size
-                at += BLOCK + -(-size // BLOCK) * BLOCK
-                continue
-            size = size if long_size is None else long_size
-            name = _name(header) if long_name is None else long_name
-            name = name[2:] if name.startswith(b"./") else name
-            hidden = name.startswith(b".") or b"/." in name
-            if kind in b"12S" and not hidden:
-                yield Member(name, at, LINK)
-            elif kind in b"07\0" and not hidden:
-                yield Member(name, at + BLOCK, size)
-            # A link has no content, whatever its size says.
-            at += BLOCK + (0 if kind in b"12" else -(-size // BLOCK) * BLOCK)
-            long_name = long_size = None
-        if end < BLOCK:
-            raise DataError(_no_tar(file, os.pread(number, BLOCK, 0)))
-    finally:
-        os.close(number)
-
-
-def _size(header: bytes) -> int | None:
-    """The size of a member, None when this is no header: its checksum is wrong."""
-    try:
-        checksum = int(header[148:156].strip(b"\0 ") or b"0", 8)
-        if checksum != sum(header) - sum(header[148:156]) + 8 * 32:
-            return None
-        if header[124] & 0x80:  # GNU's binary form, for members of 8 GiB and more
-            return int.from_bytes(header[125:136], "big")
-        return int(header[124:136].strip(b"\0 ") or b"0", 8)
-    except ValueError:
-        return None
-
-
-def _name(header: bytes) -> bytes:
-    name = header[:100].split(b"\0", 1)[0]
-    prefix = header[345:500].split(b"\0", 1)[0] if header[257:263] == b"ustar\0" else b""
-    return prefix + b"/" + name if prefix else name
-
-
-def _pax(content: bytes) -> dict[bytes, bytes]:
-    """The records of a pax header, each `LENGTH KEY=VALUE` and a line feed, up to the first that is none."""
-    records = {}
-    while content.strip(b"\0"):
-        length, _, _ = content.partition(b" ")
-        if not length.isdigit() or int(length) == 0:
-            break
-        record, content = content[: int(length)], content[int(length) :]
-        key, _, value = record[len(length) + 1 : -1].partition(b"=")
-        records[key] = value
-    return records
-
-
-def _next_header(number: int, at: int, end: int) -> int:
-    """The next place that holds a header of the ustar family, or the end of the file."""
-    while at + BLOCK <= end:
-        header = os.pread(number, BLOCK, at)
-        if header[257:262] == b"ustar" and _size(header) is not None:
-            return at
-        at += BLOCK
-    return end
-
-
-def _no_tar(file: str, start: bytes) -> str:
-    kind = COMPRESSED.get(start[:2])
-    if kind is not None:
-        return (
-            f"{file} is compressed ({kind}), so its images cannot be read at random. Unpack the compression once and "
-            "keep the tar; images inside are compressed already, so it grows little."
-        )
-    return f"{file} is not a tar file: it does not begin with a tar header."
-
-
-def _key(name: bytes) -> tuple[bytes, bytes]:
-    """Sample and ending of a member: as WebDataset has it, a sample is all up to the first dot of the file name."""
-    dot = name.find(b".", name.rfind(b"/") + 1)
-    return (name, b"") if dot < 0 else (name[:dot], name[name.rfind(b".") :].lower())
-
-
-def label_text(content: bytes, kind: int) -> str | None:
-    """One label as text, None when there is none."""
     if kind == CLS:
-        return content.decode(errors="replace").strip() or None
+        if text := content.decode(errors="replace").strip():
+            return text
+        raise ValueError("its .cls member is empty")
     try:
         table = json.loads(content)
-    except ValueError:
-        return None
-    if not isinstance(table, dict):
-        return None
-    value = next((table[name] for name in (*LABEL_COLUMNS, "cls") if name in table), None)
-    return str(value) if isinstance(value, int | str) and not isinstance(value, bool) else None
+    except (ValueError, RecursionError):
+        raise ValueError("its .json member is no JSON that can be read") from None
+    names = (*LABEL_COLUMNS, "cls")
+    present = [name for name in names if isinstance(table, dict) and name in table]
+    if not present:
+        raise ValueError(f"its .json member has no key {', '.join(names[:-1])} or {names[-1]}")
+    if (known := class_text(table[present[0]])) is None:
+        raise ValueError(f"its .json member has {json.dumps(table[present[0]])[:80]} under '{present[0]}'")
+    return known

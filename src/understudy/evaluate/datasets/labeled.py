@@ -16,7 +16,7 @@ import numpy as np
 
 from understudy.errors import DataError
 from understudy.evaluate.dataset import Dataset, EvaluationSet, below, listed
-from understudy.evaluate.datasets.objects import EVERINGHAM, VOC_CLASSES
+from understudy.evaluate.datasets.objects import EVERINGHAM, VOC_CLASSES, read_lines
 from understudy.sources.formats.torchvision import TorchvisionImages
 from understudy.sources.images import JoinedImages
 from understudy.sources.source import Source
@@ -64,7 +64,7 @@ def divided(source: Source, shots: int | None) -> tuple[Source, Source]:
         DataError: no labels.
     """
     if source.labels is None:
-        raise DataError(f"{source.spec} has no labels.")
+        raise DataError(f"{source.spec} {source.unlabeled}")
     order = np.random.Generator(np.random.Philox(key=[0, 0x5117])).permutation(len(source))
     train = []
     for number in np.unique(source.labels).tolist():
@@ -234,13 +234,16 @@ class Cub200(Dataset):
         """`CUB_200_2011`: images.txt, image_class_labels.txt, train_test_split.txt (1 is training), images/."""
         root = below(path, "CUB_200_2011/images.txt", home=cls.home) / "CUB_200_2011"
         names, numbers, training = (
-            [line.split()[1] for line in _lines(root / f"{file}.txt", cls.home)]
+            [second for _, second in _pairs(root / f"{file}.txt", cls.home)]
             for file in ("images", "image_class_labels", "train_test_split")
         )
         if not len(names) == len(numbers) == len(training):
             raise DataError(f"{root}: {len(names)} images, {len(numbers)} labels, {len(training)} split marks.")
-        classes = [line.split()[1] for line in _lines(root / "classes.txt", cls.home)]
-        labels = np.array(numbers, dtype=np.int64) - 1
+        classes = [name for _, name in _pairs(root / "classes.txt", cls.home)]
+        known = {str(number): number - 1 for number in range(1, len(classes) + 1)}
+        if odd := [number for number in numbers if number not in known]:
+            raise DataError(f"{root / 'image_class_labels.txt'} has the class {odd[0]}; there are {len(classes)}.")
+        labels = np.array([known[number] for number in numbers], dtype=np.int64)
         whole = listed(root, [f"images/{one}" for one in names], home=cls.home).relabeled((labels, classes))
         mark = np.array(training) == "1"
         train, test = whole.subset(np.flatnonzero(mark)), whole.subset(np.flatnonzero(~mark))
@@ -276,11 +279,19 @@ class Sun397(Dataset):
 
 def _voc_list(path: Path, home: str) -> dict[str, int]:
     """{image: 1, 0 or -1}."""
-    return {image: int(mark) for image, mark in (line.split() for line in _lines(path, home))}
+    marks = dict(_pairs(path, home))
+    if odd := next((image for image, mark in marks.items() if mark not in ("1", "0", "-1")), None):
+        raise DataError(f"{path} has '{marks[odd]}' for {odd}, and a mark is 1, 0 or -1. The set is had at {home}.")
+    return {image: int(mark) for image, mark in marks.items()}
+
+
+def _pairs(path: Path, home: str) -> list[tuple[str, str]]:
+    """The two words of each line."""
+    lines = [line.split() for line in _lines(path, home)]
+    if odd := next((line for line in lines if len(line) != 2), None):
+        raise DataError(f"{path} has two words a line, and one line is '{' '.join(odd)[:80]}'. It is had at {home}.")
+    return [(first, second) for first, second in lines]
 
 
 def _lines(path: Path, home: str) -> list[str]:
-    try:
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except OSError:
-        raise DataError(f"{path} does not exist. The set is had at {home}.") from None
+    return [line for line in read_lines(path, home) if line.strip()]

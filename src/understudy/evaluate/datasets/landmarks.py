@@ -20,10 +20,10 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from understudy.artifacts import fingerprint
-from understudy.errors import DataError
+from understudy.artifacts import fingerprint, read_regular
+from understudy.errors import DataError, UnreadableImage
 from understudy.evaluate.dataset import Dataset, EvaluationSet, below, listed
-from understudy.sources.images import Labels
+from understudy.sources.labels import Labels
 from understudy.sources.source import Source
 
 
@@ -34,9 +34,9 @@ def read_ground_truth(path: Path, home: str) -> dict[str, Any]:
         DataError: it is missing, damaged, or asks for anything but plain containers, numbers, text and numeric arrays.
     """
     try:
-        content = path.read_bytes()
-    except OSError:
-        raise DataError(f"{path} does not exist. The set is had at {home}.") from None
+        content = read_regular(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}). The set is had at {home}.") from None
     try:
         # The published files were written by Python 2: their byte strings are text.
         table = _Plain(io.BytesIO(content), encoding="latin1").load()
@@ -44,13 +44,19 @@ def read_ground_truth(path: Path, home: str) -> dict[str, Any]:
         raise DataError(f"{path} was not opened: {error}") from None
     except Exception as error:  # whatever a damaged pickle raises
         raise DataError(f"{path} is not a ground-truth pickle that can be read ({error}).") from None
-    needed = {"gnd", "imlist", "qimlist"}
-    if not isinstance(table, dict) or not needed <= table.keys():
-        raise DataError(f"{path} must hold {', '.join(sorted(needed))}; it is of another kind.")
+    needed = ("gnd", "imlist", "qimlist")
+    if not isinstance(table, dict) or not all(isinstance(table.get(name), list | tuple) for name in needed):
+        raise DataError(f"{path} must hold lists called {', '.join(needed)}; it is of another kind.")
+    for kind in ("imlist", "qimlist"):
+        if odd := next((name for name in table[kind] if not isinstance(name, str) or "\0" in name), None):
+            raise DataError(f"{path} must hold names of images in {kind}; one is {type(odd).__name__}.")
+    if not all(isinstance(entry, dict) for entry in table["gnd"]):
+        raise DataError(f"{path} must hold a table for each query in gnd; it is of another kind.")
     return table
 
 
-class _Plain(pickle.Unpickler):
+# The reader in Python: the one in C makes room for as many objects as a damaged file says there are.
+class _Plain(pickle._Unpickler):
     """A pickle reader that can make arrays of numbers and nothing else that has a name."""
 
     def find_class(self, module: str, name: str) -> Any:
@@ -119,7 +125,15 @@ class CroppedImages:
     def read(self, row: int) -> Image.Image:
         """See `Images`."""
         image, box = self.source.read(row), self.boxes[row]
-        return image if box is None else image.crop(tuple(round(side) for side in box))  # type: ignore[arg-type]
+        if box is None:
+            return image
+        left, top, right, bottom = (round(side) for side in box)
+        if left >= image.width or top >= image.height or right <= 0 or bottom <= 0:
+            raise UnreadableImage(f"{self.source.name(row)}: its box {box} lies outside of it.")
+        width, height = image.size
+        if left < -width or top < -height or right > 2 * width or bottom > 2 * height:  # it would be filled with black
+            raise UnreadableImage(f"{self.source.name(row)}: its box {box} is far larger than the image.")
+        return image.crop((left, top, right, bottom))
 
     def names(self, rows: np.ndarray) -> pa.Array:
         """See `Images`."""
@@ -137,16 +151,34 @@ def _file(root: Path, name: Any) -> str:
     return f"jpg/{text}.jpg"
 
 
-def _box(value: Any) -> tuple[float, ...] | None:
-    box = None if value is None else tuple(float(side) for side in np.asarray(value).ravel())
-    return box if box and len(box) == 4 else None
+def _box(value: Any, home: str) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    box = tuple(_numbers(value, np.float64, home).tolist())
+    if len(box) != 4:
+        return None
+    if not (np.isfinite(box).all() and box[0] < box[2] and box[1] < box[3]):
+        raise DataError(f"The ground truth has a query with the box {box}, which is none. The set is had at {home}.")
+    return box
+
+
+def _numbers(value: Any, kind: type[np.generic], home: str) -> np.ndarray:
+    """Numbers of a ground truth, (n,): an array, or a flat list; a list of lists of lists could grow without end."""
+    plain = value.values if isinstance(value, _Array) else value
+    flat = isinstance(plain, list | tuple) and all(isinstance(one, int | float | np.generic) for one in plain)
+    if not flat and not isinstance(plain, np.ndarray):
+        raise DataError(f"The ground truth must hold lists of numbers. The set is had at {home}.")
+    try:
+        return np.asarray(plain, dtype=kind).ravel()
+    except (ValueError, OverflowError) as error:
+        raise DataError(f"The ground truth must hold numbers ({error}). The set is had at {home}.") from None
 
 
 def _plain(entry: Mapping[str, Any], images: int, home: str) -> dict[str, np.ndarray]:
     lists = {}
     for kind in ("easy", "hard", "junk", "ok"):
         if kind in entry:
-            ids = np.asarray(entry[kind], dtype=np.int64).ravel()
+            ids = _numbers(entry[kind], np.int64, home)
             if len(ids) and not (ids.min() >= 0 and ids.max() < images):
                 raise DataError(f"The ground truth names image {ids.max()} of {images}. The set is had at {home}.")
             lists[kind] = ids
@@ -169,7 +201,7 @@ class Landmarks(Dataset):
         truth = [_plain(entry, len(database), cls.home) for entry in table["gnd"]]
         if (count := len(photographs)) != len(truth):
             raise DataError(f"{root}: {count} queries and ground truth of {len(truth)}. It is had at {cls.home}.")
-        boxes = [_box(entry.get("bbx")) for entry in table["gnd"]]
+        boxes = [_box(entry.get("bbx"), cls.home) for entry in table["gnd"]]
         queries = Source(f"{path} queries", CroppedImages(photographs, boxes))
         metadata = {"gnd": truth, "home": cls.home}
         return EvaluationSet(cls.name, "landmarks", path, test=database, queries=queries, metadata=metadata)

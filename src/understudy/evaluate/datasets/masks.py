@@ -16,7 +16,14 @@ from PIL import Image
 from understudy.artifacts import fingerprint
 from understudy.errors import DataError, UnreadableImage
 from understudy.evaluate.dataset import Dataset, EvaluationSet, within
-from understudy.evaluate.datasets.objects import EVERINGHAM, VOC_CLASSES, VOC_SOURCE, read_expected
+from understudy.evaluate.datasets.objects import (
+    EVERINGHAM,
+    VOC_CLASSES,
+    VOC_SOURCE,
+    read_expected,
+    read_lines,
+    read_words,
+)
 from understudy.sources.decode import EXTENSIONS, open_image, to_rgb
 from understudy.sources.limits import ImageLimits
 
@@ -140,7 +147,7 @@ def open_masks(root: Path) -> tuple[Masks, Masks]:
 
 def _voc(root: Path, split: str) -> Masks:
     listing = root / "ImageSets" / "Segmentation" / f"{split}.txt"
-    names = read_expected(listing, VOC_SOURCE).decode().split()
+    names = read_words(listing, VOC_SOURCE)
     images = [root / "JPEGImages" / f"{name}.jpg" for name in names]
     masks = [root / "SegmentationClass" / f"{name}.png" for name in names]
     classes = ("background", *VOC_CLASSES)
@@ -167,7 +174,7 @@ def _cityscapes(root: Path, split: str) -> Masks:
 
 
 def _plain(root: Path, split: str) -> Masks:
-    names = tuple(line.strip() for line in read_expected(root / "classes.txt").decode().splitlines() if line.strip())
+    names = tuple(line.strip() for line in read_lines(root / "classes.txt") if line.strip())
     if not 2 <= len(names) <= IGNORED:
         raise DataError(f"{root / 'classes.txt'} names {len(names)} classes; from 2 to {IGNORED} can be told apart.")
     folder = root / "images" / split
@@ -293,7 +300,7 @@ def open_videos(root: Path) -> Videos:
     """
     root = root / "DAVIS" if (root / "DAVIS").is_dir() else root
     listing = root / "ImageSets" / "2017" / "val.txt"
-    names = read_expected(listing, DAVIS_SOURCE).decode().split()
+    names = read_words(listing, DAVIS_SOURCE)
     if not names:
         raise DataError(f"{listing} names no sequences. It comes from {DAVIS_SOURCE}.")
     return Videos(root, names)

@@ -8,6 +8,7 @@ converted, and objects marked difficult are crowds.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,10 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
-from understudy.artifacts import fingerprint
-from understudy.errors import DataError
+from understudy.artifacts import fingerprint, read_regular
+from understudy.errors import DataError, first_line
 from understudy.evaluate.dataset import Dataset, EvaluationSet, within
+from understudy.evaluate.datasets.annotations import checked_id, checked_object, checked_side
 from understudy.sources.decode import to_rgb
 
 COCO_SOURCE = "https://cocodataset.org/#download (train2017.zip, val2017.zip, annotations_trainval2017.zip)"
@@ -132,37 +134,60 @@ def read_expected(path: Path, source: str = "") -> bytes:
         DataError: it is not there; names the path and where the set is officially had (`source`).
     """
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
         where = f" It comes from {source}." if source else ""
         raise DataError(f"{path} was expected and cannot be read ({error.strerror}).{where}") from None
 
 
+def read_lines(path: Path, source: str = "") -> list[str]:
+    """The lines of a text file that a layout says is there.
+
+    Raises:
+        DataError: it is not there, or is no text.
+    """
+    try:
+        return read_expected(path, source).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is no text in UTF-8.") from None
+
+
+def read_words(path: Path, source: str = "") -> list[str]:
+    """The words of a text file that a layout says is there; otherwise as `read_lines`."""
+    return [word for line in read_lines(path, source) for word in line.split()]
+
+
 def _coco(root: Path, split: str) -> Objects:
     path = root / "annotations" / f"instances_{split}.json"
+    one: Any = None
     try:
         table = json.loads(read_expected(path, COCO_SOURCE))
-        images, objects, categories = table["images"], table["annotations"], table["categories"]
-        of_image: dict[Any, list[Any]] = {one["id"]: [] for one in images}
-        known = {one["id"] for one in categories}
-        for one in objects:
-            if one["image_id"] not in of_image or one["category_id"] not in known or len(one["bbox"]) != 4:
+        images, paths, of_image = {}, [], dict[int | str, list[Any]]()
+        for one in table["images"]:
+            number = checked_id(one["id"])
+            images[number] = {"id": number, "width": checked_side(one["width"]), "height": checked_side(one["height"])}
+            paths.append(root / split / one["file_name"])
+            of_image[number] = []
+        for one in table["categories"]:
+            checked_id(one["id"])
+        known = {one["id"] for one in table["categories"]}
+        if len(images) < len(paths) or len(known) < len(table["categories"]):
+            raise DataError(f"{path}: two images, or two categories, have the same id.")
+        for one in table["annotations"]:
+            if one["image_id"] not in of_image or one["category_id"] not in known:
                 raise DataError(
-                    f"{path}: object {one['id']} names image {one['image_id']}, category {one['category_id']} and box "
-                    f"{one['bbox']}; the image or the category is not in the file, or the box has not four numbers."
+                    f"{path}: object {one['id']} names image {one['image_id']}, category {one['category_id']}; the "
+                    "image or the category is not in the file."
                 )
-            fields = {key: one[key] for key in ("id", "image_id", "category_id", "bbox", "segmentation") if key in one}
-            width, height = one["bbox"][2:]
-            of_image[one["image_id"]].append(
-                {**fields, "area": one.get("area", width * height), "iscrowd": int(one.get("iscrowd", 0))}
-            )
-        metadata = [{"id": one["id"], "width": one["width"], "height": one["height"]} for one in images]
-        paths = [root / split / one["file_name"] for one in images]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is not a COCO annotation file ({type(error).__name__}: {error}).") from None
+            of_image[one["image_id"]].append(checked_object(one, images[one["image_id"]]))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        entry = f", {str(one)[:200]}" if one is not None else ""
+        raise DataError(
+            f"{path} is not a COCO annotation file ({type(error).__name__}: {first_line(error)}{entry})."
+        ) from None
     if not any(of_image.values()):
         raise DataError(f"{path} holds no objects: {len(images)} images, 0 annotations.")
-    return Objects(str(path), paths, metadata, [of_image[one["id"]] for one in metadata], categories)
+    return Objects(str(path), paths, list(images.values()), list(of_image.values()), table["categories"])
 
 
 def _voc(parts: Sequence[tuple[Path, str]]) -> Objects:
@@ -172,7 +197,7 @@ def _voc(parts: Sequence[tuple[Path, str]]) -> Objects:
     objects = 0
     for folder, split in parts:
         listing = folder / "ImageSets" / "Main" / f"{split}.txt"
-        for name in read_expected(listing, VOC_SOURCE).decode().split():
+        for name in read_words(listing, VOC_SOURCE):
             file = folder / "Annotations" / f"{name}.xml"
             width, height, objects_of_image = _voc_image(file)
             number = len(paths) + 1  # the years use the same names
@@ -205,11 +230,14 @@ def _voc_image(file: Path) -> tuple[int, int, list[tuple[int, tuple[float, float
             x0, y0, x1, y1 = (float(_text(one, f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
             if name not in VOC_CLASSES:
                 raise DataError(f"{file}: '{name}' is none of the {len(VOC_CLASSES)} classes of Pascal VOC.")
-            difficult = int(one.findtext("difficult", "0"))
+            if not (math.isfinite(x0 + y0 + x1 + y1) and x0 <= x1 and y0 <= y1):
+                raise ValueError(f"the box {x0:g}, {y0:g}, {x1:g}, {y1:g} has its corners in another order")
+            difficult = int((one.findtext("difficult") or "0").strip() == "1")
             # The first pixel is number 1 and the last one belongs to the box.
             objects.append((VOC_CLASSES.index(name) + 1, (x0 - 1, y0 - 1, x1, y1), difficult))
-        return int(_text(root, "size/width")), int(_text(root, "size/height")), objects
-    except (ElementTree.ParseError, ValueError) as error:
+        width, height = (checked_side(float(_text(root, f"size/{side}"))) for side in ("width", "height"))
+        return width, height, objects
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise DataError(f"{file} is not a Pascal VOC annotation ({error}).") from None
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Int
 
 from understudy.errors import DataError
 from understudy.evaluate.dataset import Dataset, EvaluationSet, below, within
-from understudy.sources.formats.npy import ArrayImages
+from understudy.sources.formats.npy import ArrayImages, mapped_array
 from understudy.sources.images import JoinedImages
 from understudy.sources.source import Source, open_source
 
@@ -55,7 +55,7 @@ def numbered_as(source: Source, names: Sequence[str], title: str, *, published: 
     """
     labels, own = source.labels, source.class_names
     if labels is None or own is None:
-        raise DataError(f"{title} has no labels: its images must lie at CLASS/IMAGE.")
+        raise DataError(f"{title} {source.unlabeled}")
     own = list(own)
     known = {name: number for number, name in enumerate(names)}
     used = [own[number] for number in np.unique(labels).tolist()]
@@ -65,6 +65,8 @@ def numbered_as(source: Source, names: Sequence[str], title: str, *, published: 
             wnids = imagenet_wnids() if all(WNID.fullmatch(name) for name in names) else []
             if set(names) <= set(wnids):  # all of ImageNet's classes, or some
                 known = {str(number): known[wnid] for number, wnid in enumerate(wnids) if wnid in known}
+            elif all(name.isdecimal() for name in names):  # numbers on both sides mean the same
+                known, published = {name.lstrip("0") or "0": number for name, number in known.items()}, False
             else:
                 known, published = {str(number): number for number in range(len(names))}, False
         elif len(names) == IMAGENET and not any(WNID.fullmatch(name) for name in names):
@@ -97,9 +99,7 @@ class ClassFolders(Dataset):
             root = inside[0]
         test = open_source(root)
         if test.labels is None:
-            raise DataError(
-                f"{root} must hold class folders (CLASS/IMAGE), and nothing deeper; it is had at {cls.home}."
-            )
+            raise DataError(f"{root} must hold class folders, and {test.unlabeled} It is had at {cls.home}.")
         return EvaluationSet(cls.name, "shift", path, test=test, metadata={"home": cls.home})
 
 
@@ -199,10 +199,10 @@ class Cifar10C(Dataset):
     def open(cls, path: str) -> EvaluationSet:
         """`labels.npy` (50,000,) and CORRUPTION.npy (50,000, 32, 32, 3): 10,000 images for each severity in turn."""
         root = below(str(within(path, "CIFAR-10-C", cls.name)), "labels.npy", home=cls.home)
-        try:
-            labels = np.load(root / "labels.npy", allow_pickle=False).astype(np.int64)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{root / 'labels.npy'} is not a .npy file that can be read ({error}).") from None
+        labels = mapped_array(root / "labels.npy")
+        if labels.ndim != 1 or labels.dtype.kind not in "iu" or not np.isin(labels, range(len(CIFAR10_CLASSES))).all():
+            raise DataError(f"{root / 'labels.npy'} must hold a class from 0 to 9 for each image. Had at {cls.home}.")
+        labels = labels.astype(np.int64)
         files = sorted(file for file in root.glob("*.npy") if file.name != "labels.npy")
         if not files:
             raise DataError(f"{root} holds labels.npy and no corruption (gaussian_noise.npy, ...). Had at {cls.home}.")

@@ -18,11 +18,11 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from scipy import ndimage
 
-from understudy.artifacts import fingerprint
+from understudy.artifacts import fingerprint, read_regular
 from understudy.errors import ConfigError, DataError
 from understudy.settings import nearest
-from understudy.sources.decode import EXTENSIONS, center
-from understudy.sources.images import Labels
+from understudy.sources.decode import EXTENSIONS, center, to_rgb
+from understudy.sources.labels import Labels
 from understudy.sources.source import Source
 
 SMALL = 64
@@ -286,8 +286,10 @@ def frost_photographs(folder: str, size: int) -> list[np.ndarray]:
         )
     photographs = []
     for path in files:
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
+        try:
+            image = to_rgb(read_regular(path), str(path))
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror}).") from None
         if size <= SMALL:  # as CIFAR-10-C shrinks them
             image = image.resize((max(size, image.width // 5), max(size, image.height // 5)), Image.Resampling.BICUBIC)
         if min(image.size) < size:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from understudy.errors import ConfigError, DataError
+from understudy.artifacts import read_regular
+from understudy.errors import ConfigError, DataError, first_line
 from understudy.evaluate.encoded_set import EncodedSet, Figures, Labeled, Progress, check_finite
 from understudy.evaluate.measures.accuracy import accuracies, average_precision_11
 from understudy.evaluate.measures.logistic import Classifier, LogisticPath, logistic_regression
@@ -287,12 +288,13 @@ def _listed(path: Path, encoded_set: EncodedSet) -> np.ndarray:
     if source is None:
         raise DataError(f"The list {path} names files, and of {encoded_set.name} there are only features.")
     try:
-        listed = {Path(line.strip()).name for line in path.read_text(encoding="utf-8").splitlines() if line.strip()}
-    except OSError:
+        lines = read_regular(path).decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"{path} does not exist. The published lists are in the SimCLR repository, imagenet_subsets/; without "
-            "--semi.lists images are drawn with the seed."
+            f"{path} cannot be read ({first_line(error)}). The published lists are in the SimCLR repository, "
+            "imagenet_subsets/; without --semi.lists images are drawn with the seed."
         ) from None
+    listed = {Path(line.strip()).name for line in lines if line.strip()}
     names = [Path(name).name for name in source.names.to_pylist()]
     positions = np.array([place for place, name in enumerate(names) if name in listed], dtype=np.int64)
     if len(positions) < len(listed):

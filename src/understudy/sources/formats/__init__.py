@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -39,17 +40,25 @@ class Format:
         """The images of a spec.
 
         Args:
-            place: a path, an address, or what follows the prefix and its colon.
+            place: a path, an address, or what follows the prefix and its colon; for formats whose files hold many
+                images, `#IMAGE` may follow, see `split_image`.
             listings: folder where the result of a long scan is kept; None keeps it in memory.
 
         Raises:
             DataError: nothing there, or something else.
         """
-        return cls.open_files([Path(place).expanduser()], listings)
+        path, image = split_image(place)
+        return cls.open_files([Path(path).expanduser()], listings, image)
 
     @staticmethod
-    def open_files(files: Sequence[Path], listings: Path | None) -> Images:
-        """The images of several files that hold many each, those of the first before those of the second."""
+    def open_files(files: Sequence[Path], listings: Path | None, image: str = "") -> Images:
+        """The images of several files that hold many each, those of the first before those of the second.
+
+        Args:
+            files: paths.
+            listings: as for `open`.
+            image: which extension (tar) or column (parquet, Arrow) is the image; "" where nobody said.
+        """
         raise NotImplementedError
 
     @staticmethod
@@ -69,8 +78,17 @@ def holders() -> dict[str, type[Format]]:
 
 def format_of_file(path: Path) -> type[Format] | None:
     """The format that reads a file, by its ending."""
-    kinds = (kind for kind in FORMATS.values() if path.suffix in kind.endings + kind.rejected_endings)
-    return next(kinds, None)
+    ending = path.suffix.lower()
+    return next((kind for kind in FORMATS.values() if ending in kind.endings + kind.rejected_endings), None)
+
+
+def split_image(spec: str) -> tuple[str, str]:
+    """A spec, and which extension or column of its files is the image, as `#jpg` behind it says; "" where none does.
+
+    What exists under the whole name is meant by it.
+    """
+    place, mark, image = spec.rpartition("#")
+    return (place, image) if mark and place and image and not os.path.exists(os.path.expanduser(spec)) else (spec, "")
 
 
 def known_forms() -> str:

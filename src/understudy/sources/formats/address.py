@@ -23,7 +23,7 @@ from understudy.errors import DataError
 from understudy.philox import SUBSET, permutation
 from understudy.sources.addresses import Shard, file_system, patiently, shards_below
 from understudy.sources.cache import Cache
-from understudy.sources.formats import Format
+from understudy.sources.formats import Format, split_image
 from understudy.sources.formats.parquet import RowGroupImages, encoded, leaf_of
 from understudy.sources.images import Images
 from understudy.sources.splits import example_of, several_splits
@@ -46,15 +46,18 @@ class RemoteImages(RowGroupImages):
         DataError: a file cannot be reached or is no parquet file, or as for `TableImages`.
     """
 
-    def __init__(self, url: str, shards: Sequence[Shard]) -> None:
+    def __init__(self, url: str, shards: Sequence[Shard], image: str = "") -> None:
         self.url, self.shards = url, list(shards)
         self.versions = [fingerprint(shard.path, shard.size, shard.version) for shard in shards]
-        self.fingerprint = fingerprint("remote", [(shard.name, shard.size, shard.version) for shard in shards])
+        self.fingerprint = fingerprint(
+            "remote", [(shard.name, shard.size, shard.version) for shard in shards], *filter(None, [image])
+        )
         self.cache = Cache.of_machine()
         self._mapped: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
         self._tails: pa.ChunkedArray | None = None
         names = [shard.name for shard in shards]
-        super().__init__([shard.path for shard in shards], names, map(self._footer, range(len(shards))))
+        footers = ((self._footer(number), shard.size) for number, shard in enumerate(shards))
+        super().__init__([shard.path for shard in shards], names, footers, image)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_mapped": OrderedDict(), "_tails": None}
@@ -83,23 +86,29 @@ class RemoteImages(RowGroupImages):
         if group not in self._mapped:
             number, inner = self.parts[group].tolist()
 
-            def load() -> pa.Table:
-                return pa.table({"image": encoded(self._window(number, inner, self.column), inner, self.column)})
+            column = self.columns[number]
 
-            name = f"{self.versions[number]}-{fingerprint(self.column)[:4]}-{inner}"
+            def load() -> pa.Table:
+                return pa.table({"image": encoded(self._window(number, inner, column.path), inner, column)})
+
+            name = f"{self.versions[number]}-{fingerprint(column.path)[:4]}-{inner}"
             self._mapped[group] = self.cache.table(name, load).column(0)
             while len(self._mapped) > MAPPED:
                 self._mapped.popitem(last=False)
         self._mapped.move_to_end(group)
         return self._mapped[group]
 
-    def _values(self, column: str) -> pa.ChunkedArray:
-        def one(number: int, inner: int) -> pa.Table:
-            return self._window(number, inner, column).read_row_group(inner, columns=[column], use_threads=False)
+    def _values(self, columns: Sequence[str]) -> list[pa.ChunkedArray]:
+        def one(number: int, inner: int) -> pa.ChunkedArray:
+            column = columns[number]
+            window = self._window(number, inner, column)
+            return window.read_row_group(inner, columns=[column], use_threads=False).column(0)
 
+        chunks: list[list[pa.Array]] = [[] for _ in columns]
         with ThreadPoolExecutor(THREADS) as threads:
-            tables = threads.map(one, *self.parts.T.tolist())
-            return pa.chunked_array([chunk for table in tables for chunk in table.column(0).chunks])
+            for number, values in zip(self.parts[:, 0].tolist(), threads.map(one, *self.parts.T.tolist()), strict=True):
+                chunks[number] += values.chunks
+        return [pa.chunked_array(of_file) if of_file else pa.chunked_array([], pa.null()) for of_file in chunks]
 
     def _window(self, number: int, inner: int, column: str) -> pq.ParquetFile:
         """A parquet file of which only one column of one row group is there, fetched by one request."""
@@ -192,6 +201,7 @@ class Address(Format):
             DataError: nothing there, no parquet files, files of several splits, or no network.
             MissingDependency: the protocol needs a package that is not installed.
         """
+        place, image = split_image(place)
         shards = shards_below(place)
         names = [shard.name for shard in shards]
         if splits := several_splits(names):
@@ -199,11 +209,11 @@ class Address(Format):
                 f"{place} holds parquet files of several splits ({splits}). Name the one to use, e.g. "
                 f"{place.rstrip('/')}/{example_of(names)}."
             )
-        return RemoteImages(place, shards)
+        return RemoteImages(place, shards, image)
 
 
-def open_addresses(urls: Sequence[str]) -> RemoteImages:
+def open_addresses(urls: Sequence[str], image: str = "") -> RemoteImages:
     """Parquet files at these addresses, all on one file system, in this order."""
     if others := [url for url in urls if url.partition("://")[0] != urls[0].partition("://")[0]]:
         raise DataError(f"A list names files of one file system; this one names {urls[0]} and {others[0]}.")
-    return RemoteImages(urls[0], [shard for url in urls for shard in shards_below(url)])
+    return RemoteImages(urls[0], [shard for url in urls for shard in shards_below(url)], image)

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
-from understudy.artifacts import fingerprint, read_json
-from understudy.errors import DataError, UnreadableImage
+from understudy.artifacts import check_regular, fingerprint, read_json
+from understudy.errors import DataError, UnreadableImage, first_line
 from understudy.sources.decode import read_image_file, to_rgb
 from understudy.sources.formats import Format
 from understudy.sources.images import Images, below_common_folder
@@ -22,20 +22,20 @@ class ArrowImages(TableImages):
     """Images inside memory-mapped Arrow files (streams, or with a footer): only what is read is loaded.
 
     Raises:
-        DataError: a file cannot be read, or as for `TableImages`.
+        DataError: a file cannot be read or is damaged, or as for `TableImages`.
     """
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, files: Sequence[Path], image: str = "") -> None:
         paths = [os.fspath(file) for file in files]
 
         def tables() -> Iterator[tuple[pa.Schema, list[int]]]:
             for file in paths:
                 table = _mapped(file)
-                column = image_column(table.schema, file).split(".")[0]
-                yield table.schema, [len(chunk) for chunk in table.column(column).chunks]
+                column = image_column(table.schema, file, image).name
+                yield table.schema, [len(chunk) for chunk in _checked(table, column, file).chunks]
 
-        super().__init__(paths, below_common_folder(paths), tables())
-        self.fingerprint = fingerprint("arrow", self.states())
+        super().__init__(paths, below_common_folder(paths), tables(), image)
+        self.fingerprint = fingerprint("arrow", self.states(), *filter(None, [image]))
         self._chunks: dict[int, list[pa.Array]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -45,30 +45,50 @@ class ArrowImages(TableImages):
         """See `Images`. A row without bytes is read from its path, if that file is there."""
         part = int(self.part_of(row))
         number, inner = self.parts[part].tolist()
+        column = self.columns[number]
         if number not in self._chunks:
-            self._chunks[number] = _mapped(self.files[number]).column(self.column.split(".")[0]).chunks
+            self._chunks[number] = _mapped(self.files[number]).column(column.name).chunks
         chunk, within = self._chunks[number][inner], row - int(self.starts[part])
-        encoded = chunk.field("bytes") if pa.types.is_struct(chunk.type) else chunk
-        content = encoded[within].as_buffer()
-        if content is None and encoded is not chunk and (path := (chunk[within].as_py() or {}).get("path")):
+        content = column.of(chunk)[within].as_buffer()
+        path = (chunk[within].as_py() or {}).get("path") if content is None and column.inside else None
+        if isinstance(path, str) and path:
             try:
-                content = read_image_file(path)
+                content = read_image_file(os.path.expanduser(path))
             except UnreadableImage as error:
                 raise UnreadableImage(f"{self.title(row)} has no bytes, and its file {error}") from None
         return to_rgb(memoryview(b"" if content is None else content), lambda: self.title(row))
 
-    def _values(self, column: str) -> pa.ChunkedArray:
-        return pa.chunked_array([chunk for file in self.files for chunk in _mapped(file).column(column).chunks])
+    def _values(self, columns: Sequence[str]) -> list[pa.ChunkedArray]:
+        return [_checked(_mapped(file), column, file) for file, column in zip(self.files, columns, strict=True)]
 
 
 def _mapped(file: str) -> pa.Table:
     try:
+        check_regular(file)
         content = pa.memory_map(file)
         opened = pa.ipc.open_file if content.read(6) == b"ARROW1" else pa.ipc.open_stream
         content.seek(0)
-        return opened(content).read_all()
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{file} is not an Arrow file that can be read ({error}).") from None
+        table = opened(content).read_all()
+        table.schema.names  # noqa: B018  # names are decoded here
+        return table
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        raise DataError(f"{file} is not an Arrow file that can be read ({first_line(error)}).") from None
+
+
+def _checked(table: pa.Table, column: str, file: str) -> pa.ChunkedArray:
+    """A column whose offsets all point into the file: of a damaged one, reading a value would end the process.
+
+    What is looked at are offsets and texts, not images: 8 bytes each.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    values = table.column(column)
+    try:
+        values.validate(full=True)
+    except pa.ArrowException as error:
+        raise DataError(f"{file} is damaged: its column '{column}' is not valid ({first_line(error)}).") from None
+    return values
 
 
 class Arrow(Format):
@@ -81,9 +101,9 @@ class Arrow(Format):
     files_title = "Arrow files"
 
     @staticmethod
-    def open_files(files: Sequence[Path], listings: Path | None) -> Images:
+    def open_files(files: Sequence[Path], listings: Path | None, image: str = "") -> Images:
         """See `Format`."""
-        return ArrowImages(files)
+        return ArrowImages(files, image)
 
     @staticmethod
     def files_in(folder: Path, names: Sequence[str]) -> list[Path]:
@@ -97,12 +117,20 @@ class Arrow(Format):
         if not (folder / "state.json").is_file():
             return [folder / name for name in names if not os.path.basename(name).startswith("cache-")]
         state = read_json(folder / "state.json")
+        entries = state.get("_data_files") if isinstance(state, dict) else None
+        listed = [
+            entry.get("filename") for entry in (entries if isinstance(entries, list) else ()) if isinstance(entry, dict)
+        ]
+        listed = [name for name in listed if isinstance(name, str) and name == os.path.basename(name) != ""]
+        # A file elsewhere is no part of this data set.
+        if not isinstance(entries, list) or not entries or len(listed) < len(entries):
+            raise DataError(f"{folder / 'state.json'} does not list the data set's files as datasets writes them.")
         if state.get("_indices_data_files"):
             raise DataError(
                 f"{folder} is a data set with a selection of rows beside it, of an old version of datasets. Load it, "
                 "call flatten_indices() and save it again."
             )
-        files = [folder / entry["filename"] for entry in state["_data_files"]]
+        files = [folder / str(name) for name in listed]
         if missing := [file.name for file in files if not file.is_file()]:
             raise DataError(
                 f"{folder} is not complete: {len(missing)} of {len(files)} files are missing, e.g. {missing[0]}."

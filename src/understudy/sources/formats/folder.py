@@ -14,8 +14,9 @@ from PIL import Image
 
 from understudy.errors import DataError
 from understudy.sources.decode import EXTENSIONS, read_image_file, to_rgb
-from understudy.sources.formats import Format, holders
-from understudy.sources.images import Images, Labels, Names, as_text, class_folders, listing_fingerprint
+from understudy.sources.formats import Format, holders, split_image
+from understudy.sources.images import Images, Names, listing_fingerprint
+from understudy.sources.labels import Labels, as_text, class_folders
 from understudy.sources.splits import example_of, several_splits
 
 
@@ -141,8 +142,14 @@ class Folder(Format):
     @staticmethod
     def open(place: str, listings: Path | None) -> Images:
         """See `Format`."""
+        place, image = split_image(place)
         root = Path(place).expanduser()
         listing, kinds = scan(root), holders()
+        if len(listing.names) and image:
+            raise DataError(
+                f"{root} is a folder of images, and '#{image}' says which extension or column of tar, parquet or Arrow "
+                "files is the image."
+            )
         if len(listing.names):
             return FolderImages(root, listing.names, listing.sizes, listing.times)
         present = {ending: names for ending, names in listing.holders.items() if names}
@@ -161,4 +168,4 @@ class Folder(Format):
                 f"{root} holds {kind.files_title} of several splits ({splits}). Name the one to use, e.g. "
                 f"{root / example_of(names)}."
             )
-        return kind.open_files(kind.files_in(root, names), listings)
+        return kind.open_files(kind.files_in(root, names), listings, image)

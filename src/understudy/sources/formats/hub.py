@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from understudy.errors import DataError
 from understudy.sources.addresses import NoParquet, Shard, shards_below
-from understudy.sources.formats import Format
+from understudy.sources.formats import Format, split_image
 from understudy.sources.formats.address import RemoteImages
 from understudy.sources.images import Images
 from understudy.sources.splits import HELD_OUT_SPLITS, split_of
@@ -30,16 +30,18 @@ class Hub(Format):
         Raises:
             DataError: the set has no such halves.
         """
+        spec, image = split_image(spec)
         if spec.count(":") != 1:
             return None
         splits = hub_splits(spec.removeprefix("hf:"))[1]
+        behind = f"#{image}" if image else ""
         held_out = next((name for name in HELD_OUT_SPLITS if name in splits), None)
         if "train" not in splits or held_out is None:
             raise DataError(
                 f"{spec} has the splits {', '.join(splits)}, and evaluation needs train and one of "
                 f"{', '.join(HELD_OUT_SPLITS)}. Give two specs separated by a comma, e.g. {spec}:A,{spec}:B."
             )
-        return f"{spec}:train", f"{spec}:{held_out}"
+        return f"{spec}:train{behind}", f"{spec}:{held_out}{behind}"
 
     @staticmethod
     def open(place: str, listings: Path | None) -> Images:
@@ -50,6 +52,7 @@ class Hub(Format):
         Raises:
             DataError: no such set or split, no parquet files, several folders with files of the split, or no network.
         """
+        place, image = split_image(place)
         name, _, split = place.partition(":")
         url, splits = hub_splits(name)
         if not split:
@@ -63,7 +66,7 @@ class Hub(Format):
                 f"hf:{name} has files of the split '{split}' in several folders: {', '.join(folders[:8])}. Name one, "
                 f"e.g. hf:{name}/{folders[0]}:{split}."
             )
-        return RemoteImages(url, splits[split])
+        return RemoteImages(url, splits[split], image)
 
 
 def hub_splits(name: str) -> tuple[str, dict[str, list[Shard]]]:

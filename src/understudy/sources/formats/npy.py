@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from understudy.artifacts import fingerprint
-from understudy.errors import DataError, UnreadableImage
+from understudy.artifacts import check_regular, fingerprint
+from understudy.errors import DataError, UnreadableImage, first_line
 from understudy.sources.formats import Format
-from understudy.sources.images import Images, Labels, numbered
+from understudy.sources.images import Images, numbered
+from understudy.sources.labels import Labels
 
 
 class ArrayImages:
@@ -61,10 +62,7 @@ class ArrayImages:
         """The array as it was given."""
         if self._array is None:
             assert self.path is not None
-            try:
-                self._array = np.load(self.path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError) as error:
-                raise DataError(f"{self.path} is not a .npy file that can be read ({error}).") from None
+            self._array = mapped_array(self.path)
         return self._array
 
     @property
@@ -94,6 +92,21 @@ class ArrayImages:
     def labels(self) -> Labels | None:
         """See `Images`."""
         return self._given_labels
+
+
+def mapped_array(path: str | os.PathLike[str]) -> np.ndarray:
+    """The array of a `.npy` file, mapped into memory: what its header says is held to what the file has.
+
+    Raises:
+        DataError: it is none.
+    """
+    try:
+        check_regular(path)
+        return np.lib.format.open_memmap(path, mode="r")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({first_line(error)}).") from None
+    except Exception as error:  # of a damaged header numpy raises nearly anything
+        raise DataError(f"{path} is not a .npy file that can be read ({first_line(error)}).") from None
 
 
 class Npy(Format):

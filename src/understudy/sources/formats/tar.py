@@ -6,31 +6,26 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from understudy.artifacts import atomic, fingerprint
+from understudy.artifacts import atomic, fingerprint, open_regular
 from understudy.errors import DataError, UnreadableImage
 from understudy.sources.decode import EXTENSIONS, to_rgb
 from understudy.sources.formats import Format
-from understudy.sources.images import (
-    FRESH_NAMES,
-    Images,
-    Labels,
-    as_text,
-    below_common,
-    below_common_folder,
-    class_columns,
-    class_folders,
-)
-from understudy.sources.tar_index import LINK, NO_LABEL, index, label_text
+from understudy.sources.images import FRESH_NAMES, Images, below_common_folder
+from understudy.sources.labels import NO_LABEL as UNKNOWN
+from understudy.sources.labels import Labels, Unlabeled, as_text, below_common, class_folders, text_labels
+from understudy.sources.tar_index import NO_LABEL, index, label_text
+from understudy.sources.tar_members import LINK
 
 OPEN_SHARDS = 64  # files that one process keeps open: far below the usual limit of 1,024
-INDEX_FORMAT = 1  # of the cached index; a change makes older ones invisible
+LARGEST_LABEL = 16 * 2**20  # bytes of a member that holds a label
+INDEX_FORMAT = 2  # of the cached index; a change makes older ones invisible
 LABEL_AT = ["shard", "label_at", "label_size", "label_kind"]
 
 
@@ -47,26 +42,31 @@ class TarImages:
         DataError: a file is compressed, or no tar file, or there is no image in any.
     """
 
-    def __init__(self, files: Sequence[Path], listings: Path | None = None) -> None:
-        self._open: OrderedDict[int, int] = OrderedDict()
+    def __init__(self, files: Sequence[Path], listings: Path | None = None, image: str = "") -> None:
+        self._open: OrderedDict[int, BinaryIO] = OrderedDict()
         self.files = [os.fspath(file) for file in files]
         self.shown = below_common_folder(self.files)
         states = [os.stat(file) for file in self.files]
         metadata = [(name, s.st_size, s.st_mtime_ns) for name, s in zip(self.shown, states, strict=True)]
-        self.fingerprint = fingerprint("tar", metadata)
-        self.cached = None if listings is None else os.fspath(listings / f"{self.fingerprint}-{INDEX_FORMAT}.index")
+        said = tuple(pattern.strip().lower().removeprefix(".") for pattern in image.split(",")) if image else ()
+        key = fingerprint("tar", metadata, *said)
+        self.cached = None if listings is None else os.fspath(listings / f"{key}-{INDEX_FORMAT}.index")
         self._index: pa.Table | None = None
         if self.cached is None or not os.path.isfile(self.cached):
-            table = index(self.files)
+            table = index(self.files, said)
             if self.cached is None:
                 self._index = table
             else:
                 with atomic(self.cached) as temporary, pa.ipc.new_file(temporary, table.schema) as writer:
                     writer.write_table(table)
+        notes = (self.index.schema.metadata or {}).get(b"notes", b"").decode()
+        # What is listed otherwise than by earlier versions is another set.
+        self.fingerprint = fingerprint("tar", metadata, *said, notes) if notes else key
         if len(self) == 0:
+            endings = image or f"{', '.join(sorted(EXTENSIONS)[:6])}, ..."
             raise DataError(
                 f"There are no images in {self.files[0]} and {len(self.files) - 1} more tar files, no member ending in "
-                f"{', '.join(sorted(EXTENSIONS)[:6])}, ..."
+                f"{endings}"
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class TarImages:
 
     def __del__(self) -> None:
         for file in self._open.values():
-            os.close(file)
+            file.close()
 
     @property
     def index(self) -> pa.Table:
@@ -106,10 +106,11 @@ class TarImages:
     def _content(self, shard: int, at: int, size: int) -> bytes:
         if shard not in self._open:
             if len(self._open) >= OPEN_SHARDS:
-                os.close(self._open.popitem(last=False)[1])
-            self._open[shard] = os.open(self.files[shard], os.O_RDONLY)
+                self._open.popitem(last=False)[1].close()
+            self._open[shard] = open_regular(self.files[shard])
         self._open.move_to_end(shard)
-        return os.pread(self._open[shard], size, at)
+        number = self._open[shard].fileno()
+        return os.pread(number, max(0, min(size, os.fstat(number).st_size - at)), at)
 
     def _title(self, row: int) -> str:
         return str(self.names(np.array([row]))[0])
@@ -122,25 +123,48 @@ class TarImages:
         return pc.binary_join_element_wise(shards, members, pa.scalar("/", pa.large_string()))
 
     def labels(self) -> Labels | None:
-        """See `Images`: None where a sample has no label or one that is neither a number nor a name."""
+        """See `Images`."""
         kinds = self._column("label_kind").to_numpy()
+        apart = (self.index.schema.metadata or {}).get(b"apart", b"").decode(errors="replace")
         if not kinds.any():
-            return class_folders(below_common(self._column("name")))
+            try:
+                labels = class_folders(below_common(self._column("name")))
+            except Unlabeled:
+                if not apart:
+                    raise
+                labels = None
+            if labels is not None or not apart:
+                return labels
         # A row without an image needs no class; it gets that of the first row that has one.
-        if not ((kinds != NO_LABEL) | (self._column("size").to_numpy() < 0)).all():
-            return None
+        bare = (kinds == NO_LABEL) & (self._column("size").to_numpy() >= 0)
+        if bare.any():
+            first = self._title(int(bare.argmax()))
+            reason = f"{bare.sum():,} of {len(self):,} images have no .cls or .json member beside them, such as {first}"
+            if apart:
+                reason += f"; the label '{apart}' has no image beside it: members of a sample follow each other"
+            raise Unlabeled(reason)
         rows = np.where(kinds != NO_LABEL, np.arange(len(self)), kinds.argmax())
         chunks: list[pa.Array] = []
         for low in range(0, len(self), FRESH_NAMES):
-            part = self.index.select(LABEL_AT).take(pa.array(rows[low : low + FRESH_NAMES]))
-            places = zip(*(column.to_pylist() for column in part.columns), strict=True)
-            values = [label_text(self._content(shard, at, size), kind) for shard, at, size, kind in places]
-            if any(value is None for value in values):
-                return None
-            chunks.append(pa.array(values, type=pa.large_string()))
-        texts = pa.chunked_array(chunks)
-        numbers = pc.all(pc.match_substring_regex(texts, "^[0-9]+$")).as_py()
-        return class_columns(texts.cast(pa.int64()) if numbers else texts, None)
+            some = rows[low : low + FRESH_NAMES]
+            places = zip(
+                *(column.to_pylist() for column in self.index.select(LABEL_AT).take(some).columns), strict=True
+            )
+            texts = [self._label(row, *place) for row, place in zip(some.tolist(), places, strict=True)]
+            chunks.append(pa.array(texts, type=pa.large_string()))
+        return text_labels(pa.chunked_array(chunks))
+
+    def _label(self, row: int, shard: int, at: int, size: int, kind: int) -> str:
+        """The label of a row as text."""
+        try:
+            if size > LARGEST_LABEL:
+                raise ValueError(f"the member with its label has {size:,} bytes")
+            text = label_text(self._content(shard, at, size), kind)
+        except (OSError, ValueError) as error:
+            raise Unlabeled(f"{self._title(row)} has none that can be read: {error}") from None
+        if text == UNKNOWN:
+            raise Unlabeled(f"{self._title(row)} has -1, which stands for no label")
+        return text
 
     def _column(self, name: str) -> pa.Array:
         return self.index.column(name).chunk(0)
@@ -158,6 +182,6 @@ class Tar(Format):
     files_title = "tar shards"
 
     @staticmethod
-    def open_files(files: Sequence[Path], listings: Path | None) -> Images:
+    def open_files(files: Sequence[Path], listings: Path | None, image: str = "") -> Images:
         """See `Format`."""
-        return TarImages(files, listings)
+        return TarImages(files, listings, image)

@@ -17,7 +17,8 @@ from understudy.errors import DataError, UnreadableImage
 from understudy.settings import nearest
 from understudy.sources.decode import to_rgb
 from understudy.sources.formats import Format
-from understudy.sources.images import Images, Labels, numbered
+from understudy.sources.images import Images, numbered
+from understudy.sources.labels import Labels, sorted_classes
 
 
 class TorchvisionImages:
@@ -114,9 +115,9 @@ class TorchvisionImages:
         if numbers is None or numbers.shape != (len(self),) or numbers.dtype.kind not in "iu" or numbers.min() < 0:
             return None
         names = getattr(self.dataset, "classes", None)
-        count = int(numbers.max()) + 1
-        if names is None or len(names) < count:
-            names = range(count)
+        distinct, codes = np.unique(numbers, return_inverse=True)
+        if names is None or len(names) <= int(distinct[-1]):
+            return sorted_classes(codes, [str(number) for number in distinct.tolist()], counted=True)
         return numbers.astype(np.int64), [str(name) for name in names]
 
 
@@ -137,4 +138,4 @@ class Torchvision(Format):
     def open(place: str, listings: Path | None) -> Images:
         """The images of NAME or NAME:SPLIT; see `Format`."""
         name, _, split = place.partition(":")
-        return TorchvisionImages(name, os.environ.get("UNDERSTUDY_DATA", "data"), split or "train")
+        return TorchvisionImages(name, os.path.expanduser(os.environ.get("UNDERSTUDY_DATA", "data")), split or "train")
