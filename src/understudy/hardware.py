@@ -1,7 +1,9 @@
-"""The machine that something was measured on."""
+"""The machine that something was measured on, and how it multiplies."""
 
+import contextlib
 import os
 import platform
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,3 +21,16 @@ def hardware(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "platform": platform.system(),
     }
+
+
+@contextlib.contextmanager
+def float32_products(precision: str, *backends: Any) -> Iterator[None]:
+    """A block in which these of torch's backends multiply float32 numbers as "ieee" has it, or as "tf32"."""
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = precision
+        yield
+    finally:
+        for backend, switch in zip(backends, before, strict=True):
+            backend.fp32_precision = switch

@@ -56,13 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if show_traceback or error.filename is None or error.errno not in UNUSABLE:
             raise
-        sentence, status = (
-            (
-                f"{os.strerror(error.errno)}: '{os.fsdecode(error.filename)}'. Name another file or folder, or change "
-                "what stands in the way; --traceback shows where it arose."
-            ),
-            1,
-        )
+        fault = f"{os.strerror(error.errno)}: '{os.fsdecode(error.filename)}'. Name another file or folder, or change "
+        sentence, status = fault + "what stands in the way; --traceback shows where it arose.", 1
     except KeyboardInterrupt:
         sentence, status = "interrupted", 130
     print(f"understudy {name}: {sentence}", file=sys.stderr)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from understudy.errors import ConfigError
+from understudy.hardware import float32_products
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """Precisions in which matrix products and convolutions are those of a 16-bit type, the rest as autocast has it."""
@@ -54,16 +55,9 @@ def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
         backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
     elif device.type == "cpu":
         backends = (torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv)  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
-    dtype = HALVES.get(precision)
-    try:
-        for backend in backends:
-            backend.fp32_precision = "tf32" if precision == "tf32" else "ieee"
-        with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            yield
-    finally:
-        for backend, switch in zip(backends, before, strict=True):
-            backend.fp32_precision = switch
+    dtype, switch = HALVES.get(precision), "tf32" if precision == "tf32" else "ieee"
+    with float32_products(switch, *backends), torch.autocast(device.type, dtype, enabled=dtype is not None):
+        yield
 
 
 def _no_tf32(device: torch.device) -> ConfigError:

@@ -13,8 +13,7 @@ the answer. This is how it is reached at the speed of a float32 matrix product:
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -118,8 +117,12 @@ def search(
     """
     import torch
 
+    from understudy.hardware import float32_products
+
     processor = torch.device("cpu" if str(device).startswith("mps") else device)
-    with torch.no_grad(), torch.autocast(processor.type, enabled=False), _ieee_products():
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    exact = float32_products("ieee", *backends)  # training may have allowed others, whose error the tolerance ignores
+    with torch.no_grad(), torch.autocast(processor.type, enabled=False), exact:
         rows = database
         if not isinstance(rows, Rows):
             rows = Rows(rows, processor, "database rows" if queries is not database else "embeddings")
@@ -317,19 +320,3 @@ def _block_rows(memory_mb: int, allocated: int, database: Rows, count: int, dtyp
             "of the evaluation."
         )
     return int(min(block, LARGEST_BLOCK * (GPU_BLOCKS if database.device.type == "cuda" else 1)))
-
-
-@contextlib.contextmanager
-def _ieee_products() -> Iterator[None]:
-    """Full float32 products for a while: training may have allowed TF32 or bf16, whose error the tolerance ignores."""
-    import torch
-
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
-    try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        yield
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
