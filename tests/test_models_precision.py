@@ -192,7 +192,7 @@ def test_stores_of_fp32_are_called_what_they_were_and_others_are_others(tmp_path
     keys = [StoreKey(*parts, precision) for precision in ("fp32", "tf32", "bf16", "fp16")]
     assert len({key.fingerprint for key in keys}) == 4 and keys[0] == fp32
     store = Store(tmp_path)
-    store.finish(fp32, rows=0, D=1)
+    store.finish(fp32, rows=1, D=1)
     manifest = json.loads(store.manifest_path.read_text())
     del manifest["key"]["precision"]
     store.manifest_path.write_text(json.dumps(manifest))
