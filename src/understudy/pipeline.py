@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from understudy.artifacts import Run, lock
 from understudy.errors import ConfigError, Stopped
 from understudy.evaluate.settings import EvaluationSettings
+from understudy.models.trust import trusting
 from understudy.recipes import merge_layers
 from understudy.settings import resolve, setting
 from understudy.train import resume
@@ -65,7 +66,7 @@ def resolve_run(*layers: Mapping[str, Any]) -> RunSettings:
 
 def distill(
     *, data: Any, teacher: str, student: str, out: str | os.PathLike[str] | None = None, quiet: bool = False,
-    **overrides: Any,
+    trust_code: bool | str | Sequence[str] = (), **overrides: Any,
 ) -> Run:  # fmt: skip
     """Distill a teacher into a student, evaluate it and write the report: `understudy run` as a function.
 
@@ -76,6 +77,7 @@ def distill(
         student: model spec, e.g. "timm:resnet18", "small:resnet8".
         out: run folder; `runs/METHOD-STUDENT-HASH` unless given.
         quiet: print nothing.
+        trust_code: modules that a run given as `run:FOLDER` may name as its code, as in `load_student`.
         **overrides: any setting of `understudy run --help`, `recipe` and `preset` included; inner ones as
             `method={"name": "coss", "weight": 0.5}`, `neighbors={"k": 0}` or `**{"optimizer.lr": 0.001}`.
 
@@ -89,7 +91,8 @@ def distill(
     given = {"data": os.fspath(data), "teacher": teacher, "student": student, **overrides}
     if out is not None:
         given["out"] = os.fspath(out)
-    return run(resolve_run(given), quiet=quiet)
+    with trusting(trust_code):
+        return run(resolve_run(given), quiet=quiet)
 
 
 def run(settings: RunSettings, *, quiet: bool = False) -> Run:
@@ -297,7 +300,8 @@ def evaluate_stage(folder: Run, settings: RunSettings, *, quiet: bool = False) -
     with StageProgress("evaluate", quiet) as progress:
         notice = None if quiet else notify
         resources = Resources(processes.device, settings.store, settings.workers, progress, notice)
-        return evaluate_run(folder, evaluation, resources, held_out=held_out, control=control)
+        with trusting([settings.teacher, settings.student]):  # the run names them because these settings do
+            return evaluate_run(folder, evaluation, resources, held_out=held_out, control=control)
 
 
 def report_stage(folders: list[Run], out: Path | None = None, *, quiet: bool = False) -> Path:

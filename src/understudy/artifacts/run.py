@@ -22,12 +22,19 @@ REMADE = (
 )
 CONFIG = "Take it from a copy of the run, or name another --out. (Was it edited by hand? Then delete its last line.)"
 
+KINDS: dict[str, type] = {
+    "spec": str, "architecture": str, "weights": str, "contract": dict, "head": dict, "data": dict, "method": dict,
+    "teacher": dict, "teacher.spec": str, "teacher.fingerprint": str, "teacher.contract": dict,
+    "teacher.precision": str,
+}  # fmt: skip
+"""What the parts of student.json are that others read without a look."""
+
 
 class Run:
     """One run folder, `runs/<id>`, which need not exist yet: where a student, its curves, figures and report lie."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.path = Path(folder)
+        self.path = Path(folder).expanduser()
         self.config_path = self.path / "config.toml"  # the resolved configuration, written when training starts
         self.metrics_path = self.path / "metrics.jsonl"  # one JSON object a line, as training went
         self.checkpoint_path = self.path / "checkpoint" / "latest.pt"  # the newest checkpoint
@@ -65,9 +72,19 @@ class Run:
         """What the student is, from student.json.
 
         Raises:
-            StoreError: the file is missing or damaged.
+            StoreError: the file is missing or damaged, or a part of it is of another kind than training writes.
         """
-        return read_table(self.student_path, REMADE)
+        table = read_table(self.student_path, REMADE)
+        teacher = table.get("teacher") or {}
+        parts = {
+            **table,
+            **({f"teacher.{name}": part for name, part in teacher.items()} if isinstance(teacher, dict) else {}),
+        }
+        for name, kind in KINDS.items():
+            if not isinstance(parts.get(name) or kind(), kind):
+                wanted = "text" if kind is str else "a table"
+                raise StoreError(f"{self.student_path} has {parts[name]!r:.80} as its {name}, not {wanted}. {REMADE}")
+        return table
 
     def require_whole(self) -> None:
         """Let configuration and weights pass that are what was written, or were written without checksums.

@@ -14,6 +14,7 @@ from understudy.cli.options import Options, plain, split_method_settings
 from understudy.cli.verb import Verb
 from understudy.cli.verbs import VERBS
 from understudy.errors import Stopped, UnderstudyError
+from understudy.models.trust import ANY, trusting
 from understudy.settings import nearest, write_toml
 
 UNUSABLE = {
@@ -99,7 +100,8 @@ def call(name: str, words: list[str]) -> int:
     if getattr(options, "print_config", False):
         print(write_toml(verb.table(options.settings)), end="")
         return 0
-    return verb.run(options)
+    with trusting(getattr(options, "trust_code", None) or ()):
+        return verb.run(options)
 
 
 def top_parser() -> Parser:
@@ -131,6 +133,11 @@ def add_flags(places: Any, verb: Verb, *, everything: bool = False, listed: List
     parser = add_verb(places, verb)
     flags = Flags(parser, verb.main, everything=everything, listed=listed)
     verb.flags(flags)
+    if verb.models:
+        flags.add(
+            "--trust-code", action="append", nargs="?", const=ANY, metavar="MODULE",
+            help="A module of yours that a run folder may name as its code; alone, whatever it names.",
+        )  # fmt: skip
     flags.add("-h", "--help", action="help", help="Show the main flags and exit.")
     if flags.hidden or everything:
         flags.add("--help-all", action="help", help="Show every flag and exit.")

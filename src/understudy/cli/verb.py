@@ -23,6 +23,9 @@ class Verb:
         module, _, name = self.group.rpartition(".")
         return getattr(import_module(f"understudy.{module}"), name)
 
+    models: ClassVar[bool] = False
+    """Whether it builds networks, which a run folder may want to be made by code."""
+
     def flags(self, flags: Flags) -> None:
         """Declare the flags."""
 

@@ -18,6 +18,7 @@ from understudy.compare.cell import Cell, attempt
 from understudy.compare.progress import Progress
 from understudy.compare.variants import Variant
 from understudy.errors import Stopped
+from understudy.models.trust import TRUSTED, trusting
 from understudy.pipeline import RunSettings
 from understudy.settings import as_table, resolve
 
@@ -82,7 +83,7 @@ class LocalProcesses:
             )  # fmt: skip
         assert process.stdin is not None
         job = {"variant": dataclasses.asdict(cell.variant), "folder": str(cell.folder), "role": cell.role,
-               "settings": as_table(cell.settings)}  # fmt: skip
+               "settings": as_table(cell.settings), "trusted": sorted(TRUSTED.get())}  # fmt: skip
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(json.dumps(job) + "\n")
             process.stdin.flush()
@@ -149,7 +150,8 @@ def make_cell_of_parent() -> int:
     threading.Thread(target=watch, daemon=True).start()
     cell = Cell(Variant(**job["variant"]), Path(job["folder"]), resolve(RunSettings, job["settings"]), job["role"])
     try:
-        attempt(cell)
+        with trusting(job["trusted"]):
+            attempt(cell)
     except Stopped:
         return 143
     return 0 if cell.done else 1

@@ -36,6 +36,7 @@ from understudy.models.contract import Contract
 from understudy.models.precision import has_tf32
 from understudy.models.student import load_student
 from understudy.models.teacher import Teacher, build_teacher
+from understudy.models.trust import require_trust
 from understudy.settings import as_table
 from understudy.sources.source import Source
 
@@ -80,7 +81,7 @@ def evaluate_run(
     plan, results = found.plan, found.results
 
     student = load_student(run.path).to(resources.device)
-    teacher = _teacher_of(origin, torch.device(resources.device), resources.notify) if origin else control
+    teacher = _teacher_of(run, origin, torch.device(resources.device), resources.notify) if origin else control
     extractor = FeatureExtractor(
         teacher.to(resources.device) if teacher else None, student, resources, settings.batch_size,
         run.path / "features", in_teacher_space=bool(origin) and bool(metadata.get("in_teacher_space", True)),
@@ -161,8 +162,11 @@ def _teacher_key(teacher: Teacher) -> str:
     return fingerprint(teacher.fingerprint, *more) if more else teacher.fingerprint
 
 
-def _teacher_of(origin: Mapping[str, Any], device: torch.device, notify: Notify | None) -> Teacher:
+def _teacher_of(run: Run, origin: Mapping[str, Any], device: torch.device, notify: Notify | None) -> Teacher:
     """The teacher as training had it, normalization and, if the device has it, precision included."""
+    if missing := [name for name in ("spec", "contract", "fingerprint") if name not in origin]:
+        raise StoreError(f"{run.student_path} names a teacher without {', '.join(missing)}. Restore it.")
+    require_trust(origin["spec"], run.student_path)
     contract = Contract.from_table(origin["contract"])
     precision = origin.get("precision", "fp32")  # it was no choice once
     if precision == "tf32" and not has_tf32(device):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import functools
-import importlib.metadata
 import os
 import sys
 import sysconfig
@@ -85,7 +84,7 @@ def _imports(name: str) -> tuple[dict[str, Path], set[str]]:
     while waiting:
         current = waiting.pop()
         seen.add(current)
-        spec = _locate(current)
+        spec = locate(current)
         file = getattr(sys.modules.get(current), "__file__", None) or (spec.origin if spec is not None else None)
         if file is None or not is_own(Path(file)):
             top = current.partition(".")[0]
@@ -114,19 +113,19 @@ def _named_in(name: str, file: Path, *, package: bool) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             above = name.split(".")[: len(name.split(".")) - node.level + package] if node.level else []
             base = ".".join([*above, *([node.module] if node.module else [])])
-            found |= {base} | {f"{base}.{alias.name}" for alias in node.names if _locate(f"{base}.{alias.name}")}
+            found |= {base} | {f"{base}.{alias.name}" for alias in node.names if locate(f"{base}.{alias.name}")}
     return {".".join(module.split(".")[:depth]) for module in found for depth in range(1, module.count(".") + 2)} - {""}
 
 
-def _locate(name: str) -> ModuleSpec | None:
-    """Where a module is, without importing it or its package."""
+def locate(name: str) -> ModuleSpec | None:
+    """Where a module is, without importing it or its package; None if it is nowhere."""
     module = sys.modules.get(name)
     if module is not None and getattr(module, "__spec__", None) is not None:
         return module.__spec__
     parent, _, _ = name.rpartition(".")
     places: Any = [os.getcwd(), *sys.path]
     if parent:
-        above = _locate(parent)
+        above = locate(parent)
         places = None if above is None else above.submodule_search_locations
         if places is None:
             return None
@@ -161,6 +160,8 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _version(package: str) -> str:
+    import importlib.metadata
+
     version = getattr(sys.modules.get(package), "__version__", None)
     if not isinstance(version, str):
         try:

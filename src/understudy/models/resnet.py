@@ -20,6 +20,7 @@ from understudy.errors import ModelError
 from understudy.settings import nearest
 
 DEPTHS = (8, 14, 20, 32, 56)
+WIDEST = 64  # times the usual channels: a name in a file must not ask for all memory
 
 
 class BasicBlock(nn.Module):
@@ -80,10 +81,10 @@ def small_resnet(name: str) -> SmallResNet:
     """A network from a name such as "resnet20", "resnet20x2" (twice the channels) or "resnet8x0.5".
 
     Raises:
-        ModelError: another name, depth or a width that is not positive.
+        ModelError: another name, depth or a width that is not positive or above 64.
     """
     match = re.fullmatch(r"resnet(\d+)(?:x(\d+(?:\.\d+)?))?", name)
-    if not match or int(match[1]) not in DEPTHS or float(match[2] or 1) == 0:
+    if not match or int(match[1]) not in DEPTHS or not 0 < float(match[2] or 1) <= WIDEST:
         known = nearest(name, [f"resnet{depth}" for depth in DEPTHS])
         raise ModelError(f"Unknown network 'small:{name}'. {known} Append x2, x0.5 ... for another width.")
     return SmallResNet(int(match[1]), float(match[2] or 1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,16 @@ from torch import Tensor, nn
 
 from understudy import __version__
 from understudy.artifacts import FORMAT, Checksums, Run, atomic, write_json
-from understudy.errors import StoreError, first_line
+from understudy.errors import ModelError, StoreError, first_line
 from understudy.models.checkpoints import fingerprint_weights
 from understudy.models.contract import Contract
 from understudy.models.cost import parameters
 from understudy.models.encoder import Encoder, build_encoder
-from understudy.models.heads import build_head
+from understudy.models.families import parse_spec
+from understudy.models.heads import HEADS, build_head, head_multiply_adds
 from understudy.models.outputs import EncoderOutput, forward_outputs
 from understudy.models.settings import StudentSettings
+from understudy.models.trust import require_trust, trusting
 
 
 class InverseTransform(nn.Module):
@@ -139,17 +141,19 @@ def save_student(student: Student, run: Run, metadata: Mapping[str, Any]) -> Non
     write_json(run.student_path, {**metadata, **written})
 
 
-def load_student(path: str | os.PathLike[str]) -> Student:
+def load_student(path: str | os.PathLike[str], *, trust_code: bool | str | Sequence[str] = ()) -> Student:
     """A trained student, in eval mode, on the CPU.
 
     Args:
         path: a run folder, or the student.safetensors or student.json in it.
+        trust_code: modules of yours that the run may name as `python:module:callable`, whose import runs them; True for
+            whatever it names. Without, nothing is imported on its word.
 
     Raises:
         StoreError: there is no finished student, or its two files do not belong together.
-        ModelError: its architecture cannot be built here.
+        ModelError: its architecture cannot be built here, or is code that is not trusted.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     run = Run(path.parent if path.name in ("student.safetensors", "student.json") else path)
     if not run.path.is_dir():
         raise StoreError(f"There is no run folder {run.path}. A student is loaded from the folder that training wrote.")
@@ -161,11 +165,13 @@ def load_student(path: str | os.PathLike[str]) -> Student:
     table = run.student
     if table.get("format") != FORMAT:
         raise StoreError(f"{run.student_path} has format {table.get('format')!r}, this version reads {FORMAT}.")
-    contract, head = table["contract"], table["head"]
-    with torch.random.fork_rng(devices=[]):  # The initialization that the weights replace shall cost no random numbers.
-        encoder = build_encoder(table["architecture"], pretrained=False, image_size=int(contract["size"]))
+    contract, head = _described(run, table)
+    # The initialization that the weights replace shall cost no random numbers.
+    with torch.random.fork_rng(devices=[]), trusting(trust_code):
+        require_trust(table["architecture"], run.student_path)
+        encoder = build_encoder(table["architecture"], pretrained=False, image_size=contract.size)
         module, _ = build_head(head["width"], head["out"], head["kind"], head["hidden"] or 0)
-    student = Student(replace(encoder, contract=Contract.from_table(contract), spec=table["spec"]), module, head)
+    student = Student(replace(encoder, contract=contract, spec=table["spec"]), module, head)
     try:
         student.load_state_dict(load_file(run.weights_path))
     except (SafetensorError, OSError, RuntimeError) as error:
@@ -178,3 +184,28 @@ def load_student(path: str | os.PathLike[str]) -> Student:
         )
     run.require_whole()  # all that was loaded is right; the rest of both files too
     return student.eval()
+
+
+def _described(run: Run, table: Mapping[str, Any]) -> tuple[Contract, dict[str, Any]]:
+    """The contract and the head of student.json, which may come from anywhere.
+
+    Raises:
+        StoreError: something is missing or of another kind, or the head would be larger than the file of its weights.
+    """
+    try:
+        if missing := [name for name in ("architecture", "contract", "head", "spec", "weights") if name not in table]:
+            raise ValueError(f"{', '.join(missing)} missing")
+        family, _, file = parse_spec(table["architecture"])
+        if file is not None or not family.takes_file:
+            raise ValueError(f"its architecture {table['architecture']} is no network without weights")
+        contract, head = Contract.from_table(table["contract"]), dict(table["head"])
+        sizes = [head["width"], head["out"], head["hidden"] or 1]
+        if not all(type(size) is int and size > 0 for size in sizes) or head["kind"] not in HEADS:
+            raise ValueError(f"its head is {head}")
+        numbers = max(head_multiply_adds(head) or 0, head["out"] ** 2 if head.get("transform") else 0, *sizes)
+        if 2 * numbers > (size := run.weights_path.stat().st_size):
+            raise ValueError(f"its head {head} does not fit into the {size:,} bytes of {run.weights_path.name}")
+    except (ModelError, ValueError, KeyError, TypeError) as error:
+        reason = f"its head lacks {error}" if isinstance(error, KeyError) else first_line(error)
+        raise StoreError(f"{run.student_path} is not what training writes: {reason}. Restore it.") from None
+    return contract, head

@@ -11,6 +11,7 @@ class Ablate(ComparisonVerb):
     """
 
     name = "ablate"
+    models = True
     usage = "--data DATA --teacher SPEC --student SPEC --vary KEY=V1,V2 --out FOLDER [flags]"
     main = (*MAIN, "method")
     without = ("methods",)

@@ -15,6 +15,7 @@ class Compare(ComparisonVerb):
     """
 
     name = "compare"
+    models = True
     main = (*MAIN, "methods")
     without = ("method",)
 

@@ -9,6 +9,7 @@ class Doctor(Verb):
     """Say what is wrong with this installation, device or data, and the fix."""
 
     name = "doctor"
+    models = True
     usage = "[flags]"
 
     def flags(self, flags: Flags) -> None:

@@ -11,6 +11,7 @@ class Embed(Verb):
     """Run a teacher (or a student) over images and store the embeddings. Resumes; torchrun shares the work."""
 
     name = "embed"
+    models = True
     group = "embed.settings.EmbedSettings"
     usage = "--data DATA --teacher SPEC [flags]"
     main = ("data", "teacher", "store", "image_size", "batch_size", "dtype", "limit", "device")

@@ -12,6 +12,7 @@ class Evaluate(Verb):
     """Measure any model, teacher or student, by any protocol."""
 
     name = "evaluate"
+    models = True
     group = "evaluate.settings.EvaluationSettings"
     usage = "MODEL --eval-data DATA [flags]"
     main = ("eval_data", "protocols", "on", "limit", "batch_size", "seed")

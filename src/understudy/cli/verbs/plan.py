@@ -9,6 +9,7 @@ class Plan(RunVerb):
     """What a run would cost here, with the teacher live and recorded, from a few seconds of measurement."""
 
     name = "plan"
+    models = True
 
     def flags(self, flags: Flags) -> None:
         super().flags(flags)

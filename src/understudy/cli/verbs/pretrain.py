@@ -18,6 +18,7 @@ class Pretrain(RunVerb):
     """Train a teacher without labels (MoCo-v2) when there is none; the same loop, the same checkpoints."""
 
     name = "pretrain"
+    models = True
     usage = "--data DATA --model SPEC [flags]"
     main = tuple(name for name in MAIN if name not in WITHOUT)
 

@@ -8,6 +8,7 @@ class Run(RunVerb):
     """The whole flow: embed, graph, train, evaluate, report. A second call repeats nothing that is finished."""
 
     name = "run"
+    models = True
 
     def run(self, options: Options) -> int:
         from understudy import pipeline

@@ -9,6 +9,7 @@ class Train(RunVerb):
     """Distill a student. Missing embeddings and graph are made first; an interrupted run resumes by itself."""
 
     name = "train"
+    models = True
 
     def run(self, options: Options) -> int:
         from understudy import pipeline
