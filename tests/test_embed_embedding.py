@@ -133,7 +133,8 @@ def test_rows_are_the_embeddings_in_source_order(tmp_path: Path):
     assert manifest["images_per_s"] > 0
     assert manifest["versions"]["torch"] == torch.__version__
     assert open_rows(store, source) is source
-    assert sorted(os.listdir(store.folder)) == [".lock", "embeddings.npy", "listing.parquet", "manifest.json"]
+    files = [".lock", "embeddings.npy", "images.npy", "listing.parquet", "manifest.json"]
+    assert sorted(os.listdir(store.folder)) == files
 
 
 def test_float16_is_the_rounded_float32(tmp_path: Path):

@@ -193,7 +193,7 @@ def test_processes_that_read_share_what_they_fetch(tmp_path: Path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads
         loader = ImageLoader(source, size=8, crop=1.0, interpolation="bilinear", batch_size=8, workers=2)
-        read = [(positions, pixels) for positions, pixels, _ in loader]
+        read = [(positions, pixels) for positions, pixels, *_ in loader]
     assert np.concatenate([positions for positions, _ in read]).tolist() == list(range(64))
     assert [int(image[0, 0, 0]) for _, pixels in read for image in pixels] == list(range(64))
     assert len(groups(tmp_path / "cache")) == 4

@@ -262,7 +262,7 @@ def test_a_batch_without_a_readable_image_is_empty(tmp_path: Path):
     assert batch.pixels.shape == (1, 0, 3, 16, 16)
     assert len(batch.index) == 0
     assert len(batch.skipped) == 8
-    (indices, pixels, skipped), *more = ImageLoader(
+    (indices, pixels, skipped, _), *more = ImageLoader(
         source, size=16, crop=1.0, interpolation="bilinear", batch_size=8, workers=0
     )
     assert (len(indices), tuple(pixels.shape), len(skipped), more) == (0, (0, 3, 16, 16), 8, [])
@@ -300,21 +300,21 @@ def test_images_in_order_for_embedding(folder: Source, workers: int):
     loader = ImageLoader(source, **options)
     assert len(loader) == 4
     parts = list(loader)
-    assert [indices.tolist() for indices, _, _ in parts] == [
+    assert [indices.tolist() for indices, *_ in parts] == [
         [0, 1, 2, 4, 5],
         list(range(6, 12)),
         list(range(12, 18)),
         [18, 19],
     ]
-    assert [len(skipped) for _, _, skipped in parts] == [1, 0, 0, 0]
+    assert [len(skipped) for _, _, skipped, _ in parts] == [1, 0, 0, 0]
     assert parts[0][2][0][0] == "03.png"
-    for indices, pixels, _ in parts:
+    for indices, pixels, *_ in parts:
         assert pixels.is_contiguous()
         for i, image in zip(indices.tolist(), pixels, strict=True):
             wanted = np.asarray(center(source.read(i), 24, 0.875, "bicubic")).transpose(2, 0, 1)
             assert (image.numpy() == wanted).all()
     parts = [range(5, 13), range(18, 20)]
-    chosen = [indices.tolist() for indices, _, _ in ImageLoader(source, parts=parts, **options)]
+    chosen = [indices.tolist() for indices, *_ in ImageLoader(source, parts=parts, **options)]
     assert chosen == [list(range(5, 11)), [11, 12], [18, 19]]
 
 

@@ -233,6 +233,8 @@ def data_stage(
     from understudy.train.setup import TrainingData
 
     rows, store, graph, transform = source, None, None, None
+    if settings.verify_images and (teacher is None or not needs_store(settings)):
+        raise ConfigError("--verify-images compares the images with a store's, and this run has none: leave it out.")
     if teacher is not None and needs_store(settings):
         store = embed_stage(settings, teacher, source, processes, quiet=quiet)
         rows = open_rows(store, source)
@@ -256,11 +258,13 @@ def embed_stage(
 ) -> Store:
     """Images to teacher embeddings, once per teacher, preprocessing and listing; shared by all processes."""
     from understudy.embed.embedding import Inference, embed
+    from understudy.embed.verification import verify_images
     from understudy.train.log import StageProgress
 
     with StageProgress("embed", quiet) as progress:
         inference = Inference(processes.device, workers=settings.workers, progress=progress)
-        return embed(teacher, source, settings.store, inference, writers=processes)
+        store = embed(teacher, source, settings.store, inference, writers=processes)
+        return verify_images(store, source, inference, processes) if settings.verify_images else store
 
 
 def graph_stage(settings: TrainSettings, store: Store, processes: Processes, *, quiet: bool = False) -> np.ndarray:

@@ -1,6 +1,6 @@
 """A store in the making: blocks of consecutive images, each with a file of rows and a record of how far it is.
 
-    store/<fingerprint>/blocks/0000.rows  0000.json  0001.rows ...
+    store/<fingerprint>/blocks/0000.rows  0000.sums  0000.json  0001.rows ...
 
 Each block is written by one process at a time; when all are complete, one process joins the rows. A block gives its
 rows up only when they have reached the disk in their place, so there is never a second copy of everything.
@@ -18,12 +18,13 @@ from typing import IO, Any
 
 import numpy as np
 
-from understudy.artifacts import Checksums, Store, read_table, write_json
+from understudy.artifacts import Checksums, Store, atomic, read_table, write_json
 from understudy.artifacts.seals import checksum
 from understudy.errors import ConfigError, ModelError, StoreError
 from understudy.sources.source import Source
 from understudy.views.reader import Skipped
 
+SUM = np.dtype("<u4")
 SAVE_SECONDS = 10.0  # at most so much work is lost to a kill
 
 log = logging.getLogger("understudy")
@@ -40,12 +41,14 @@ class Block:
         self.store, self.number, self.images, self.width, self.dtype = store, number, images, width, dtype
         stem = store.folder / "blocks" / f"{number:04d}"
         self.path, self.record_path = stem.with_suffix(".rows"), stem.with_suffix(".json")
+        self.sums_path = stem.with_suffix(".sums")  # checksums of the images behind the rows
         self.skipped: list[tuple[int, str, str]]  # position, name, reason
         self.counts: tuple[int, int, int, int | None]
         """Position the images were read up to, rows written, images skipped, checksum of the rows' bytes."""
         self.seconds: float
         self._saved = self._entered = 0.0
         self._file: IO[bytes]
+        self._sums: IO[bytes]
         self._begin()
         if self.record_path.exists():
             try:
@@ -64,6 +67,8 @@ class Block:
         written = self.path.stat().st_size if self.path.exists() else 0
         moved = state["done"] == self.images.stop and not self.path.exists() and merging(self.store).exists()
         enough = moved or written >= state["rows"] * self.width * self.dtype.itemsize
+        sums = self.sums_path.stat().st_size if self.sums_path.exists() else 0
+        enough = enough and sums >= state["rows"] * SUM.itemsize
         if state["images"] == [self.images.start, self.images.stop] and enough:
             skipped = [(int(place), str(name), str(reason)) for place, name, reason in state["skipped"]]
             counts = (int(state["done"]), int(state["rows"]), len(skipped), state.get("checksum_of_rows"))
@@ -107,8 +112,10 @@ class Block:
 
     def __enter__(self) -> Block:
         self._file = open(self.path, "r+b" if self.path.exists() else "w+b")
-        self._file.truncate(self.bytes)
-        self._file.seek(0, os.SEEK_END)
+        self._sums = open(self.sums_path, "r+b" if self.sums_path.exists() else "w+b")
+        for file, size in ((self._file, self.bytes), (self._sums, self.rows * SUM.itemsize)):
+            file.truncate(size)
+            file.seek(0, os.SEEK_END)
         self._saved = self._entered = time.monotonic()
         return self
 
@@ -117,10 +124,12 @@ class Block:
             self.save()
         finally:
             self._file.close()
+            self._sums.close()
 
-    def append(self, rows: np.ndarray, positions: np.ndarray, skipped: Skipped, done: int) -> None:
-        """Add the rows of one batch, which ends before position `done` of the source."""
-        assert rows.shape[1:] == (self.width,)
+    def append(self, rows: np.ndarray, sums: np.ndarray, positions: np.ndarray, skipped: Skipped, done: int) -> None:
+        """Add the rows of one batch, which ends before position `done` of the source, and the sums of its images."""
+        assert rows.shape == (len(sums), self.width)
+        self._sums.write(sums.astype(SUM).data)
         content = np.ascontiguousarray(rows)
         self._file.write(content.data)
         value = self.checksum
@@ -135,8 +144,9 @@ class Block:
 
     def save(self) -> None:
         """Make what was appended survive: rows first, then the record that counts them."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        for file in (self._file, self._sums):
+            file.flush()
+            os.fsync(file.fileno())
         now = time.monotonic()
         self.seconds += now - self._entered
         self._saved = self._entered = now
@@ -193,7 +203,8 @@ def merge(store: Store, blocks: list[Block]) -> dict[str, str]:
     Killed and called again, it goes on: a block whose rows are gone had put them into the array.
 
     Returns:
-        For the manifest, checksums of the array (its header, and each block that has rows) and of the listing.
+        For the manifest, checksums of the array (its header, and each block that has rows), of the listing and of
+        `images.npy`, the sums of the images behind the rows.
 
     Raises:
         StoreError: the array does not hold what its blocks had put there.
@@ -229,5 +240,9 @@ def merge(store: Store, blocks: list[Block]) -> dict[str, str]:
                 f"{path} is damaged: the rows of block {block.number} are not what was written, as their checksum "
                 f"shows. Run the same command again: its {len(block.images):,} images are embedded again."
             )
+    sums = [np.fromfile(block.sums_path, SUM, block.rows) for block in filled]
+    with atomic(store.sums_path) as temporary, open(temporary, "wb") as content:
+        np.save(content, np.concatenate(sums))
     os.replace(path, store.folder / "embeddings.npy")
-    return {"embeddings.npy": str(checksums), "listing.parquet": str(Checksums.of(store.listing_path))}
+    others = {place.name: str(Checksums.of(place)) for place in (store.listing_path, store.sums_path)}
+    return {"embeddings.npy": str(checksums), **others}

@@ -73,12 +73,12 @@ class Inference:
     progress: Progress | None = None  # called with (images done, images in all, note)
 
     def batches(
-        self, source: Source, contract: Contract, parts: list[range] | None = None
-    ) -> Generator[tuple[np.ndarray, Tensor, Skipped]]:
+        self, source: Source, contract: Contract, parts: list[range] | None = None, *, sums: bool = False
+    ) -> Generator[tuple[np.ndarray, Tensor, Skipped, np.ndarray]]:
         """Images without augmentation, as the contract wants them; see `ImageLoader`."""
         loader = ImageLoader(
             source, size=contract.size, crop=contract.crop, interpolation=contract.interpolation,
-            batch_size=self.batch_size, workers=self.workers, parts=parts,
+            batch_size=self.batch_size, workers=self.workers, parts=parts, sums=sums,
         )  # fmt: skip
         return iter(loader)
 
@@ -134,7 +134,7 @@ def extract(
     filled = done = 0
     start = time.monotonic()
     with keep_freed_memory(inference.device):
-        for positions, pixels, unreadable in inference.batches(source, contract):
+        for positions, pixels, unreadable, _ in inference.batches(source, contract):
             skipped += unreadable
             if len(positions):
                 rows = inference.run(lambda images: encode(contract.prepare(images)), pixels)
@@ -255,15 +255,16 @@ class _Embedding:
             parts = [range(block.done, block.images.stop) for block in unfinished]
             total, missing = sum(len(block.images) for block in share), sum(map(len, parts))
             done_before, start = total - missing, time.monotonic()
-            batches = self.inference.batches(self.source, self.teacher.contract, parts)
+            batches = self.inference.batches(self.source, self.teacher.contract, parts, sums=True)
             with contextlib.closing(batches):
                 for block in unfinished:
                     with room_on_disk(block.path), block:
                         while not block.complete:
-                            positions, pixels, unreadable = next(batches)
+                            positions, pixels, unreadable, sums = next(batches)
                             done = min(block.done + self.inference.batch_size, block.images.stop)
                             missing -= done - block.done
-                            block.append(self._rows(positions, pixels, block.dtype), positions, unreadable, done)
+                            rows = self._rows(positions, pixels, block.dtype)
+                            block.append(rows, sums, positions, unreadable, done)
                             self.inference.report(total - missing, total, total - missing - done_before, start)
 
     def _rows(self, positions: np.ndarray, pixels: Tensor, dtype: np.dtype[Any]) -> np.ndarray:
@@ -314,7 +315,7 @@ class _Embedding:
         size = self.store.manifest.get("batch_size", self.inference.batch_size)
         batches = replace(self.inference, batch_size=size).batches(self.source, self.teacher.contract, [images])
         with contextlib.closing(batches):
-            return np.concatenate([self._rows(p, pixels, np.dtype(self.key.dtype)) for p, pixels, _ in batches])
+            return np.concatenate([self._rows(p, pixels, np.dtype(self.key.dtype)) for p, pixels, *_ in batches])
 
 
 def store_key(encoder: Frozen, source: Source, dtype: str) -> StoreKey:

@@ -46,3 +46,8 @@ class EmbedSettings:
     )
     device: str = setting("auto", "cpu, cuda, cuda:N, mps, or auto.", synonyms="gpu cuda")
     limit: int | None = setting(None, "Use only this many images.", minimum=1)
+    verify_images: bool = setting(
+        False,
+        "Compare all images, byte for byte, with those that a store was made from: names, sizes and times are always "
+        "compared. Reads every file once.",
+    )

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from understudy.artifacts import fingerprint
+from understudy.sources.decode import to_rgb
 from understudy.sources.labels import Labels, Part, joined
 
 FRESH_NAMES = 65_536  # names that may be Python objects at once while a listing is made
@@ -32,6 +33,13 @@ class Images(Protocol):
 
     def read(self, row: int) -> Image.Image:
         """The image as RGB. Raises `UnreadableImage`."""
+
+    def content(self, row: int) -> bytes | memoryview:
+        """What the image is made from, byte for byte: its file, or its pixels where those are stored.
+
+        Raises:
+            UnreadableImage: it cannot be read.
+        """
 
     def names(self, rows: np.ndarray) -> pa.Array:
         """Names of these rows, as an Arrow string array."""
@@ -92,6 +100,26 @@ def listing_fingerprint(names: pa.Array, sizes: np.ndarray, times: np.ndarray) -
     return fingerprint(written, np.diff(offsets), sizes, times)
 
 
+class EncodedImages:
+    """A storage of image files: an image is what its content decodes to."""
+
+    def content(self, row: int) -> bytes | memoryview:
+        """See `Images`."""
+        raise NotImplementedError
+
+    def title(self, row: int) -> str:
+        """What sentences call the image."""
+        raise NotImplementedError
+
+    def read(self, row: int) -> Image.Image:
+        """See `Images`."""
+        return self.decode(row, self.content(row))
+
+    def decode(self, row: int, content: bytes | memoryview) -> Image.Image:
+        """The image of a row whose content is at hand."""
+        return to_rgb(content, lambda: self.title(row))
+
+
 class JoinedImages:
     """One storage or several as one, after each other; a class is what has the same name in each."""
 
@@ -107,6 +135,11 @@ class JoinedImages:
         """See `Images`."""
         part = int(np.searchsorted(self.starts, row, side="right")) - 1
         return self.parts[part].read(row - int(self.starts[part]))
+
+    def content(self, row: int) -> bytes | memoryview:
+        """See `Images`."""
+        part = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return self.parts[part].content(row - int(self.starts[part]))
 
     def names(self, rows: np.ndarray) -> pa.Array:
         """See `Images`."""

@@ -37,6 +37,10 @@ class PixelMap(ArrayImages):
         self.origin = origin
         self.fingerprint = origin.fingerprint
 
+    def content(self, row: int) -> bytes | memoryview:
+        """See `Images`: that of the source."""
+        return self.origin.content(row)
+
     def names(self, rows: np.ndarray) -> pa.Array:
         """See `Images`."""
         return self.origin.images.names(self.origin.rows[rows])
@@ -71,6 +75,7 @@ class UnpackedImages:
         start, end = self.offsets[row : row + 2].tolist()
         return to_rgb(self._bytes[start:end].tobytes(), lambda: self.origin.name(row))
 
+    content = PixelMap.content
     names = PixelMap.names
     labels = PixelMap.labels
 

@@ -19,13 +19,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from understudy.artifacts import atomic, fingerprint
+from understudy.artifacts import atomic, checksum, fingerprint
 from understudy.errors import ConfigError, DataError
 from understudy.philox import SUBSET, permutation
 from understudy.sources.formats import FORMATS, format_of_file, holders, known_forms, split_image
 from understudy.sources.formats.address import RemoteImages
 from understudy.sources.formats.npy import ArrayImages
-from understudy.sources.images import Images
+from understudy.sources.images import EncodedImages, Images
 from understudy.sources.labels import Labels, Unlabeled
 from understudy.sources.limits import ImageLimits
 
@@ -65,6 +65,21 @@ class Source:
             UnreadableImage: it cannot be read or decoded; the sentence names it.
         """
         return self.images.read(int(self.rows[i]))
+
+    def content(self, i: int) -> bytes | memoryview:
+        """The bytes that image `i` is made from.
+
+        Raises:
+            UnreadableImage: they cannot be read.
+        """
+        return self.images.content(int(self.rows[i]))
+
+    def read_summed(self, i: int) -> tuple[Image.Image, int]:
+        """Image `i`, and the checksum of what it is made from, which is read once."""
+        images, row = self.images, int(self.rows[i])
+        content = images.content(row)
+        image = images.decode(row, content) if isinstance(images, EncodedImages) else images.read(row)
+        return image, checksum(content)
 
     def name(self, i: int) -> str:
         """The name of image `i`: its path below the folder, or file and row."""

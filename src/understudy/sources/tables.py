@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from understudy.errors import DataError, first_line
-from understudy.sources.images import numbered
+from understudy.sources.images import EncodedImages, numbered
 from understudy.sources.labels import LABEL_COLUMNS, Labels, Unlabeled, column_labels, column_named, joined
 
 
-class TableImages:
+class TableImages(EncodedImages):
     """Rows of several files after each other, each file in parts that are read at once.
 
     What a file says of itself holds for that file alone: how its column of images is stored, the type of its labels,

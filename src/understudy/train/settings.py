@@ -102,6 +102,11 @@ class TrainSettings:
         None, "Run folder; runs/METHOD-STUDENT-HASH unless given.", synonyms="output output_dir save_dir"
     )
     store: str = setting("store", "Folder of teacher embeddings, shared between runs; or one particular store.")
+    verify_images: bool = setting(
+        False,
+        "Compare all images, byte for byte, with those that a store was made from: names, sizes and times are always "
+        "compared. Reads every file once.",
+    )
     method: dict[str, Any] = setting(
         {"name": DEFAULT_METHOD}, "Method of distillation. Its own settings are --method.KEY.", synonyms="loss"
     )
@@ -198,6 +203,7 @@ class TrainSettings:
     FREE = (
         "out",
         "store",
+        "verify_images",
         "device",
         "teacher_sharding",
         "workers",

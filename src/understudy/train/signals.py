@@ -131,7 +131,7 @@ def build_probe(
         loader = ImageLoader(
             source, size=size, crop=contract.crop, interpolation=contract.interpolation, batch_size=64, workers=0
         )
-        parts = [(indices, pixels) for indices, pixels, _ in loader]
+        parts = [(indices, pixels) for indices, pixels, *_ in loader]
         pixels = torch.cat([part[1] for part in parts])
         readable = np.concatenate([part[0] for part in parts])
         embeddings = None

@@ -163,8 +163,9 @@ class Loader:
 class ImageLoader:
     """Iterates over the images of a source in order, without augmentation.
 
-    Yields (indices, pixels, skipped): the positions in the source of those that could be read, (b,) int64; their uint8
-    pixels (b, 3, S, S); and the others. b is the batch size but at the end and where images were skipped; it can be 0.
+    Yields (indices, pixels, skipped, sums): the positions in the source of those that could be read, (b,) int64; their
+    uint8 pixels (b, 3, S, S); the others; and checksums (b,) uint32 of what the images are made from, (0,) unless asked
+    for. b is the batch size but at the end and where images were skipped; it can be 0.
 
     Args:
         source: the images.
@@ -174,15 +175,16 @@ class ImageLoader:
         batch_size: images per batch.
         workers: processes that read, 0 for none; None takes as many as there are cores and shared memory for.
         parts: ranges of positions to read, each cut into batches by itself; the whole source unless given.
+        sums: whether the checksums are asked for.
     """
 
     def __init__(
         self, source: Source, *, size: int, crop: float, interpolation: str, batch_size: int,
-        workers: int | None = None, parts: Sequence[range] | None = None,
+        workers: int | None = None, parts: Sequence[range] | None = None, sums: bool = False,
     ) -> None:  # fmt: skip
         parts = [range(len(source))] if parts is None else parts
         self._jobs = [part[i : i + batch_size] for part in parts for i in range(0, len(part), batch_size)]
-        self._reader = _CenterReader(source, size, crop, interpolation)
+        self._reader = _CenterReader(source, size, crop, interpolation, sums)
         most = max_workers(source) if workers is None else workers
         fits, prefetch = fit_shared_memory(most, PREFETCH, batch_size * 3 * size * size, available_shared_memory())
         self.workers = Workers(fits if workers is None else workers, prefetch)
@@ -190,30 +192,36 @@ class ImageLoader:
     def __len__(self) -> int:
         return len(self._jobs)
 
-    def __iter__(self) -> Generator[tuple[np.ndarray, Tensor, Skipped]]:
+    def __iter__(self) -> Generator[tuple[np.ndarray, Tensor, Skipped, np.ndarray]]:
         return results(self._reader, self._jobs, self.workers)
 
 
 @dataclass
-class _CenterReader(Dataset[tuple[np.ndarray, Tensor, Skipped]]):
+class _CenterReader(Dataset[tuple[np.ndarray, Tensor, Skipped, np.ndarray]]):
     """Turns a range of positions into pixels."""
 
     source: Source
     size: int
     crop: float
     interpolation: str
+    sums: bool
 
-    def __getitem__(self, positions: range) -> tuple[np.ndarray, Tensor, Skipped]:
+    def __getitem__(self, positions: range) -> tuple[np.ndarray, Tensor, Skipped, np.ndarray]:
         pixels = np.empty((len(positions), self.size, self.size, 3), dtype=np.uint8)
         readable: list[int] = []
         skipped: Skipped = []
+        sums: list[int] = []
         for position in positions:
             try:
-                image = self.source.read(position)
+                if self.sums:
+                    image, value = self.source.read_summed(position)
+                    sums.append(value)
+                else:
+                    image = self.source.read(position)
             except UnreadableImage as error:
                 skipped.append((self.source.name(position), str(error)))
                 continue
             pixels[len(readable)] = np.asarray(center(image, self.size, self.crop, self.interpolation))
             readable.append(position)
         images = torch.from_numpy(pixels[: len(readable)]).permute(0, 3, 1, 2).contiguous()
-        return np.array(readable, dtype=np.int64), images, skipped
+        return np.array(readable, dtype=np.int64), images, skipped, np.array(sums, dtype=np.uint32)

@@ -22,6 +22,7 @@ class Embed(Verb):
 
     def run(self, options: Options) -> int:
         from understudy.embed.embedding import Inference, embed
+        from understudy.embed.verification import verify_images
         from understudy.models.sharded import ShardedTeacher, require_processes
         from understudy.models.teacher import build_teacher
         from understudy.sources.source import open_source
@@ -44,6 +45,8 @@ class Embed(Verb):
         with StageProgress("embed", quiet=not processes.main) as progress:
             inference = Inference(processes.device, settings.batch_size, settings.workers, progress)
             store = embed(teacher, source, settings.store, inference, dtype=settings.dtype, writers=processes)
+            if settings.verify_images:
+                verify_images(store, source, inference, processes)
         if not processes.main:
             return 0
         manifest = store.manifest

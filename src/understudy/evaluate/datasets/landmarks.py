@@ -135,6 +135,10 @@ class CroppedImages:
             raise UnreadableImage(f"{self.source.name(row)}: its box {box} is far larger than the image.")
         return image.crop((left, top, right, bottom))
 
+    def content(self, row: int) -> bytes | memoryview:
+        """See `Images`: that of the whole image, as it is stored."""
+        return self.source.content(row)
+
     def names(self, rows: np.ndarray) -> pa.Array:
         """See `Images`."""
         return self.source.images.names(rows)

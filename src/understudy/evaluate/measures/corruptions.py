@@ -262,6 +262,10 @@ class CorruptedImages:
         number = int(self.source.ids[row])
         return Image.fromarray(corrupt(pixels, self.name, self.severity, number, self.photographs))
 
+    def content(self, row: int) -> bytes | memoryview:
+        """See `Images`: that of the whole image, as it is stored."""
+        return self.source.content(row)
+
     def names(self, rows: np.ndarray) -> pa.Array:
         """See `Images`."""
         return self.source.names.take(pa.array(np.asarray(rows)))

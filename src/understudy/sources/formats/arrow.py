@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from PIL import Image
 
 from understudy.artifacts import check_regular, fingerprint, read_json
 from understudy.errors import DataError, UnreadableImage, first_line
-from understudy.sources.decode import read_image_file, to_rgb
+from understudy.sources.decode import read_image_file
 from understudy.sources.formats import Format
 from understudy.sources.images import Images, below_common_folder
 from understudy.sources.tables import TableImages, image_column
@@ -41,7 +40,7 @@ class ArrowImages(TableImages):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_chunks": {}}
 
-    def read(self, row: int) -> Image.Image:
+    def content(self, row: int) -> bytes | memoryview:
         """See `Images`. A row without bytes is read from its path, if that file is there."""
         part = int(self.part_of(row))
         number, inner = self.parts[part].tolist()
@@ -56,7 +55,7 @@ class ArrowImages(TableImages):
                 content = read_image_file(os.path.expanduser(path))
             except UnreadableImage as error:
                 raise UnreadableImage(f"{self.title(row)} has no bytes, and its file {error}") from None
-        return to_rgb(memoryview(b"" if content is None else content), lambda: self.title(row))
+        return memoryview(b"" if content is None else content)
 
     def _values(self, columns: Sequence[str]) -> list[pa.ChunkedArray]:
         return [_checked(_mapped(file), column, file) for file, column in zip(self.files, columns, strict=True)]

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from understudy.errors import DataError
-from understudy.sources.decode import EXTENSIONS, read_image_file, to_rgb
+from understudy.sources.decode import EXTENSIONS, read_image_file
 from understudy.sources.formats import Format, holders, split_image
-from understudy.sources.images import Images, Names, listing_fingerprint
+from understudy.sources.images import EncodedImages, Images, Names, listing_fingerprint
 from understudy.sources.labels import Labels, as_text, class_folders
 from understudy.sources.splits import example_of, several_splits
 
@@ -101,7 +100,7 @@ def _read_folder(
     return sorted(images), sorted(folders), others
 
 
-class FolderImages:
+class FolderImages(EncodedImages):
     """Image files below a folder: (N,) paths, sizes in bytes and modification times in nanoseconds.
 
     Labels: the class folders, where every image lies at `CLASS/FILE`.
@@ -118,10 +117,13 @@ class FolderImages:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def read(self, row: int) -> Image.Image:
+    def content(self, row: int) -> bytes:
         """See `Images`."""
-        shown = os.fsdecode(os.path.join(self.root, self.paths[row].as_py()))
-        return to_rgb(read_image_file(shown), shown)
+        return read_image_file(self.title(row))
+
+    def title(self, row: int) -> str:
+        """See `EncodedImages`: the whole path."""
+        return os.fsdecode(os.path.join(self.root, self.paths[row].as_py()))
 
     def names(self, rows: np.ndarray) -> pa.Array:
         """See `Images`: paths below the folder."""

@@ -84,6 +84,10 @@ class ArrayImages:
             image = image.transpose(1, 2, 0)
         return Image.fromarray(np.ascontiguousarray(image))
 
+    def content(self, row: int) -> bytes | memoryview:
+        """See `Images`."""
+        return self.read(row).tobytes()
+
     def names(self, rows: np.ndarray) -> pa.Array:
         """See `Images`: FILE:ROW."""
         title = "array" if self.path is None else os.path.basename(self.path)

@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from understudy.artifacts import check_regular, fingerprint
 from understudy.errors import DataError, UnreadableImage, first_line
-from understudy.sources.decode import to_rgb
 from understudy.sources.formats import Format
 from understudy.sources.images import Images, below_common_folder
 from understudy.sources.tables import ImageColumn, TableImages, image_column
@@ -64,10 +62,6 @@ class RowGroupImages(TableImages):
         except (OSError, pa.ArrowException, IndexError) as error:
             raise UnreadableImage(f"{self.title(row)} cannot be read ({first_line(error)}).") from None
         return memoryview(b"" if value is None else value)
-
-    def read(self, row: int) -> Image.Image:
-        """See `Images`."""
-        return to_rgb(self.content(row), lambda: self.title(row))
 
     def _group(self, group: int) -> pa.Array | pa.ChunkedArray:
         """The encoded images of a row group."""

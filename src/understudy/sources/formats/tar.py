@@ -11,13 +11,12 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from understudy.artifacts import atomic, fingerprint, open_regular
 from understudy.errors import DataError, UnreadableImage
-from understudy.sources.decode import EXTENSIONS, to_rgb
+from understudy.sources.decode import EXTENSIONS
 from understudy.sources.formats import Format
-from understudy.sources.images import FRESH_NAMES, Images, below_common_folder
+from understudy.sources.images import FRESH_NAMES, EncodedImages, Images, below_common_folder
 from understudy.sources.labels import NO_LABEL as UNKNOWN
 from understudy.sources.labels import Labels, Unlabeled, as_text, below_common, class_folders, text_labels
 from understudy.sources.tar_index import NO_LABEL, index, label_text
@@ -29,7 +28,7 @@ INDEX_FORMAT = 2  # of the cached index; a change makes older ones invisible
 LABEL_AT = ["shard", "label_at", "label_size", "label_kind"]
 
 
-class TarImages:
+class TarImages(EncodedImages):
     """Images inside uncompressed tar files, read by offset.
 
     Any order costs one read an image, so batches of neighbors need no reshuffling. Members that cannot be read stay in
@@ -88,20 +87,20 @@ class TarImages:
     def __len__(self) -> int:
         return int(self.index.num_rows)
 
-    def read(self, row: int) -> Image.Image:
+    def content(self, row: int) -> bytes:
         """See `Images`."""
         shard, at, size = (self.index.column(name)[row].as_py() for name in ("shard", "at", "size"))
         if size == LINK:
-            raise UnreadableImage(f"{self._title(row)} is a link or a sparse file, which tar shards cannot hold.")
+            raise UnreadableImage(f"{self.title(row)} is a link or a sparse file, which tar shards cannot hold.")
         if size < 0:
-            raise UnreadableImage(f"{self._title(row)} has a damaged header.")
+            raise UnreadableImage(f"{self.title(row)} has a damaged header.")
         try:
             content = self._content(shard, at, size)
         except OSError as error:
-            raise UnreadableImage(f"{self._title(row)} cannot be read ({error.strerror}).") from None
+            raise UnreadableImage(f"{self.title(row)} cannot be read ({error.strerror}).") from None
         if len(content) < size:
-            raise UnreadableImage(f"{self._title(row)} is cut off: {len(content):,} of {size:,} bytes are there.")
-        return to_rgb(content, lambda: self._title(row))
+            raise UnreadableImage(f"{self.title(row)} is cut off: {len(content):,} of {size:,} bytes are there.")
+        return content
 
     def _content(self, shard: int, at: int, size: int) -> bytes:
         if shard not in self._open:
@@ -112,7 +111,8 @@ class TarImages:
         number = self._open[shard].fileno()
         return os.pread(number, max(0, min(size, os.fstat(number).st_size - at)), at)
 
-    def _title(self, row: int) -> str:
+    def title(self, row: int) -> str:
+        """See `EncodedImages`: SHARD/MEMBER."""
         return str(self.names(np.array([row]))[0])
 
     def names(self, rows: np.ndarray) -> pa.Array:
@@ -138,7 +138,7 @@ class TarImages:
         # A row without an image needs no class; it gets that of the first row that has one.
         bare = (kinds == NO_LABEL) & (self._column("size").to_numpy() >= 0)
         if bare.any():
-            first = self._title(int(bare.argmax()))
+            first = self.title(int(bare.argmax()))
             reason = f"{bare.sum():,} of {len(self):,} images have no .cls or .json member beside them, such as {first}"
             if apart:
                 reason += f"; the label '{apart}' has no image beside it: members of a sample follow each other"
@@ -161,9 +161,9 @@ class TarImages:
                 raise ValueError(f"the member with its label has {size:,} bytes")
             text = label_text(self._content(shard, at, size), kind)
         except (OSError, ValueError) as error:
-            raise Unlabeled(f"{self._title(row)} has none that can be read: {error}") from None
+            raise Unlabeled(f"{self.title(row)} has none that can be read: {error}") from None
         if text == UNKNOWN:
-            raise Unlabeled(f"{self._title(row)} has -1, which stands for no label")
+            raise Unlabeled(f"{self.title(row)} has -1, which stands for no label")
         return text
 
     def _column(self, name: str) -> pa.Array:
