@@ -23,13 +23,13 @@ help:
 setup: $(STAMP)
 
 # Written last: an interrupted set-up is begun again.
-$(STAMP): requirements.lock pyproject.toml
+$(STAMP): requirements.lock requirements-uv.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Understudy needs Python 3.11 or newer, and '$(PYTHON)' is not. Name another: make PYTHON=python3.12"; exit 1; }
 	@echo "Installing the pinned packages into .venv (PyTorch makes it about 6 GB; once)."
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --requirements requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-uv.lock
+	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --require-hashes --requirements requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-build-isolation --no-deps --editable .
 	@touch $@
 
@@ -58,10 +58,16 @@ format: setup
 docs: setup
 	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --nitpicky --quiet docs docs/build
 
-# The only way to change a pinned version: edit pyproject.toml, then this, then commit both.
+# The only way to change a pinned version: edit pyproject.toml or UV_VERSION, then this, then commit all. The three files
+# hold the hash of every archive: what development needs, what the package alone needs, and the tool that installs both.
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --generate-hashes \
+  --custom-compile-command "make lock"
+
 lock: setup
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --upgrade --no-emit-index-url \
-	  --custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
+	$(COMPILE) --extra dev --upgrade --output-file requirements.lock pyproject.toml
+	echo "hatchling>=1.27" | $(COMPILE) --no-annotate --upgrade --constraint requirements.lock \
+	  --output-file requirements-run.lock pyproject.toml -
+	echo "uv==$(UV_VERSION)" | $(COMPILE) --no-annotate --upgrade --output-file requirements-uv.lock -
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache dist docs/build docs/generated

@@ -41,15 +41,34 @@ def imported(folder: Path) -> set[str]:
     }
 
 
-def pins() -> dict[str, set[str]]:
-    """{package: versions} of the lock; one package may have a version per Python."""
+def pins(lock: str = "requirements.lock") -> dict[str, set[str]]:
+    """{package: versions} of a lock, each with a hash; one package may have a version per Python."""
     pinned: dict[str, set[str]] = {}
-    for line in (ROOT / "requirements.lock").read_text().splitlines():
+    text = (ROOT / lock).read_text().replace("\\\n", "")
+    for line in text.splitlines():
         if line and not line.lstrip().startswith("#"):
-            match = re.fullmatch(r"([\w.-]+)==([\w.]+)( ; .+)?", line)
-            assert match, f"not a plain pin: {line!r}"  # no address, no index, no option
+            match = re.fullmatch(r"([\w.-]+)==([\w.]+)( ; [^:]+?)?((\s+--hash=sha256:[0-9a-f]{64})+)", line.rstrip())
+            assert match, f"not a plain pin with hashes: {line[:80]!r}"  # no address, no index, no other option
             pinned.setdefault(match[1], set()).add(match[2])
     return pinned
+
+
+def test_every_archive_that_is_installed_has_a_hash():
+    """Also the tool that installs; and nothing else is installed, by `make setup` or in the container."""
+    whole = pins()
+    assert all(versions <= whole[name] for name, versions in pins("requirements-run.lock").items())
+    assert set(bounds(PROJECT["dependencies"])) <= set(pins("requirements-run.lock"))
+    assert list(pins("requirements-uv.lock")) == ["uv"]
+    (version,) = pins("requirements-uv.lock")["uv"]
+    assert f"UV_VERSION := {version}" in (ROOT / "Makefile").read_text()
+    for name in ("Makefile", "Dockerfile"):
+        text = (ROOT / name).read_text().replace("\\\n", "")
+        installs = re.findall(r"pip install [^&\n]*", text)
+        assert len(installs) >= 3
+        for command in installs:
+            own = command.rstrip().endswith(" .") and "--no-deps" in command and "--no-build-isolation" in command
+            cpu = "--torch-backend" in command  # of PyTorch's own index, said in SECURITY.md
+            assert own or cpu or "--require-hashes" in command, command
 
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
@@ -83,7 +102,7 @@ def test_the_lock_pins_everything_above_its_bound():
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """What `make setup` reads, and a .venv that looks finished."""
-    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+    for name in ("Makefile", "requirements.lock", "requirements-uv.lock", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv" / "understudy.stamp").touch()
@@ -140,8 +159,6 @@ def test_the_container_is_made_of_what_there_is():
     assert copied
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert all((ROOT / word).exists() and f"!{word}" in ignored for word in copied)
-    (version,) = re.findall(r"uv==([\d.]+)", text)
-    assert f"UV_VERSION := {version}" in (ROOT / "Makefile").read_text()
     assert 'ENTRYPOINT ["understudy"]' in text
     assert 'CMD ["demo"]' in text
     for page in ("README.md", "docs/howto/install.md"):
