@@ -81,7 +81,8 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     used = imported(ROOT / "src" / "understudy")
     assert used - declared - optional == set(), "imported, not declared"
     assert declared - used == set(), "declared, not imported"
-    tests = {path.stem.replace("_", "-") for path in (ROOT / "tests").glob("*.py")}
+    own = [*(ROOT / "tests").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
+    tests = {path.stem.replace("_", "-") for path in own}
     development = {re.split(r"[>\[]", requirement)[0] for requirement in PROJECT["optional-dependencies"]["dev"]}
     assert imported(ROOT / "tests") - tests - declared - optional - development == set(), (
         "imported by a test, not declared"
@@ -174,3 +175,13 @@ def test_the_workflows_call_what_there_is():
         assert set(re.findall(r"run: make (\w+)", text)) <= targets
         assert all((ROOT / script).exists() for script in re.findall(r"run: (\.ci/\w+)", text))
         assert "://" not in text
+
+
+def test_the_security_policy_names_tests_that_there_are():
+    text = (ROOT / "SECURITY.md").read_text()
+    file, named = "", re.findall(r"`(test_\w+\.py)?(?:::(\w+))?`", text)
+    assert len(named) > 15
+    for path, function in named:
+        file = path or file
+        source = (ROOT / "tests" / file).read_text()
+        assert not function or f"def {function}(" in source, f"{file}::{function}"
