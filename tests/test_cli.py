@@ -279,3 +279,9 @@ def test_bash_completes(tmp_path, capsys):
     assert "--views.pool" in completed(tmp_path, capsys, "understudy run --views.p")
     assert completed(tmp_path, capsys, "understudy run --method cos") == {"coss", "coss_centered"}
     assert completed(tmp_path, capsys, "understudy run --optimizer.name s") == {"sgd"}
+
+
+def test_a_home_behind_an_equals_sign(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/someone")  # the shell expands `--out ~/page` and leaves `--out=~/page`
+    report = flags_of("report").parser.parse_args(["--out=~/page.html", "~/runs/a"])
+    assert (report.out, report.runs) == ("/home/someone/page.html", ["/home/someone/runs/a"])

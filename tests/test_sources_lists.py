@@ -170,6 +170,9 @@ def test_what_a_list_must_not_hold(tmp_path: Path):
     (tmp_path / "half.csv").write_bytes(b"path,label\n\xff.png,\xfe\n")
     with pytest.raises(DataError, match=r"half\.csv (is not a table|has no column of paths)"):
         open_source(tmp_path / "half.csv")
+    (tmp_path / "header.csv").write_bytes(b"path,l\xffbel\n0.png,1\n")
+    with pytest.raises(DataError, match=r"header\.csv is not a table that can be read"):
+        open_source(tmp_path / "header.csv")
     os.mkfifo(tmp_path / "a" / "pipe.png")
     (tmp_path / "pipe.txt").write_text("a/pipe.png\n/dev/zero\n")
     for source in (open_source(tmp_path / "pipe.txt"), open_source(tmp_path / "a").subset([1])):

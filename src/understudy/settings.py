@@ -112,12 +112,14 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ConfigError: the file is missing or is not TOML.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"The configuration file {path} does not exist. Check --config.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"The configuration file {path} cannot be read ({error.strerror}).") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"The configuration file {path} is not valid TOML: {error}.") from None
 
 
@@ -309,7 +311,8 @@ def _typed(value: Any, allowed: tuple[Any, ...], name: str) -> Any:
                 # Past 2**53 a float would lose the last digits of a seed; 1e6 is a whole number only as a float.
                 return int(value) if str(value).lstrip("+-").isdecimal() else int(number)
         elif kind is str and isinstance(value, str | int | float):
-            return str(value).lower() if isinstance(value, bool) else str(value)  # TOML and Python say true by a word
+            text = str(value).lower() if isinstance(value, bool) else str(value)  # TOML and Python say true by a word
+            return os.path.expanduser(text)  # a shell does not where `=` or a quote stands before it
     raise ConfigError(f"'{name}' must be {_expected(allowed)}; got {value!r}.")
 
 

@@ -34,7 +34,7 @@ class Run:
     """One run folder, `runs/<id>`, which need not exist yet: where a student, its curves, figures and report lie."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.path = Path(folder).expanduser()
+        self.path = Path(os.path.expanduser(folder))
         self.config_path = self.path / "config.toml"  # the resolved configuration, written when training starts
         self.metrics_path = self.path / "metrics.jsonl"  # one JSON object a line, as training went
         self.checkpoint_path = self.path / "checkpoint" / "latest.pt"  # the newest checkpoint

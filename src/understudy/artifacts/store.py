@@ -58,7 +58,7 @@ class Store:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(os.path.expanduser(folder))
         self.manifest_path = self.folder / "manifest.json"  # where the manifest is, or will be
         self.sums_path = self.folder / "images.npy"  # checksums of the images behind the rows, where they are known
         self.listing_path = self.folder / "listing.parquet"  # the listing of the images behind the rows, in row order

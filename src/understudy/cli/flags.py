@@ -5,6 +5,7 @@ Why not a library: tyro, cyclopts, pydantic-settings and jsonargparse were measu
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -87,6 +88,8 @@ class Flags:
     def _add(
         self, place: Any, *names: str, metadata: Mapping[str, Any] | None = None, help: str = "", **options: Any
     ) -> None:
+        if "action" not in options:
+            options.setdefault("type", os.path.expanduser)  # the shell leaves the ~ of --out=~/runs as it is
         action = place.add_argument(*names, help=help.replace("%", "%%"), **options)
         if self.listed is not None:  # for shells only: a wrong choice is answered by the settings' own sentence
             action.choices = (metadata or {}).get("choices") or self.listed.get(action.dest)

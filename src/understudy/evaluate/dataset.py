@@ -1,5 +1,6 @@
 """One set of images that an encoder is evaluated on, and what a published set declares: how it lies on disk."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,7 +77,7 @@ def below(path: str, first: str, *, home: str) -> Path:
     Raises:
         DataError: it is not there; the sentence names the path expected and where the set is officially had (`home`).
     """
-    root = Path(path).expanduser()
+    root = Path(os.path.expanduser(path))
     parts = Path(first).parts
     # .../VOC2007 for VOCdevkit/VOC2007/ImageSets: the user may name any folder on the way.
     for number, folder in zip(range(len(parts)), (root, *root.parents), strict=False):
@@ -87,7 +88,7 @@ def below(path: str, first: str, *, home: str) -> Path:
 
 def within(path: str, *names: str) -> Path:
     """The folder of a set: the first of these names that is a folder in the one given, else the one given."""
-    root = Path(path).expanduser()
+    root = Path(os.path.expanduser(path))
     return next((root / name for name in names if (root / name).is_dir()), root)
 
 

@@ -60,10 +60,10 @@ def open_set(text: str, *, listings: str | os.PathLike[str] | None = None) -> Ev
             return dataset.open(spec)
         train, test = open_evaluation(own, listings=listings)
         return EvaluationSet(name, "labeled", spec, train=train, test=test, metadata={"metric": dataset.metric})
-    path = Path(split_image(spec)[0]).expanduser()
-    if not path.exists() and ":" not in spec and spec != "digits" and "," not in spec:
+    path, _ = split_image(spec)
+    if not os.path.exists(path) and ":" not in spec and spec != "digits" and "," not in spec:
         raise DataError(f"'{text}' is neither a published set nor a path that exists. {nearest(name, DATASETS)}")
-    if path.is_dir() and not has_halves(spec):
+    if os.path.isdir(path) and not has_halves(spec):
         test = open_source(spec, listings=listings)
         if test.labels is None:
             raise DataError(
@@ -77,7 +77,7 @@ def open_set(text: str, *, listings: str | os.PathLike[str] | None = None) -> Ev
 
 def has_halves(spec: str) -> bool:
     """Whether a folder is a labeled root: train beside val or test, as folders, or as parquet, tar or Arrow files."""
-    root = Path(split_image(spec)[0]).expanduser()
+    root = Path(split_image(spec)[0])
     folders = {name for name in ("train", *HELD_OUT_SPLITS) if (root / name).is_dir()}
     # A folder down only where it is the one folder: beside others it is one set of several.
     alone = sum(path.is_dir() and not path.name.startswith(".") for path in root.glob("*/")) == 1

@@ -38,7 +38,7 @@ class Cache:
             ConfigError: UNDERSTUDY_CACHE_GB is no number above 0.
         """
         home = os.environ.get("XDG_CACHE_HOME", "~/.cache")
-        folder = Path(os.environ.get("UNDERSTUDY_CACHE", f"{home}/understudy")).expanduser()
+        folder = Path(os.path.expanduser(os.environ.get("UNDERSTUDY_CACHE", f"{home}/understudy")))
         text = os.environ.get("UNDERSTUDY_CACHE_GB", str(CACHE_GB))
         try:
             most = float(text)

@@ -32,7 +32,7 @@ def open_evaluation(
         DataError: a half is missing, has no labels, or the test half has a class that the training half lacks.
     """
     spec = os.fspath(spec)
-    parts = [spec] if Path(split_image(spec)[0]).expanduser().exists() else [part.strip() for part in spec.split(",")]
+    parts = [spec] if os.path.exists(split_image(spec)[0]) else [part.strip() for part in spec.split(",")]
     if len(parts) == 2:
         first, second = parts
     elif len(parts) != 1:
@@ -48,8 +48,8 @@ def open_evaluation(
 
 def _halves_of_root(spec: str, listings: Path | None) -> tuple[Source, Source]:
     (place, image), kinds = split_image(spec), holders()
-    root, behind = Path(place).expanduser(), f"#{image}" if image else ""
-    if not root.is_dir():
+    root, behind = Path(place), f"#{image}" if image else ""
+    if not os.path.isdir(root):  # of a path that is too long, pathlib raises
         raise DataError(
             f"The evaluation data {spec} is not a folder. Give a labeled root with train and val or test, or two "
             "specs separated by a comma."

@@ -190,12 +190,13 @@ def _images(spec: str, listings: Path | None) -> Images:
     for kind in FORMATS.values():
         if kind.accepts(spec):
             return kind.open(spec.partition(":")[2] if kind.prefix else spec, listings)
-    path = Path(split_image(spec)[0]).expanduser()
-    if any(mark in os.fspath(path) for mark in "*?[") and not path.exists():
+    place, _ = split_image(spec)
+    path, exists = Path(place), os.path.exists(place)
+    if any(mark in place for mark in "*?[") and not exists:
         return _glob(spec, listings)
-    if path.is_dir():
+    if os.path.isdir(place):
         return FORMATS["folder"].open(spec, listings)
-    if not path.exists():
+    if not exists:
         hint = " Write a range of shards as a pattern (shard-*.tar): braces mean nothing here." if "{" in spec else ""
         raise DataError(f"The data {spec} does not exist. Give {known_forms()}.{hint}")
     if (file_format := format_of_file(path)) is None:
@@ -209,7 +210,7 @@ def _images(spec: str, listings: Path | None) -> Images:
 def _glob(spec: str, listings: Path | None) -> Images:
     """The images of files that match a pattern."""
     pattern, image = split_image(spec)
-    files, kinds = sorted(map(Path, glob.glob(os.path.expanduser(pattern), recursive=True))), holders()
+    files, kinds = sorted(map(Path, glob.glob(pattern, recursive=True))), holders()
     endings = {file.suffix.lower() for file in files}
     if len(endings) != 1 or not endings <= kinds.keys():
         matches = f"{files[0]} and {len(files) - 1} more" if files else "nothing"

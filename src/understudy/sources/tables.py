@@ -98,8 +98,13 @@ class TableImages(EncodedImages):
             )
         try:
             values = self._values([str(column) for column in columns])
+            for of_file in values:
+                of_file.validate(full=True)  # a place in a dictionary may lie beyond its end
         except (OSError, pa.ArrowException) as error:
             raise Unlabeled(f"the column '{columns[0]}' cannot be read ({first_line(error)})") from None
+        for title, of_file, rows in zip(self.shown, values, np.diff(self.file_starts).tolist(), strict=True):
+            if len(of_file) != rows:
+                raise Unlabeled(f"the column '{columns[0]}' of {title} has {len(of_file):,} of {rows:,} rows")
         return joined(
             column_labels(of_file, title, str(declared.column), f"{title}:{{}}".format, declared.names)
             for of_file, title, declared in zip(values, self.shown, self.declared, strict=True)

@@ -8,6 +8,7 @@ photographs that come with the authors' code; without a folder of them it cannot
 """
 
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -281,7 +282,7 @@ def frost_photographs(folder: str, size: int) -> list[np.ndarray]:
     Raises:
         DataError: there is no such folder, or no image in it.
     """
-    root = Path(folder).expanduser()
+    root = Path(os.path.expanduser(folder))
     files = sorted(path for path in root.glob("*") if path.suffix.lower() in EXTENSIONS)
     if not files:
         raise DataError(

@@ -3,6 +3,7 @@
 On the main images, on another set scored by its convention (`transfer`), and with labels for few images (`semi`).
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -252,7 +253,7 @@ def _draws(
 ) -> Iterator[np.ndarray]:
     """Positions of the labeled images, a draw at a time."""
     if settings.lists is not None and share in LISTS:
-        yield _listed(Path(settings.lists).expanduser() / LISTS[share], encoded_set)
+        yield _listed(Path(os.path.expanduser(settings.lists)) / LISTS[share], encoded_set)
         return
     for number in range(settings.draws):
         yield draw(share, data.train_labels, seed=seed, number=number)

@@ -48,7 +48,7 @@ class Format:
             DataError: nothing there, or something else.
         """
         path, image = split_image(place)
-        return cls.open_files([Path(path).expanduser()], listings, image)
+        return cls.open_files([Path(path)], listings, image)
 
     @staticmethod
     def open_files(files: Sequence[Path], listings: Path | None, image: str = "") -> Images:
@@ -85,10 +85,13 @@ def format_of_file(path: Path) -> type[Format] | None:
 def split_image(spec: str) -> tuple[str, str]:
     """A spec, and which extension or column of its files is the image, as `#jpg` behind it says; "" where none does.
 
+    A leading `~` is replaced by the home folder.
+
     What exists under the whole name is meant by it.
     """
+    spec = os.path.expanduser(spec)
     place, mark, image = spec.rpartition("#")
-    return (place, image) if mark and place and image and not os.path.exists(os.path.expanduser(spec)) else (spec, "")
+    return (place, image) if mark and place and image and not os.path.exists(spec) else (spec, "")
 
 
 def known_forms() -> str:

@@ -145,7 +145,7 @@ class Folder(Format):
     def open(place: str, listings: Path | None) -> Images:
         """See `Format`."""
         place, image = split_image(place)
-        root = Path(place).expanduser()
+        root = Path(place)
         listing, kinds = scan(root), holders()
         if len(listing.names) and image:
             raise DataError(

@@ -166,12 +166,14 @@ def _read_csv(file: Path, types: dict[str, pa.DataType]) -> pa.Table:
         with open_regular(file) as content:
             encoding = "utf-16" if content.read(2) in UTF_16 else "utf8"
             content.seek(0)
-            return pa.csv.read_csv(
+            table = pa.csv.read_csv(
                 content,
                 read_options=pa.csv.ReadOptions(encoding=encoding),
                 parse_options=pa.csv.ParseOptions(delimiter="\t" if file.suffix.lower() == ".tsv" else ","),
                 convert_options=pa.csv.ConvertOptions(column_types=types),
             )
+            table.schema.names  # noqa: B018  # names are decoded here
+            return table
     except (OSError, UnicodeError, pa.ArrowException) as error:
         raise DataError(f"The list {file} is not a table that can be read ({first_line(error)}).") from None
 
@@ -190,8 +192,8 @@ class List(Format):
     def open(place: str, listings: Path | None) -> Images:
         """See `Format`."""
         place, image = split_image(place)
-        file = Path(place).expanduser()
-        if not file.is_file():
+        file = Path(place)
+        if not os.path.isfile(file):
             raise DataError(f"The list {file} does not exist. Give a text file with one path a line.")
         ending = "" if file.suffix.lower() in TABLES else _first_ending(file)
         if (kind := holders().get(ending)) is None:

@@ -124,4 +124,4 @@ class Npy(Format):
     @staticmethod
     def open(place: str, listings: Path | None) -> Images:
         """See `Format`."""
-        return ArrayImages(Path(place).expanduser())
+        return ArrayImages(Path(os.path.expanduser(place)))
