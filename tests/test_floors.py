@@ -20,7 +20,7 @@ FLOORS = (
     {"sources"},
     {"losses", "models", "views", "neighbors"},
     {"embed"},
-    {"train", "evaluate", "report"},
+    {"train", "evaluate", "report", "export"},
     {"recipes"},
     {"pipeline", "doctor", "citation"},
     {"demo", "compare", "plan"},

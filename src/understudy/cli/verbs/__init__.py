@@ -5,7 +5,7 @@ from understudy.registry import Registry
 
 VERBS: Registry[Verb] = Registry(
     "understudy.cli.verbs", "Verb", "verb", one_per_file=True,
-    first=("demo", "run", "plan", "pretrain", "embed", "graph", "train", "evaluate", "compare", "ablate", "report",
-           "cite", "doctor"),
+    first=("demo", "run", "plan", "pretrain", "embed", "graph", "train", "evaluate", "compare", "ablate", "export",
+           "report", "cite", "doctor"),
 )  # fmt: skip
 """In the order in which a newcomer meets them."""
