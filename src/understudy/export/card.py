@@ -31,18 +31,18 @@ def card_of(run: Run, settings: ExportSettings, repository: str | None = None) -
     teacher = (table.get("teacher") or {}).get("spec") or "no teacher"
     sides = [side for side in TITLES if side in evaluation]
     evaluated_on = Path(str(evaluation.get("about", {}).get("eval_data") or "")).name
+    results = [
+        EvalResult(
+            task_type="image-feature-extraction", dataset_type=evaluated_on or "images",
+            dataset_name=evaluated_on or "images", metric_type=f"{protocol} {metric}", metric_value=value,
+        )
+        for protocol, figures in evaluation.get("student", {}).items()
+        for metric, value in _shown(figures).items()
+    ]  # fmt: skip
     data = ModelCardData(
         license=settings.license, library_name="understudy", pipeline_tag="image-feature-extraction",
         tags=["understudy", "knowledge-distillation", "image-embeddings", f"method:{_method(table)}"],
-        model_name=_name(run, repository),
-        eval_results=[
-            EvalResult(
-                task_type="image-feature-extraction", dataset_type=evaluated_on or "images",
-                dataset_name=evaluated_on or "images", metric_type=f"{protocol} {metric}", metric_value=value,
-            )
-            for protocol, figures in evaluation.get("student", {}).items()
-            for metric, value in _shown(figures).items()
-        ] or None,
+        **({"model_name": _name(run, repository), "eval_results": results} if results else {}),
     )  # fmt: skip
     environment = Environment(
         loader=PackageLoader("understudy.export"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,

@@ -29,6 +29,9 @@ from understudy.models.student import load_student
 THREADS = 2
 """Threads of every runtime when its latency is measured."""
 
+RESIZED = 1e-3
+"""Tolerance where the graph resizes pictures itself: a few pixels in ten thousand are rounded the other way."""
+
 
 def export_student(run: Run, settings: ExportSettings, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """Write a run's student to each target, judge it there by its own runtime, and record the figures.
@@ -134,7 +137,7 @@ def _judged(target: Target, held_out: HeldOut, written: Path) -> dict[str, Any]:
     except NotRunHere as error:
         return {"run": False, "why": f"converted, not run: {error}"}
     compared = judge(runner, held_out, pictures=pictures)
-    bound = export.settings.tolerance or target.tolerance
+    bound = export.settings.tolerance or (RESIZED if pictures else target.tolerance)
     wanted = ("features",) if target.backbone_only else export.outputs
     for name in wanted:
         agreement = compared[name]["centered_cosine_mean"]

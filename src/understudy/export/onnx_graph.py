@@ -21,8 +21,8 @@ OPSET = 18
 
 RESIZE = {
     "nearest": 'mode="nearest", nearest_mode="round_prefer_ceil"',
-    "bilinear": 'mode="linear", antialias=1',
-    "bicubic": 'mode="cubic", cubic_coeff_a=-0.5, antialias=1',
+    "bilinear": 'mode="linear", antialias=1, exclude_outside=1',
+    "bicubic": 'mode="cubic", cubic_coeff_a=-0.5, antialias=1, exclude_outside=1',
 }
 """PIL's ways of resizing as attributes of ONNX's Resize."""
 
@@ -85,7 +85,10 @@ def model_of(export: Exportable, *, with_preprocessing: bool) -> onnx.ModelProto
     model: onnx.ModelProto = written.model_proto
     if with_preprocessing:
         front = _preprocessing(export.student.contract, model.ir_version)
-        model = compose.merge_models(front, model, io_map=[("prepared", "image")])
+        model = compose.merge_models(
+            compose.add_prefix(front, "prepare_", rename_inputs=False, rename_outputs=False), model,
+            io_map=[("prepared", "image")],
+        )  # fmt: skip
     onnx.helper.set_model_props(model, {METADATA: json.dumps(export.student.contract.table())})
     onnx.checker.check_model(model)
     return model

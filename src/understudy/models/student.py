@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from huggingface_hub import ModelHubMixin
+from jaxtyping import Float, Float32
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -22,11 +24,18 @@ from understudy.models.checkpoints import fingerprint_weights
 from understudy.models.contract import Contract
 from understudy.models.cost import parameters
 from understudy.models.encoder import Encoder, build_encoder
+from understudy.models.encoding import Progress, encode
 from understudy.models.families import parse_spec
 from understudy.models.heads import HEADS, build_head, head_multiply_adds
+from understudy.models.hub import fetch, is_repository
 from understudy.models.outputs import EncoderOutput, forward_outputs
 from understudy.models.settings import StudentSettings
 from understudy.models.trust import require_trust, trusting
+
+DESCRIBED = frozenset(
+    ("format", "understudy", "spec", "architecture", "head", "contract", "width", "embed_dim", "parameters", "weights")
+)
+"""Keys of student.json that the student itself gives; the others are its history."""
 
 
 class InverseTransform(nn.Module):
@@ -50,8 +59,11 @@ class InverseTransform(nn.Module):
         return self.scale * (y @ self.matrix) + self.mean
 
 
-class Student(nn.Module):
-    """A small encoder that can stand in for its teacher, from `build_encoder` and `build_head` (head and table)."""
+class Student(nn.Module, ModelHubMixin, library_name="understudy", tags=["understudy", "knowledge-distillation"]):
+    """A small encoder that can stand in for its teacher, from `build_encoder` and `build_head` (head and table).
+
+    `from_pretrained`, `save_pretrained` and `push_to_hub` are those of huggingface_hub's `ModelHubMixin`.
+    """
 
     def __init__(self, encoder: Encoder, head: nn.Module, head_table: Mapping[str, Any]) -> None:
         super().__init__()
@@ -60,6 +72,9 @@ class Student(nn.Module):
         self.weights, self.width, self.embed_dim = encoder.weights, encoder.width, int(head_table["out"])
         self.code, self.library = encoder.code, encoder.library
         self.inverse_transform = InverseTransform(self.embed_dim) if head_table.get("transform") else nn.Identity()
+        # The mixin's own choice, the arguments above, cannot be written as JSON.
+        self._hub_mixin_config = {"architecture": encoder.architecture}
+        self.metadata: dict[str, Any] = {}  # what student.json says of its training
 
     def features(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B F"]:
         """(B, 3, S, S) prepared -> (B, F): the backbone's pooled feature, what downstream tasks use."""
@@ -95,6 +110,39 @@ class Student(nn.Module):
     def preprocess(self) -> Callable[[Image.Image], Tensor]:
         """PIL image, as it was opened -> (3, S, S) prepared tensor; see `Contract.preprocess`."""
         return self.contract.preprocess
+
+    def encode(
+        self, images: Any, *, batch_size: int = 64, progress: Progress | None = None, normalize: bool = False
+    ) -> Float32[np.ndarray, "*N D"]:
+        """Images to embeddings in the teacher's space, as the `encode` of sentence-transformers does it for texts.
+
+        Args:
+            images: a list of paths, PIL images or uint8 arrays (H, W, 3), in any mixture; an array (N, H, W, 3); a data
+                spec as `--data` takes it (a folder, *.parquet, ...); or one image. Read as in training: upright, any
+                number of bits, transparency on white.
+            batch_size: images per forward pass; with what is read ahead, all that memory holds besides the result.
+            progress: called with (images done, all).
+            normalize: whether rows have length one.
+
+        Returns:
+            (N, D) float32, or (D,) of a single image, on the CPU.
+
+        Raises:
+            UnreadableImage: an image cannot be read; the sentence names it.
+            DataError: neither images nor a data spec.
+        """
+        return encode(self, images, batch_size=batch_size, progress=progress, normalize=normalize)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save_student(self, Run(save_directory), self.metadata)
+
+    @classmethod
+    def _from_pretrained(
+        cls, *, model_id: str, revision: str | None, local_files_only: bool, token: str | bool | None, **_: Any
+    ) -> Student:
+        if Path(model_id).is_dir():
+            return load_student(model_id)
+        return load_student(fetch(model_id, revision=revision, local_files_only=local_files_only, token=token))
 
 
 def student_encoder(settings: StudentSettings) -> Encoder:
@@ -145,7 +193,8 @@ def load_student(path: str | os.PathLike[str], *, trust_code: bool | str | Seque
     """A trained student, in eval mode, on the CPU.
 
     Args:
-        path: a run folder, or the student.safetensors or student.json in it.
+        path: a run folder, an export folder, or the student.safetensors or student.json in it; or ORG/NAME of the
+            Hugging Face hub, `@REVISION` behind it, where no such path exists.
         trust_code: modules of yours that the run may name as `python:module:callable`, whose import runs them; True for
             whatever it names. Without, nothing is imported on its word.
 
@@ -154,6 +203,8 @@ def load_student(path: str | os.PathLike[str], *, trust_code: bool | str | Seque
         ModelError: its architecture cannot be built here, or is code that is not trusted.
     """
     path = Path(path).expanduser()
+    if not path.exists() and is_repository(str(path)):
+        path = fetch(str(path))
     run = Run(path.parent if path.name in ("student.safetensors", "student.json") else path)
     if not run.path.is_dir():
         raise StoreError(f"There is no run folder {run.path}. A student is loaded from the folder that training wrote.")
@@ -183,6 +234,7 @@ def load_student(path: str | os.PathLike[str], *, trust_code: bool | str | Seque
             f"{run.weights_path} is not the file that {run.student_path} describes. Was either file replaced?"
         )
     run.require_whole()  # all that was loaded is right; the rest of both files too
+    student.metadata = {name: value for name, value in table.items() if name not in DESCRIBED}
     return student.eval()
 
 

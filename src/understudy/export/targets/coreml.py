@@ -25,16 +25,16 @@ class CoreMl(Target):
 
     def write(self, place: Path) -> dict[str, Any]:
         """See `Target.write`."""
-        import coremltools
-
-        logging.getLogger("coremltools").setLevel(logging.ERROR)  # versions of PyTorch that it was not tested with
         size = self.export.student.contract.size
-        batch = coremltools.RangeDim(1, 64, default=1)
-        image = coremltools.TensorType("image", shape=(batch, 3, size, size))
+        logging.getLogger("coremltools").setLevel(logging.ERROR)  # versions of PyTorch that it was not tested with
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            import coremltools
+
+            batch = coremltools.RangeDim(1, 64, default=1)
             model = coremltools.convert(
-                self.export.program.run_decompositions({}), inputs=[image], convert_to="mlprogram",
+                self.export.program.run_decompositions({}), convert_to="mlprogram",
+                inputs=[coremltools.TensorType("image", shape=(batch, 3, size, size))],
                 outputs=[coremltools.TensorType(name) for name in self.export.outputs],
                 minimum_deployment_target=coremltools.target.iOS17,
             )  # fmt: skip
