@@ -42,7 +42,7 @@ def card_of(run: Run, settings: ExportSettings, repository: str | None = None) -
     data = ModelCardData(
         license=settings.license, library_name="understudy", pipeline_tag="image-feature-extraction",
         tags=["understudy", "knowledge-distillation", "image-embeddings", f"method:{_method(table)}"],
-        **({"model_name": _name(run, repository), "eval_results": results} if results else {}),
+        model_name=_name(run, repository) if results else None, eval_results=results or None,
     )  # fmt: skip
     environment = Environment(
         loader=PackageLoader("understudy.export"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
