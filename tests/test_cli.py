@@ -31,6 +31,7 @@ DESIGNED = [
     "evaluate",
     "compare",
     "ablate",
+    "export",
     "report",
     "cite",
     "doctor",
