@@ -190,3 +190,19 @@ def test_long_lists_hold_no_python_object_per_line(tmp_path: Path, monkeypatch: 
     tracemalloc.stop()
     assert len(images) == count
     assert held < count
+
+
+def test_a_header_that_is_no_text_is_refused(tmp_path: Path):
+    (tmp_path / "a.csv").write_bytes(b"path,la\xffbel\na.png,1\n")
+    with pytest.raises(DataError, match=r"a\.csv is not a table that can be read"):
+        open_source(tmp_path / "a.csv")
+
+
+def test_a_name_longer_than_any_file_has_is_not_there(tmp_path: Path):
+    for spec in ("x" * 300, "x" * 300 + ".png", "[" * 300):
+        with pytest.raises(DataError):
+            open_source(str(tmp_path / spec))
+    (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "' + "x" * 300 + '"}]}')
+    (tmp_path / "x.arrow").write_bytes(b"")
+    with pytest.raises(DataError, match="is not complete: 1 of 1 files are missing"):
+        open_source(tmp_path)

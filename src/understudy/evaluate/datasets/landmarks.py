@@ -10,6 +10,7 @@ older kind, INSTRE's), of database ids.
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import re
 from collections.abc import Mapping
@@ -151,7 +152,7 @@ class CroppedImages:
 def _file(root: Path, name: Any) -> str:
     text = str(name)
     if Path(text).suffix.lower() in (".jpg", ".jpeg", ".png"):
-        return text if (root / text).exists() else f"jpg/{text}"
+        return text if os.path.exists(root / text) else f"jpg/{text}"
     return f"jpg/{text}.jpg"
 
 

@@ -5,6 +5,7 @@ Whatever a set's own numbers are, what is read of images is 0 ... C - 1, and IGN
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,7 +198,7 @@ def _split(
     if not images:
         raise DataError(f"{name} lists no images.")
     for path in (*images, *masks):
-        if not path.is_file():
+        if not os.path.isfile(path):
             where = f" It comes from {source}." if source else ""
             raise DataError(f"{path} was expected and does not exist.{where}")
     names, count = ((), classes) if isinstance(classes, int) else (classes, len(classes))

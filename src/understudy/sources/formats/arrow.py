@@ -130,7 +130,9 @@ class Arrow(Format):
                 "call flatten_indices() and save it again."
             )
         files = [folder / str(name) for name in listed]
-        if missing := [file.name for file in files if not file.is_file()]:
+        if missing := [
+            file.name for file in files if not os.path.isfile(file)
+        ]:  # no, where no file could have that name
             raise DataError(
                 f"{folder} is not complete: {len(missing)} of {len(files)} files are missing, e.g. {missing[0]}."
             )
