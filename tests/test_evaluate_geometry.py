@@ -23,6 +23,19 @@ def test_distances_are_scipys() -> None:
     assert np.abs(geometry.distances(rows) - cdist(rows, rows)).max() < 1e-9
 
 
+def test_trustworthiness_of_a_part_is_scikit_learns_of_that_part_alone() -> None:
+    from sklearn.manifold import trustworthiness
+
+    rows, mapped = (geometry.unit(space) for space in two_spaces())
+    part = np.random.default_rng(1).permutation(len(rows))[:30]
+    trust, continuity = geometry.trust_and_continuity(
+        geometry.neighbor_order(rows), geometry.neighbor_order(mapped), part, 5
+    )
+    for (first, second), value in (((rows, mapped), trust), ((mapped, rows), continuity)):
+        wanted = trustworthiness(first[part], second[part], n_neighbors=5, metric="cosine")
+        assert value == pytest.approx(wanted, rel=1e-12)
+
+
 def test_distance_correlation_as_its_definition_reads() -> None:
     """Definition 4 by loops: A_kl = a_kl - row mean - column mean + mean; dCor^2 = sum AB / sqrt(sum AA sum BB)."""
     matrices = [geometry.distances(rows) for rows in two_spaces(20)]

@@ -58,6 +58,7 @@ def test_easy_hard_and_junk_by_hand(tmp_path: Path, protocol: int) -> None:
     assert target.kind == "landmarks"
     assert target.queries is not None
     assert target.queries.read(0).size == (10, 8)
+    assert target.queries.name(0) == "jpg/query_0.jpg"
     encoded_set = EncodedSet(
         "teacher", line(1, 2, 3, 4, 5, 6), queries=line(0), dataset=target, test_source=target.test
     )

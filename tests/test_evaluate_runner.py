@@ -453,7 +453,10 @@ def test_further_sets_pass_each_encoder_once_and_are_filed_by_name(
     assert "neither a published set nor a path" in result["teacher"]["knn@nowhere"]["error"]
     assert result["about"]["on"]["alone"] == {"test": 59, "skipped": 0}
     assert [line.split(":")[0] for line in told] == ["teacher", "student"]
-    assert re.search(r"student: 479 image passes \(main images 210, again 210, alone 59\) at [\d.]+ ms", told[1])
+    line = r"student: 479 image passes \(main images 210, again 210, alone 59\) at ([\d.]+) ms.* about (\d+) s "
+    said = re.search(line, told[1])
+    assert said
+    assert float(said[1]) * 0.479 == pytest.approx(float(said[2]), abs=1)
 
     before = dict(counts)
     (tmp_path / "nothing").symlink_to(digits)

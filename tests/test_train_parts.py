@@ -9,6 +9,7 @@ from torch import nn
 
 from understudy.errors import ConfigError
 from understudy.settings import resolve
+from understudy.train.meter import Meter
 from understudy.train.schedule import build_optimizer, learning_rate
 from understudy.train.settings import OptimizerSettings, TrainSettings
 from understudy.train.signals import verdict
@@ -172,3 +173,19 @@ def test_a_step_is_the_published_one_also_for_weights_kept_channels_last(name: s
             size = np.sqrt(second / (1 - 0.999**step)) + 1e-8
             value = value - 0.1 * first / (1 - 0.9**step) / size
     np.testing.assert_allclose(weight.detach().numpy(), value, rtol=1e-4, atol=1e-5)
+
+
+def test_time_between_rows_is_shared_out(monkeypatch: pytest.MonkeyPatch):
+    """Of 100 s 8 do not count as training, and 23 are the teacher's."""
+    now = [1000.0]
+    monkeypatch.setattr("understudy.train.meter.time.monotonic", lambda: now[0])
+    meter = Meter(torch.device("cpu"), 16, 40)
+    for block, seconds in ((meter.paused, 8), (meter.in_teacher, 23)):
+        with block():
+            now[0] += seconds
+    now[0] += 69
+    meter._losses = [{"total": 1.0}] * 4  # as four steps leave them
+    row = meter.row(4)
+    assert row["images_per_s"] == pytest.approx(4 * 16 / 92)
+    assert row["teacher_share"] == pytest.approx(23 / 92)
+    assert row["eta_s"] == pytest.approx(36 / 4 * 92)
