@@ -79,6 +79,9 @@ _OF_SUFFIX = {
     ".npz": _BINARY, ".npy": _BINARY, ".pt": _BINARY,
 }  # fmt: skip
 
+SEALED = frozenset(_OF_SUFFIX)
+"""Endings of the files that have a seal."""
+
 
 def sealed(content: bytes, seal: Seal) -> bytes:
     """The whole content of a file with its seal behind it."""

@@ -193,23 +193,25 @@ class Store:
         start, end = checksums.span(block)
         return range(max(0, start - header) // width, max(0, end - header) // width)
 
-    def require_whole(self, name: str) -> None:
+    def require_whole(self, name: str, *, everything: bool = False) -> None:
         """Let a file of the store pass that is what was written.
 
-        Each process looks once, at all of it or, if it is larger, at `VERIFIED_AT_OPEN` bytes.
+        Each process looks once, at all of it or, if it is larger, at `VERIFIED_AT_OPEN` bytes; or, every time, at
+        `everything`, without a word on a file that has no checksums.
 
         Raises:
             StoreError: it is damaged; the sentence names file, blocks, rows, and what makes them anew.
         """
         path = self.folder / name
-        if not path.is_file() or is_verified(path):
+        known = name in self.checksums()
+        if not everything and (not path.is_file() or is_verified(path)):
             return
-        if name not in self.checksums():
+        if not known and not everything:
             log.warning(
                 f"{path} was written without checksums, so that damage to it is not seen: `understudy doctor --store "
                 f"{self.folder} --add-checksums` adds them."
             )
-        elif found := self.damaged(name, VERIFIED_AT_OPEN):
+        elif found := self.damaged(name, None if everything else VERIFIED_AT_OPEN):
             shown = ", ".join(self.describe(name, block) for block in found[:3])
             more = f" and {len(found) - 3} more" if len(found) > 3 else ""
             raise damaged(path, f"It is {shown}{more}. {REMEDIES[name]}")

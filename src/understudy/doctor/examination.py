@@ -48,4 +48,4 @@ def checks(data: str | None = None, teacher: str | None = None, store: str | Non
             check, width = teacher_model(teacher, images)
             found.append(check)
     need = rows * width * 2 if rows and width else None
-    return [*found, disk(Path(store or "store"), need)]
+    return [*found, disk(Path(store or "store").expanduser(), need)]

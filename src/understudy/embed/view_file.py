@@ -41,17 +41,26 @@ class ViewFile:
     def __init__(
         self, folder: Path, number: int, shape: tuple[int, int], dtype: np.dtype[Any], *, writable: bool = True
     ) -> None:
-        self.path, marks = folder / f"{number:04d}.npy", marks_path(folder, number)
+        self.path, self.marks_path = folder / f"{number:04d}.npy", marks_path(folder, number)
         self.cells = _mapped(self.path, shape, dtype, writable)
-        size = marks.stat().st_size if marks.exists() else 0
+        size = self.marks_path.stat().st_size if self.marks_path.exists() else 0
         old = size == len(_header(shape[:1], OLD_MARK)) + shape[0]
-        self.marks = _mapped(marks, shape[:1], OLD_MARK if old else MARK, writable)
+        self.marks = _mapped(self.marks_path, shape[:1], OLD_MARK if old else MARK, writable)
         self._compared = np.zeros(shape[0], bool)
         if old and writable:
             log.warning(
-                f"{marks} was written without checksums, so that damage to these recorded views is not seen: "
+                f"{self.marks_path} was written without checksums, so that damage to these recorded views is not seen: "
                 "`understudy doctor --store FOLDER --add-checksums` adds them."
             )
+
+    def damaged_header(self) -> Path | None:
+        """The one of the two files whose first bytes, which are known, are others."""
+        for path, array in ((self.path, self.cells), (self.marks_path, self.marks)):
+            header = _header(array.shape, array.dtype)
+            with open(path, "rb") as file:
+                if file.read(len(header)) != header:
+                    return path
+        return None
 
     def whole(self, index: Int64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
         """Which of these rows are recorded, and are what was written."""
