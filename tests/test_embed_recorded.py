@@ -238,7 +238,7 @@ def test_a_damaged_row_is_recorded_anew_and_no_other(store, caplog, dtype, name,
     again.flush()
     assert {path.name: path.read_bytes() for path in again.folder.iterdir()} == files
     (record,) = [one for one in caplog.records if "are recorded anew" in one.message]
-    assert f"0001.npy is damaged in 1 rows ({row})" in record.message
+    assert f"0001.npy or 0001.done.npy is damaged in 1 rows ({row})" in record.message
 
 
 @pytest.mark.parametrize("name", ["0000.npy", "0000.done.npy", "manifest.json"])

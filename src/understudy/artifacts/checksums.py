@@ -18,7 +18,8 @@ VERIFIED_AT_OPEN = 1 << 30
 """Bytes of a file that are verified when a process first opens it: all of it, or, of larger ones, so much, in blocks
 that the clock chooses, so that other openings look at other blocks. `understudy doctor --store` looks at all."""
 
-BLOCK = 1 << 20  # bytes of a block, where nothing else cuts a file into blocks
+BLOCK, BLOCKS = 1 << 20, 4096
+"""Bytes of the smallest block, and how many blocks there are at most, where nothing else cuts a file into blocks."""
 
 _verified: set[tuple[str, int, int]] = set()
 
@@ -32,10 +33,11 @@ class Checksums:
 
     @classmethod
     def of(cls, path: str | os.PathLike[str], ends: Iterable[int] | None = None) -> Checksums:
-        """Those of a file as it is; blocks of `BLOCK` bytes unless told where they end."""
+        """Those of a file as it is; blocks of `BLOCK` bytes or a multiple, unless told where they end."""
         with open_regular(path) as file:
             size = file.seek(0, os.SEEK_END)
-            bounds = tuple(ends) if ends is not None else (*range(BLOCK, size, BLOCK), size)
+            step = BLOCK * max(1, -(-size // (BLOCK * BLOCKS)))
+            bounds = tuple(ends) if ends is not None else (*range(step, size, step), size)
             file.seek(0)
             starts = (0, *bounds[:-1])
             return cls(bounds, tuple(_of_next(file, b - a) for a, b in zip(starts, bounds, strict=True)))
@@ -95,6 +97,20 @@ class Checksums:
         start, end = self.span(block)
         file.seek(start)
         return _of_next(file, end - start)
+
+
+def damaged_at_opening(path: Path, checksums: Checksums | None) -> bool:
+    """Whether a file is not what was written, of which `VERIFIED_AT_OPEN` bytes are read once by each process.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if checksums is None or is_verified(path):
+        return False
+    if checksums.damaged(path, VERIFIED_AT_OPEN):
+        return True
+    set_verified(path)
+    return False
 
 
 def is_verified(path: Path) -> bool:

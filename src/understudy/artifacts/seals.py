@@ -76,8 +76,11 @@ _OF_SUFFIX = {
     ".json": Seal(b"", _blanks, b" \t", b"\n"),
     ".toml": _BINARY._replace(before=b"# checksum: "),
     ".html": _BINARY._replace(before=b"<!-- checksum: ", behind=b" -->\n"),
-    ".npz": _BINARY, ".npy": _BINARY, ".pt": _BINARY,
+    ".npz": _BINARY, ".npy": _BINARY, ".pt": _BINARY, ".index": _BINARY,
 }  # fmt: skip
+
+SEAL_BYTES = _BINARY.length
+"""What stands behind an array, for readers that would stumble over it."""
 
 SEALED = frozenset(_OF_SUFFIX)
 """Endings of the files that have a seal."""

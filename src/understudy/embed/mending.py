@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from understudy.artifacts import VERIFIED_AT_OPEN, Checksums, Store
-from understudy.artifacts.checksums import is_verified, set_verified
+from understudy.artifacts import Checksums, Store
+from understudy.artifacts.checksums import damaged_at_opening, set_verified
 from understudy.errors import StoreError
 from understudy.sources.source import Source, read_listing, write_listing
 
@@ -20,13 +20,9 @@ log = logging.getLogger("understudy")
 
 def is_damaged(store: Store) -> bool:
     """Whether the listing or the embeddings of a complete store are not what was written (see `VERIFIED_AT_OPEN`)."""
-    for name in FILES:
-        path = store.folder / name
-        if path.is_file() and not is_verified(path) and name in store.checksums():
-            if store.damaged(name, VERIFIED_AT_OPEN):
-                return True
-            set_verified(path)
-    return False
+    checksums = store.checksums()
+    there = [name for name in FILES if (store.folder / name).is_file()]
+    return any(damaged_at_opening(store.folder / name, checksums.get(name)) for name in there)
 
 
 def mend_listing(store: Store, source: Source) -> None:

@@ -80,7 +80,8 @@ class ViewFile:
         if len(lost):
             self.marks[lost] = 0
             shown = ", ".join(map(str, np.unique(lost)[:5])) + (", ..." if len(lost) > 5 else "")
-            log.warning(f"{self.path} is damaged in {len(lost):,} rows ({shown}): they are recorded anew.")
+            both = f"{self.path} or {self.marks_path.name}"
+            log.warning(f"{both} is damaged in {len(lost):,} rows ({shown}): they are recorded anew.")
 
     def mark(self, marks: UInt32[np.ndarray, " N"]) -> None:
         """Make the rows that have a mark here count; they have reached the disk."""

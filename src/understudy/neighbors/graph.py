@@ -17,7 +17,6 @@ from jaxtyping import Int32
 
 from understudy.artifacts import (
     ALONE,
-    VERIFIED_AT_OPEN,
     Checksums,
     Store,
     Writers,
@@ -27,7 +26,7 @@ from understudy.artifacts import (
     sweep,
     verdict_on,
 )
-from understudy.artifacts.checksums import is_verified, set_verified
+from understudy.artifacts.checksums import damaged_at_opening, set_verified
 from understudy.errors import ConfigError, StoreError
 from understudy.neighbors.search import Progress, Rows, search
 from understudy.neighbors.settings import NeighborSettings
@@ -128,12 +127,7 @@ class _Build:
     def is_damaged(self) -> bool:
         """Whether the store's graph is not what was written (see `VERIFIED_AT_OPEN`)."""
         path = self.store.folder / "graph.npy"
-        if not path.is_file() or is_verified(path) or "graph.npy" not in self.store.checksums():
-            return False
-        if self.store.damaged("graph.npy", VERIFIED_AT_OPEN):
-            return True
-        set_verified(path)
-        return False
+        return path.is_file() and damaged_at_opening(path, self.store.checksums().get("graph.npy"))
 
     def mend(self) -> None:
         """Search the damaged rows of an exact graph again; strike an approximate one out, so that it is built anew."""

@@ -6,9 +6,10 @@ fingerprint, written once and mapped by every process.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,16 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from understudy.artifacts import atomic, read_json, write_json
+from understudy.artifacts import Checksums, atomic, is_whole, read_json, write_json
+from understudy.artifacts.checksums import damaged_at_opening
 from understudy.errors import DataError, UnreadableImage
 from understudy.sources.decode import to_rgb
 from understudy.sources.formats.npy import ArrayImages
 from understudy.sources.formats.parquet import ROW_GROUP_CACHE, ParquetImages
 from understudy.sources.labels import Labels
 from understudy.sources.source import Source
+
+log = logging.getLogger("understudy")
 
 SMALL = 64  # longest side in pixels at which an image is kept decoded: there, decoding costs more than reading 12 KiB
 
@@ -130,18 +134,35 @@ def _common_shape(source: Source) -> tuple[int, int] | None:
 def _decode(source: Source, folder: Path, shape: tuple[int, int], progress: Progress | None) -> Source | None:
     """The source over its decoded pixels; None when not all images have this shape."""
     path, metadata_path = folder / f"{source.fingerprint}.npy", folder / f"{source.fingerprint}.json"
-    if not metadata_path.is_file():
+    if not _is_whole(metadata_path, {"checksums": path}):
         _check_disk(folder, len(source) * shape[0] * shape[1] * 3)
         try:
-            metadata: dict[str, Any] = {"shape": shape, "unreadable": _write_pixels(source, path, shape, progress)}
+            unreadable = _write_pixels(source, path, shape, progress)
+            metadata: dict[str, Any] = {"shape": shape, "unreadable": unreadable, "checksums": str(Checksums.of(path))}
         except _AnotherSize as other:
             metadata = {"shape": None, "because": str(other)}
         write_json(metadata_path, metadata)  # last: the pixels are complete, or there is no point in trying
     metadata = read_json(metadata_path)
     if metadata["shape"] is None:
         return None
-    unreadable = {int(row): reason for row, reason in metadata["unreadable"].items()}
-    return Source(source.spec, PixelMap(path, source, unreadable), ids=source.ids)
+    skipped = {int(row): reason for row, reason in metadata["unreadable"].items()}
+    return Source(source.spec, PixelMap(path, source, skipped), ids=source.ids)
+
+
+def _is_whole(metadata_path: Path, files: Mapping[str, Path]) -> bool:
+    """Whether files are there and are what was written, as those who wrote them say last; what is not is made anew.
+
+    `files` are named by the entries of their checksums, which older versions did not write.
+    """
+    if not metadata_path.exists() or not is_whole(metadata_path):
+        return False
+    metadata = read_json(metadata_path)
+    for name, path in files.items():
+        checksums = Checksums.parse(metadata.get(name))
+        if checksums is not None and (not path.exists() or damaged_at_opening(path, checksums)):
+            log.warning(f"{path} is damaged, as its checksums show: it is made anew.")
+            return False
+    return True
 
 
 class _AnotherSize(Exception):
@@ -173,7 +194,9 @@ def _write_pixels(source: Source, path: Path, side: tuple[int, int], progress: P
 def _unpack(source: Source, images: ParquetImages, folder: Path, progress: Progress | None) -> Source:
     """The source over its encoded bytes in one file."""
     path, offsets_path = folder / f"{source.fingerprint}.bytes", folder / f"{source.fingerprint}.offsets.npy"
-    if not offsets_path.is_file():
+    checksums_path = folder / f"{source.fingerprint}.bytes.json"
+    known = not checksums_path.exists() or _is_whole(checksums_path, {"bytes": path, "offsets": offsets_path})
+    if not offsets_path.is_file() or not known:
         _check_disk(folder, images.encoded_bytes * len(source) // len(images))
         offsets = np.zeros(len(source) + 1, dtype=np.int64)
         with atomic(path) as temporary, temporary.open("wb") as file:
@@ -186,8 +209,10 @@ def _unpack(source: Source, images: ParquetImages, folder: Path, progress: Progr
                 offsets[i + 1] = offsets[i] + len(content)
                 if progress and ((i + 1) % 256 == 0 or i + 1 == len(source)):
                     progress(i + 1, len(source), "unpacking")
+        checksums_path.unlink(missing_ok=True)
         with atomic(offsets_path) as temporary, temporary.open("wb") as file:  # last: then the bytes are complete
             np.save(file, offsets)
+        write_json(checksums_path, {"bytes": str(Checksums.of(path)), "offsets": str(Checksums.of(offsets_path))})
     return Source(source.spec, UnpackedImages(path, np.load(offsets_path), source), ids=source.ids)
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from understudy.artifacts import atomic, fingerprint, lock
-from understudy.errors import DataError, MissingDependency, StoreError
+from understudy.artifacts import atomic, fingerprint, lock, require_whole
+from understudy.errors import DataError, MissingDependency, StoreError, first_line
 from understudy.evaluate.datasets.objects import Objects
 from understudy.evaluate.encoded_set import EncodedSet, Figures
 from understudy.evaluate.protocols.detection import DetectionSettings
@@ -177,13 +177,13 @@ def _train(
     peak = settings.lr * batch / 16
     trained = [one for one in detector.parameters() if one.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=peak, momentum=0.9, weight_decay=1e-4)
-    first = _resume(path, detector, optimizer, device)
+    first = _resume(path, detector, optimizer, steps)
     epochs = -(-steps * batch // len(dataset))
     order = np.concatenate([permutation(seed, ANCHORS, epoch, len(dataset)) for epoch in range(epochs)])
 
     def save(step: int) -> None:
         state = {"step": step, "detector": detector.state_dict(), "optimizer": optimizer.state_dict()}
-        with atomic(path) as temporary:
+        with atomic(path, sealed=True) as temporary:
             torch.save(state, temporary)
 
     detector.train()
@@ -237,17 +237,22 @@ def _flipped(image: Tensor, target: Mapping[str, Tensor]) -> tuple[Tensor, dict[
     return image.flip(-1), flipped
 
 
-def _resume(path: Path, detector: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> int:
+def _resume(path: Path, detector: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> int:
     """The step to go on from. The folder's name holds all that a detector depends on, so what is there belongs here."""
-    if not path.is_file():
+    if not path.exists():
         return 0
+    remedy = "Delete it to train the detector from the start."
+    require_whole(path, remedy)
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location=next(detector.parameters()).device, weights_only=True)
+        step = int(state["step"])
+        detector.load_state_dict(state["detector"])
+        optimizer.load_state_dict(state["optimizer"])
     except Exception as error:
-        raise StoreError(f"{path} cannot be read ({error}). Delete it to train the detector from the start.") from None
-    detector.load_state_dict(state["detector"])
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"])
+        raise StoreError(f"{path} cannot be read ({first_line(error)}). {remedy}") from None
+    if not 0 <= step <= steps:
+        raise StoreError(f"{path} holds what cannot be: step {step} of a training of {steps:,} steps. {remedy}")
+    return step
 
 
 @torch.no_grad()

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from understudy.artifacts import atomic, fingerprint, open_regular
+from understudy.artifacts import atomic, fingerprint, is_whole, open_regular
+from understudy.artifacts.seals import SEAL_BYTES
 from understudy.errors import DataError, UnreadableImage
 from understudy.sources.decode import EXTENSIONS
 from understudy.sources.formats import Format
@@ -24,7 +25,7 @@ from understudy.sources.tar_members import LINK
 
 OPEN_SHARDS = 64  # files that one process keeps open: far below the usual limit of 1,024
 LARGEST_LABEL = 16 * 2**20  # bytes of a member that holds a label
-INDEX_FORMAT = 2  # of the cached index; a change makes older ones invisible
+INDEX_FORMAT = 3  # of the cached index; a change makes older ones invisible
 LABEL_AT = ["shard", "label_at", "label_size", "label_kind"]
 
 
@@ -51,12 +52,12 @@ class TarImages(EncodedImages):
         key = fingerprint("tar", metadata, *said)
         self.cached = None if listings is None else os.fspath(listings / f"{key}-{INDEX_FORMAT}.index")
         self._index: pa.Table | None = None
-        if self.cached is None or not os.path.isfile(self.cached):
+        if self.cached is None or not os.path.isfile(self.cached) or not is_whole(self.cached):
             table = index(self.files, said)
             if self.cached is None:
                 self._index = table
             else:
-                with atomic(self.cached) as temporary, pa.ipc.new_file(temporary, table.schema) as writer:
+                with atomic(self.cached, sealed=True) as temporary, pa.ipc.new_file(temporary, table.schema) as writer:
                     writer.write_table(table)
         notes = (self.index.schema.metadata or {}).get(b"notes", b"").decode()
         # What is listed otherwise than by earlier versions is another set.
@@ -81,7 +82,8 @@ class TarImages(EncodedImages):
         """(N,) columns name, shard, at, size, label_at, label_size, label_kind."""
         if self._index is None:
             assert self.cached is not None
-            self._index = pa.ipc.open_file(pa.memory_map(self.cached)).read_all()
+            content = pa.memory_map(self.cached).read_buffer()
+            self._index = pa.ipc.open_file(content.slice(0, len(content) - SEAL_BYTES)).read_all()
         return self._index
 
     def __len__(self) -> int:
