@@ -1,4 +1,4 @@
-"""The short form of `benchmarks/corrupt.py`: 40 bytes of a real store and run, one after the other, all of them found."""
+"""The short form of `benchmarks/corrupt.py`: 40 bytes of a store and a run, one after the other, all are found."""
 
 from __future__ import annotations
 

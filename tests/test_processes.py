@@ -22,7 +22,7 @@ from sklearn.datasets import load_digits
 
 import launch
 from toy_runs import TEACHER
-from understudy.artifacts import Run
+from understudy.artifacts import Run, lock
 from understudy.errors import TrainingError
 from understudy.pipeline import RunSettings, train_stage
 from understudy.settings import resolve
@@ -116,6 +116,34 @@ meter.Meter.add = adding
 train("orphaned", "store", views=POOL)
 """
 
+# One waits in a collective, with the lock of a run, for another that never comes.
+STUCK = """
+from understudy.artifacts import lock
+from understudy.train.distributed import join
+
+processes = join("cpu")
+with lock("stuck" if rank == 0 else "other"):
+    open(f"stuck-{rank}", "w").close()
+    if rank == 0: processes.barrier()
+    time.sleep(200)
+"""
+
+# As torchrun and its worker: the first is gone before the second asks for the others.
+LATE = """
+import os, time
+if not os.fork():
+    if not os.fork():
+        import understudy
+        open("begun", "w").write(str(os.getpid()))
+        while os.getppid() == understudy.PARENT: time.sleep(0.01)
+        from understudy.train.distributed import join
+        open("joins", "w").close()
+        join("cpu")
+    while not os.path.exists("begun"): time.sleep(0.01)
+    os._exit(0)
+os.wait()
+"""
+
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -127,6 +155,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "undisturbed.py").write_text(given + UNDISTURBED)
     (folder / "killed.py").write_text(given + KILLED)
     (folder / "orphaned.py").write_text(given + ORPHANED)
+    (folder / "stuck.py").write_text(given + STUCK)
+    (folder / "late.py").write_text(LATE)
     return folder
 
 
@@ -275,6 +305,39 @@ def test_a_killed_torchrun_takes_its_workers_along_and_the_same_command_goes_on_
     expected, found = weights(undisturbed / "two-live"), weights(undisturbed / "orphaned")
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert resumed_at(undisturbed / "orphaned") == [10]
+
+
+def test_a_worker_in_a_collective_ends_with_its_torchrun_too(workplace: Path):
+    process = torchrun(workplace, "stuck.py", cold=True)
+    while not all((workplace / f"stuck-{rank}").exists() for rank in range(2)):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    time.sleep(0.5)  # the first of them is in the barrier by then
+    process.kill()
+    killed, workers = time.monotonic(), (workplace / "processes").read_text().split()
+    with lock(workplace / "stuck", patience=10):
+        pass
+    while any(map(is_alive, workers)):
+        assert time.monotonic() < killed + 10
+        time.sleep(0.05)
+    assert len(workers) == 2
+    process.communicate()
+
+
+def test_a_worker_whose_torchrun_is_gone_before_it_joins_does_not_look_for_it(workplace: Path):
+    alone = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "gone"}
+    nobody = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": launch.torchrun()[-1]}
+    launch.run(
+        [sys.executable, "late.py"], cwd=workplace, env={**os.environ, **alone, **nobody}, check=True, timeout=60
+    )
+    worker, deadline = (workplace / "begun").read_text(), time.monotonic() + 60
+    while not (workplace / "joins").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    joined = time.monotonic()
+    while is_alive(worker):
+        assert time.monotonic() < joined + 10
+        time.sleep(0.05)
 
 
 def test_alone_there_is_nobody_to_wait_for():

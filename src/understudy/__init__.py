@@ -7,6 +7,7 @@ vectors = student.embed(student.preprocess(image)[None])   # in the teacher's sp
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from understudy.errors import UnderstudyError
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["Run", "Student", "UnderstudyError", "__version__", "distill", "load_student"]
+
+PARENT = os.getppid()
+"""The process that started this one, asked before anything slow is imported: by then it may be gone."""
 
 _HOMES = {
     "Run": "understudy.artifacts",

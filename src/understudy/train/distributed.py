@@ -19,6 +19,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from understudy import PARENT
 from understudy.artifacts import Writers
 from understudy.errors import ConfigError, TrainingError
 
@@ -145,12 +146,12 @@ def _end_with_parent() -> None:
 
     They would go on, or wait for each other, and keep the run folder locked. A process watches its parent itself, as
     the kernel's signal for this (PR_SET_PDEATHSIG) is Linux only and comes when a thread of the parent ends. SIGTERM
-    leaves time for a checkpoint.
+    leaves time for a checkpoint. One that was killed before we came here, while torch was imported, is gone too: else
+    its store would be looked for as long as `CONNECT`.
     """
-    parent = os.getppid()
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == PARENT:
             time.sleep(WATCH_SECONDS)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(GRACE_SECONDS)
