@@ -128,7 +128,7 @@ def openers(root: Path, store: Store, run: Run) -> list[Callable[[], Any]]:
         partial(load_checkpoint, run, torch.device("cpu"), 10**6),
     ]  # fmt: skip
     for one in map(Store, {path.parent for path in [*root.glob("*/*/embeddings.npy"), *root.glob("*/*/*/head.npy")]}):
-        opened += [one.embeddings, partial(one.require_whole, "listing.parquet")]
+        opened += [one.embeddings, *(partial(one.require_whole, name) for name in ("listing.parquet", "images.npy"))]
     for path in [*root.glob("run/features/*/head.npy"), *root.glob("store/evaluations/*.json")]:
         opened.append(partial(is_whole, path))
     opened += [partial(read_table, path) for path in store.folder.glob("views/*/manifest.json")]

@@ -44,10 +44,10 @@ def test_all_is_whole_and_then_each_file_is_found_by_its_name(place: Path):
     (check,) = stores_and_runs(place)
     files = list(files_of(place))
     assert sorted(path.name for path in files) == [
-        "0000.done.npy", "0000.npy", "config.toml", "embeddings.npy", "graph.npy", "listing.parquet", "manifest.json",
-        "manifest.json", "metrics.jsonl", "report.html", "student.json", "student.safetensors",
+        "0000.done.npy", "0000.npy", "config.toml", "embeddings.npy", "graph.npy", "images.npy", "listing.parquet",
+        "manifest.json", "manifest.json", "metrics.jsonl", "report.html", "student.json", "student.safetensors",
     ]  # fmt: skip
-    assert (check.status, check.found.split(", ")[0]) == ("ok", f"12 files below {place} are what was written")
+    assert (check.status, check.found.split(", ")[0]) == ("ok", f"13 files below {place} are what was written")
     for path in files:
         for where in (0.0, 0.5, 0.999):
             place_of_flip = int(where * path.stat().st_size)
@@ -88,10 +88,10 @@ def test_what_has_no_checksums_is_said_and_gets_them(place: Path):
     before = {path: path.read_bytes() for path in files_of(place)}
     unsealed(place)
     without, _ = stores_and_runs(place)
-    assert (without.status, without.found.split(":")[0]) == ("warn", "11 files have no checksum")
+    assert (without.status, without.found.split(":")[0]) == ("warn", "12 files have no checksum")
     assert "--add-checksums" in without.fix
     (check,) = stores_and_runs(place, add_checksums=True)
-    assert (check.status, check.found.split(", ")[0]) == ("ok", f"12 files below {place} are what was written")
+    assert (check.status, check.found.split(", ")[0]) == ("ok", f"13 files below {place} are what was written")
     # Blocks of an array are cut otherwise; all else is as if it had been written so.
     same = {path: content for path, content in before.items() if path.name != "manifest.json" or "views" in str(path)}
     assert {path: path.read_bytes() for path in same if path.name != "student.json"} == {

@@ -24,7 +24,12 @@ FORMAT = 1  # of stores and of saved students; a change makes older ones unreada
 
 EMBED = "Run `understudy embed` with the same teacher and data: only what is damaged is made anew."
 GRAPH = "Run `understudy graph` on the store: only what is damaged is made anew."
-REMEDIES = {"embeddings.npy": EMBED, "listing.parquet": EMBED, "graph.npy": GRAPH}
+IMAGES = "Delete it: only `understudy embed --verify-images` needs it."
+REMEDIES = {"embeddings.npy": EMBED, "listing.parquet": EMBED, "graph.npy": GRAPH, "images.npy": IMAGES}
+"""The files of a store whose checksums lie in its manifest, and what to do about a damaged one."""
+
+ARRAYS = ("embeddings.npy", "graph.npy")
+"""Those of them that have blocks of rows behind a header."""
 
 log = logging.getLogger("understudy")
 
@@ -178,7 +183,7 @@ class Store:
     def describe(self, name: str, block: int) -> str:
         """A block of a file of the store in words: its number, and its rows or bytes."""
         start, end = self.checksums()[name].span(block)
-        if not name.endswith(".npy"):
+        if name not in ARRAYS:
             return f"block {block} (bytes {start:,} to {end - 1:,})"
         if block == 0:
             return "block 0 (the header)"

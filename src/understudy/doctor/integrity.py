@@ -24,13 +24,11 @@ from understudy.artifacts import (
     write_text,
 )
 from understudy.artifacts.seals import SEALED
+from understudy.artifacts.store import ARRAYS, REMEDIES
 from understudy.doctor.check import Check
 from understudy.embed.recorded import view_file
 from understudy.embed.view_file import OLD_MARK, marks_of
 from understudy.errors import StoreError, UnderstudyError
-
-ARRAYS = ("embeddings.npy", "listing.parquet", "graph.npy")
-"""Files of a store whose checksums lie in its manifest."""
 
 RUN = ("metrics.jsonl", "student.json", "checkpoint")
 """What a run folder holds one of, beside its configuration."""
@@ -96,7 +94,7 @@ def files_of(place: Path) -> Iterator[Path]:
 
 
 def _has_checksum(name: str) -> bool:
-    return name in (*ARRAYS, "student.safetensors", "metrics.jsonl") or os.path.splitext(name)[1] in SEALED
+    return name in (*REMEDIES, "student.safetensors", "metrics.jsonl") or os.path.splitext(name)[1] in SEALED
 
 
 def examine(path: Path) -> str:
@@ -106,7 +104,7 @@ def examine(path: Path) -> str:
         UnderstudyError: the file is damaged; the sentence says where.
         OSError: it cannot be read.
     """
-    if path.name in ARRAYS:
+    if path.name in REMEDIES:
         store = Store(path.parent)
         store.require_whole(path.name, everything=True)
         return WHOLE if path.name in store.checksums() else WITHOUT
@@ -154,7 +152,7 @@ def add_checksum(path: Path) -> None:
     Raises:
         UnderstudyError: it cannot be read.
     """
-    if path.name in ARRAYS:
+    if path.name in REMEDIES:
         store = Store(path.parent)
         sums = Checksums.of(path, _ends(path, int(store.manifest["rows"])))
         store.amend(checksums={**store.manifest.get("checksums", {}), path.name: str(sums)})
@@ -180,7 +178,7 @@ def add_checksum(path: Path) -> None:
 
 def _ends(path: Path, rows: int) -> list[int] | None:
     """Where the blocks of a store's array end; None for a file that holds no rows."""
-    if path.suffix != ".npy":
+    if path.name not in ARRAYS:
         return None
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     header, width = path.stat().st_size - array.nbytes, array.nbytes // rows
