@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "understudy"
 
 # Design section 1. `errors` is the basement under floor 0; `demo`, `compare` and `plan` stand on `pipeline`.
 FLOORS = (
-    {"errors"},
+    {"errors", "parent"},
     {"settings", "artifacts", "hardware", "papers", "philox"},
     {"registry"},
     {"sources"},

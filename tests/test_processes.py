@@ -135,7 +135,7 @@ if not os.fork():
     if not os.fork():
         import understudy
         open("begun", "w").write(str(os.getpid()))
-        while os.getppid() == understudy.PARENT: time.sleep(0.01)
+        while os.getppid() == understudy.parent.PARENT: time.sleep(0.01)
         from understudy.train.distributed import join
         open("joins", "w").close()
         join("cpu")

@@ -7,10 +7,10 @@ vectors = student.embed(student.preprocess(image)[None])   # in the teacher's sp
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from understudy.errors import UnderstudyError
+from understudy.parent import PARENT as PARENT
 
 if TYPE_CHECKING:
     from understudy.artifacts import Run
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["Run", "Student", "UnderstudyError", "__version__", "distill", "load_student"]
-
-PARENT = os.getppid()
-"""The process that started this one, asked before anything slow is imported: by then it may be gone."""
 
 _HOMES = {
     "Run": "understudy.artifacts",

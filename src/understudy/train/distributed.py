@@ -19,9 +19,9 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from understudy import PARENT
 from understudy.artifacts import Writers
 from understudy.errors import ConfigError, TrainingError
+from understudy.parent import PARENT
 
 # Public since torch 2.15.
 _set_timeout: Any = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
