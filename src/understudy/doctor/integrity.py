@@ -26,8 +26,7 @@ from understudy.artifacts import (
 from understudy.artifacts.seals import SEALED
 from understudy.artifacts.store import ARRAYS, REMEDIES
 from understudy.doctor.check import Check
-from understudy.embed.recorded import view_file
-from understudy.embed.view_file import OLD_MARK, marks_of
+from understudy.embed.view_file import OLD_MARK, ViewFile, marks_of
 from understudy.errors import StoreError, UnderstudyError
 
 RUN = ("metrics.jsonl", "student.json", "checkpoint")
@@ -129,7 +128,7 @@ def _examine_view(path: Path) -> str:
     """The rows of a recorded view, or their marks: both are compared when it is the turn of the rows."""
     if path.name.endswith(".done.npy"):
         return WHOLE
-    file = view_file(path.parent, int(path.stem))
+    file = ViewFile.there(path.parent, int(path.stem))
     if (damaged := file.damaged_header()) is not None:
         raise StoreError(f"{damaged} is damaged in its header. Train with these views again: it is written anew.")
     if file.marks.dtype == OLD_MARK:
@@ -157,7 +156,7 @@ def add_checksum(path: Path) -> None:
         sums = Checksums.of(path, _ends(path, int(store.manifest["rows"])))
         store.amend(checksums={**store.manifest.get("checksums", {}), path.name: str(sums)})
     elif path.parent.parent.name == "views" and path.suffix == ".npy":
-        file = view_file(path.parent, int(path.stem))
+        file = ViewFile.there(path.parent, int(path.stem))
         marks = np.concatenate([
             marks_of(file.cells[low : low + ROWS]) * (file.marks[low : low + ROWS] == 1)
             for low in range(0, len(file.marks), ROWS)

@@ -230,24 +230,13 @@ class Recorded:
             if number not in self._open:
                 if not marks_path(self.folder, number).is_file():
                     continue
-                self._open[number] = view_file(self.folder, number)
+                self._open[number] = ViewFile.there(self.folder, number)
             places = np.flatnonzero(view == number)
             recorded[places] = self._open[number].whole(index[places])
         return recorded
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "_open": {}}  # each process maps the files for itself
-
-
-def view_file(folder: Path, number: int) -> ViewFile:
-    """The files of a view number that are there, to be read.
-
-    Raises:
-        StoreError: the manifest cannot be read.
-    """
-    manifest = read_table(folder / "manifest.json", "Run the same command again: it is written anew.")
-    shape, dtype = (int(manifest["rows"]), int(manifest["D"])), np.dtype(manifest["key"]["dtype"])
-    return ViewFile(folder, number, shape, dtype, writable=False)
 
 
 def in_fixed_batches(

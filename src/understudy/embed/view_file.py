@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int64, UInt32
 
-from understudy.artifacts import check_regular, checksum, room_on_disk
+from understudy.artifacts import check_regular, checksum, read_table, room_on_disk
 from understudy.errors import StoreError
 
 MARK = np.dtype(np.uint32)
@@ -52,6 +52,21 @@ class ViewFile:
                 f"{self.marks_path} was written without checksums, so that damage to these recorded views is not seen: "
                 "`understudy doctor --store FOLDER --add-checksums` adds them."
             )
+
+    @classmethod
+    def there(cls, folder: Path, number: int) -> ViewFile:
+        """The files of a view number that are there, to be read.
+
+        Raises:
+            StoreError: the manifest beside them cannot be read.
+        """
+        path = folder / "manifest.json"
+        manifest = read_table(path, "Train with these views again: it is written anew.")
+        try:
+            shape, dtype = (int(manifest["rows"]), int(manifest["D"])), np.dtype(manifest["key"]["dtype"])
+        except (KeyError, TypeError, ValueError):
+            raise StoreError(f"{path} does not say what the views are. Delete {folder}.") from None
+        return cls(folder, number, shape, dtype, writable=False)
 
     def damaged_header(self) -> Path | None:
         """The one of the two files whose first bytes, which are known, are others."""
