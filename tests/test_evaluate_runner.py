@@ -246,12 +246,14 @@ def test_without_evaluation_images_fidelity_alone_with_its_caveat(
     ]
     with np.load(run.sample_path) as sample:
         assert (sample["labels"] == -1).all()  # there are labels in these folders; nobody asked for them
-    result = evaluate_run(run, EvaluationSettings(), store_root=tmp_path, workers=0)
+    both = EvaluationSettings(protocols=("fidelity", "drop_in"))
+    result = evaluate_run(run, both, store_root=tmp_path, workers=0)
+    assert "Drop-in search was measured on 150 of the training images" in result["about"]["caveats"][2]
     assert "150 of the training images: it flatters the student" in result["about"]["caveats"][1]
     # Fidelity's own sentence stays as long as its figures, and is not said of others.
     labeled = EvaluationSettings(protocols=("knn",), on=(f"set={digits}",))
     result = evaluate_run(run, labeled, store_root=tmp_path, workers=0)
-    assert len(result["about"]["caveats"]) == 1 and "fidelity" in result["student"] and "knn@set" in result["student"]
+    assert len(result["about"]["caveats"]) == 2 and "fidelity" in result["student"] and "knn@set" in result["student"]
     result = evaluate_run(finished(), labeled, store_root=tmp_path / "other", workers=0)
     assert result["about"]["caveats"] == [] and "fidelity" not in result["student"]
 
@@ -542,7 +544,7 @@ def test_ten_protocols_cost_one_pass_over_each_image_set(
         for split in ("train", "test")
     }
     protocols = (
-        "knn", "linear", "asymmetric_knn", "semi", "transfer", "retrieval", "robustness", "fidelity", "cost"
+        "knn", "linear", "asymmetric_knn", "semi", "transfer", "retrieval", "robustness", "fidelity", "drop_in", "cost",
     )  # fmt: skip
     on = (f"other={tmp_path / 'other'}", f"alone={tmp_path / 'alone'}")
     few = RobustnessSettings(severities=(3,), images=10)
@@ -550,7 +552,7 @@ def test_ten_protocols_cost_one_pass_over_each_image_set(
     monkeypatch.setattr(
         PROTOCOLS["cost"], "evaluate", staticmethod(lambda *_: {"parameters": 1})
     )  # blank images are no set
-    # The tenth: a protocol of ours that asks for everything at once.
+    # The last: a protocol of ours that asks for everything at once.
     monkeypatch.setattr(
         PROTOCOLS["linear_sgd"], "evaluate", staticmethod(lambda encoded_set, _: {"rows": len(encoded_set.test)})
     )
@@ -570,7 +572,9 @@ def test_ten_protocols_cost_one_pass_over_each_image_set(
         "knn", "knn@other", "linear", "semi", "transfer@other", "retrieval", "retrieval@other", "robustness",
         "robustness@alone", "fidelity", "cost", "linear_sgd",
     }  # fmt: skip
-    assert {"asymmetric_knn", "asymmetric_knn@other", "retrieval"} <= set(result["student_embed"])
+    asymmetric = {"asymmetric_knn", "asymmetric_knn@other", "drop_in", "drop_in@other", "retrieval"}
+    assert asymmetric <= set(result["student_embed"])
+    assert result["student_embed"]["drop_in"]["map"] == result["student_embed"]["retrieval"]["asymmetric_map"]
     assert "asymmetric_map" in result["student_embed"]["retrieval"]
     assert "asymmetric_map" not in result["student"]["retrieval"]
     assert result["student"]["robustness@alone"]["top1"] == result["student"]["linear"]["top1"]

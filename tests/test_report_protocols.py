@@ -71,6 +71,7 @@ def scaled(share: float) -> dict[str, dict[str, Any]]:
 def measure(run: Run, share: float) -> Run:
     """Give a run figures of every protocol: the student's are that share of the teacher's."""
     embed = {"asymmetric_knn": {"top1@1": 60.0, "top1@10": 72.0}, "fidelity": {**FIDELITY, "row_cosine": 0.95}}
+    embed["drop_in"] = {"recall@10": 60.0, "reverse_recall@10": 55.0, "map": 48.0, "map_teacher": 50.0, "images": 201}
     embed["retrieval"] = {"map": 45.0, "asymmetric_map": 35.0, "asymmetric_recall@1": 70.0, "queries": 100}
     student = scaled(share) | {"fidelity": dict(FIDELITY)}
     write_evaluation(run, {"teacher": TEACHER, "student": student, "student_embed": embed, "about": ABOUT})
@@ -112,6 +113,8 @@ def test_shares_of_the_teacher_by_hand(results: Results) -> None:
         ("robustness", "mean_error"): defaults,  # of what the error leaves to 100
         ("robustness@imagenet-a", "top1"): defaults,
         ("fidelity", "overlap@11"): {"coss": 44.0, "no-space": 44.0},
+        ("drop_in", "recall@10"): {"coss": 60.0, "no-space": 60.0},  # of the teacher's own answers, 100
+        ("drop_in", "reverse_recall@10"): {"coss": 55.0, "no-space": 55.0},
         ("detection@coco", "box_ap"): defaults,
         ("segmentation@voc-masks", "miou"): defaults,
         ("davis@davis", "j_and_f"): defaults,
@@ -127,6 +130,8 @@ def test_shares_of_the_teacher_by_hand(results: Results) -> None:
         ("robustness", "mean_error"): pytest.approx(100 * 10 / 50),
         ("robustness@imagenet-a", "top1"): pytest.approx(100 * 25 / 10),  # 4 classes, and a teacher worse than guessing
         ("fidelity", "overlap@11"): pytest.approx(100 * 11 / 110),
+        ("drop_in", "recall@10"): pytest.approx(100 * 10 / 200),
+        ("drop_in", "reverse_recall@10"): pytest.approx(100 * 10 / 200),
     }
 
 
@@ -201,7 +206,8 @@ def test_the_results_table_is_grouped_by_protocol_and_set(runs: list[Run], tmp_p
         "k nearest neighbors, main images", "Linear probe, main images",
         "Asymmetric k nearest neighbors, main images", "Semi-supervised, main images", "Transfer, pets",
         "Retrieval, main images", "Retrieval, roxford5k",
-        "Robustness and shift, main images", "Robustness and shift, imagenet-a", "Fidelity, main images", "Cost",
+        "Robustness and shift, main images", "Robustness and shift, imagenet-a", "Fidelity, main images",
+        "Drop-in search, main images", "Cost",
         "Detection and instance segmentation, coco", "Semantic segmentation, voc-masks",
         "Video object segmentation, davis",
     ]  # fmt: skip
@@ -315,7 +321,7 @@ def test_garbage_is_a_sentence_and_not_a_crash(tmp_path: Path) -> None:
     run.evaluation_path.write_text('{"student": {"knn": {"top1@10": NaN, "top1@1": 50.0}}}')
     assert "knn top1@10 of student is no number (nan)" in report(tmp_path, run).text
     run.evaluation_path.write_text("[]")
-    with pytest.raises(StoreError, match="holds no table of figures"):
+    with pytest.raises(StoreError, match="holds a list where a table is expected"):
         report(tmp_path, run)
 
 

@@ -62,11 +62,18 @@ def open_main_images(
     # Sets of `--on` may have labels of their own.
     unlabeled = {} if settings.on else {"": "No evaluation images were given, so nothing was measured with labels."}
     if held_out is not None:
-        caveat = f"Fidelity was measured on {len(held_out)} images held out of training."
-        return MainImages(None, held_out, held_out.spec, {**unlabeled, "fidelity": caveat})
+        caveats = _of_agreement(f"was measured on {len(held_out)} images held out of training.")
+        return MainImages(None, held_out, held_out.spec, {**unlabeled, **caveats})
     source = open_source(run["data"]["spec"], limit=UNLABELED, listings=listings)
-    caveat = f"Fidelity was measured on {len(source)} of the training images: it flatters the student."
-    return MainImages(None, source, source.spec, {**unlabeled, "fidelity": caveat})
+    caveats = _of_agreement(f"was measured on {len(source)} of the training images: it flatters the student.")
+    return MainImages(None, source, source.spec, {**unlabeled, **caveats})
+
+
+def _of_agreement(words: str) -> dict[str, str]:
+    """A sentence on each protocol that compares with the teacher without labels."""
+    needs = {name: protocol.requirements for name, protocol in PROTOCOLS.items()}
+    chosen = [name for name, need in needs.items() if need.reference and not need.labels]
+    return {name: f"{PROTOCOLS[name].display.title} {words}" for name in chosen}
 
 
 @dataclass(frozen=True)

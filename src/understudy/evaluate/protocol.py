@@ -82,6 +82,7 @@ class Display:
         accuracies: patterns of shares of images whose class was predicted, so that chance is a known share.
         counts: patterns of figures that say what others were counted on.
         whole: patterns of further figures that are whole numbers.
+        agreement: patterns of figures NAME@K, the share of the teacher's K nearest images: a teacher has 100.
     """
 
     title: str
@@ -100,11 +101,12 @@ class Display:
     accuracies: tuple[str, ...] = ACCURACIES
     counts: tuple[str, ...] = COUNTS
     whole: tuple[str, ...] = ()
+    agreement: tuple[str, ...] = (r"overlap@\d+",)
 
     def table(self, names: Iterable[str]) -> dict[str, Any]:
         """Plain JSON for evaluation.json, for the figures of these names.
 
-        "compared", "quoted" and "less" stay patterns. What is said of single figures is said by name.
+        "compared", "quoted", "less" and "agreement" stay patterns. What is said of single figures is said by name.
         """
         shown = [name for name in dict.fromkeys(names) if not ENDS.fullmatch(name)]
 

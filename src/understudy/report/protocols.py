@@ -20,10 +20,10 @@ SIZES = frozenset({"parameters", "flops"})
 class Display:
     """How one protocol is shown: its entry in `about.protocols` of evaluation.json; see `evaluate.protocol.Display`.
 
-    "compared", "quoted" and "less" are patterns of figures; the rest names single figures. `figures` are their titles;
-    `labels` those in a chart, where "SHORT, TITLE" is not it; `settings` the keys of the evaluation's settings that
-    decide the protocol. One without an entry is shown all the same: every figure, under the name that the file gives
-    it.
+    "compared", "quoted", "less" and "agreement" are patterns of figures; the rest names single figures. `figures` are
+    their titles; `labels` those in a chart, where "SHORT, TITLE" is not it; `settings` the keys of the evaluation's
+    settings that decide the protocol. One without an entry is shown all the same: every figure, under the name that the
+    file gives it.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Display:
     accuracies: Sequence[str] = ()
     counts: Sequence[str] = ()
     whole: Sequence[str] = ()
+    agreement: Sequence[str] = (r"overlap@\d+",)
 
     @classmethod
     def from_json(cls, name: str, entry: Any) -> Display:
@@ -74,6 +75,10 @@ class Display:
     def is_error(self, metric: str) -> bool:
         """Whether a figure is a share of wrong answers, in per cent."""
         return self.in_percent(metric) and self.less_is_better(metric)
+
+    def is_agreement(self, metric: str) -> bool:
+        """Whether a figure NAME@K is a share of the teacher's K nearest images, so that a teacher has 100."""
+        return any(re.fullmatch(pattern, metric) for pattern in self.agreement)
 
     def compared_in(self, metrics: Sequence[str]) -> list[str]:
         """The figures that stand for the protocol beside the teacher's.

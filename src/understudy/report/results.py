@@ -140,9 +140,9 @@ class Results:
     def chance(self, row: Model, key: str, metric: str) -> float | None:
         """What guessing reaches in per cent: one class of C, or k of the other images; None where that is not known."""
         figures, record, target = row.scores.get(key, {}), row.record, split(key)[1]
-        if metric.startswith("overlap@") and figures.get("images", 0) > 1:
-            return min(100.0, 100 * float(metric.removeprefix("overlap@")) / (figures["images"] - 1))
         display = self.displays.display(key)
+        if display.is_agreement(metric) and figures.get("images", 0) > 1:
+            return min(100.0, 100 * float(metric.rpartition("@")[2]) / (figures["images"] - 1))
         is_error = display.is_error(metric)
         if not is_error and metric not in display.accuracies:
             return None

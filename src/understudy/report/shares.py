@@ -69,7 +69,7 @@ def quality_shares(results: Results) -> list[TeacherShare]:
 
 def _teacher_figure(results: Results, key: str, metric: str) -> float | None:
     """The teacher's figure that a student's is held against."""
-    if metric.startswith("overlap@"):
+    if results.displays.display(key).is_agreement(metric):
         return 100.0
     if results.teacher is None:
         return None
