@@ -160,3 +160,34 @@ def test_preprocess_takes_what_data_sources_read() -> None:
     assert torch.equal(contract.preprocess(deep), contract.preprocess(image.convert("L")))
     with pytest.raises(UnreadableImage, match="the image has 1 x 70,000 pixels"):
         contract.preprocess(Image.new("L", (1, 70_000)))
+
+
+@pytest.mark.parametrize("size", [(97, 61), (61, 98), (60, 60)])
+@pytest.mark.parametrize("crop", [1.0, 0.875])
+def test_the_ways_into_a_square_are_those_of_torchvision_and_of_transformers(
+    size: tuple[int, int], crop: float
+) -> None:
+    """Torchvision rounds the place of a crop, transformers rounds it down; squashing keeps no proportions."""
+    from torchvision.transforms import v2
+
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    short = round(32 / crop)
+    shorter = v2.functional.resize(image, short, antialias=True)
+
+    def pixels(fit: str) -> np.ndarray:
+        tensor = Contract(32, (0, 0, 0), (1, 1, 1), "bilinear", crop, fit).preprocess(image)
+        return (tensor.permute(1, 2, 0) * 255).round().byte().numpy()
+
+    assert (pixels("crop") == np.asarray(v2.functional.center_crop(shorter, 32))).all()
+    left, top = (shorter.width - 32) // 2, (shorter.height - 32) // 2
+    assert (pixels("crop-floor") == np.asarray(shorter.crop((left, top, left + 32, top + 32)))).all()
+    squashed = v2.functional.center_crop(v2.functional.resize(image, (short, short), antialias=True), 32)
+    assert (pixels("squash") == np.asarray(squashed)).all()
+
+
+def test_a_table_names_the_way_into_the_square_where_it_is_not_the_usual_one() -> None:
+    squash = Contract(32, fit="squash")
+    assert squash.table()["fit"] == "squash" and Contract.from_table(squash.table()) == squash
+    assert "fit" not in Contract(32).table()
+    with pytest.raises(ModelError, match="Unknown way 'squish'.*Did you mean 'squash'"):
+        Contract(32, fit="squish")

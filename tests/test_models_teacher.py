@@ -273,12 +273,63 @@ def test_outputs_are_chosen_by_name_and_flattened(tmp_path: Path) -> None:
     assert build_teacher(f"onnx:{unpooled}").width == 32
 
 
+def test_one_of_several_outputs_is_chosen_in_the_spec_or_by_a_flag_and_is_another_teacher(tmp_path: Path) -> None:
+    file = onnx_file(tmp_path / "a#b.onnx", structured(), outputs=("logits", "embedding"))
+    own, asked = build_teacher(f"onnx:{file}"), build_teacher(f"onnx:{file}#embedding")
+    other, flag = build_teacher(f"onnx:{file}#logits"), build_teacher(f"onnx:{file}", output="logits")
+    assert own.fingerprint == asked.fingerprint != other.fingerprint == flag.fingerprint
+    assert other.weights.endswith("; output logits") and (own.output, flag.output) == ("pooled", "logits")
+    without = onnx_file(tmp_path / "w.onnx", structured(), outputs=("first", "second"))
+    assert build_teacher(f"onnx:{without}#second").width == 32
+    for spec, output, message in (
+        (f"onnx:{without}#third", "pooled", "it has first .* second .*'third' was asked for.*onnx:FILE#OUTPUT"),
+        (f"onnx:{without}#first", "second", "names one output, and --teacher-output second another"),
+        (f"onnx:{without}", "cls", "'cls' was asked for"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            build_teacher(spec, output=output)
+
+
+@pytest.mark.parametrize("kind", ["float16", "uint8"])
+@pytest.mark.parametrize("batch", ["batch", 2])
+def test_a_graph_is_fed_the_numbers_and_the_layout_that_it_declares(
+    tmp_path: Path, kind: str, batch: int | str
+) -> None:
+    weight = structured()
+    own = {"float16": TensorProto.FLOAT16, "uint8": TensorProto.UINT8}[kind]
+    nodes = [
+        helper.make_node("Cast", ["images"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["numbers"], ["first"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["first", "weight"], ["map"], pads=[1, 1, 1, 1]),
+        helper.make_node("ReduceMean", ["map", "axes"], ["mean"], keepdims=0),
+        helper.make_node("Cast", ["mean"], ["embedding"], to=TensorProto.FLOAT16),
+    ]
+    tensors = [numpy_helper.from_array(weight.numpy(), "weight"), numpy_helper.from_array(np.array([2, 3]), "axes")]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("images", own, (batch, 8, 8, 3))],
+        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT16, (batch, 32))], tensors,
+    )  # fmt: skip
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), tmp_path / "t.onnx")
+    pixels = torch.randint(0, 256, (5, 3, 8, 8)) / 255
+    if kind == "uint8":
+        teacher, expected = build_teacher(f"onnx:{tmp_path / 't.onnx'}"), pixels * 255
+        with pytest.raises(ModelError, match="takes pixels as they are, from 0 to 255: leave out --teacher-mean"):
+            build_teacher(f"onnx:{tmp_path / 't.onnx'}", mean=(0.5,) * 3, std=(0.5,) * 3)
+    else:
+        teacher = build_teacher(f"onnx:{tmp_path / 't.onnx'}", mean=(0.5,) * 3, std=(0.5,) * 3)
+        expected = pixels * 2 - 1
+    expected = nn.functional.conv2d(expected, weight, padding=1).mean((2, 3))
+    answer = teacher(pixels)
+    assert answer.dtype == torch.float32 and teacher.contract.size == 8
+    torch.testing.assert_close(answer, expected, rtol=2e-3, atol=2e-3 * float(expected.abs().max()))
+
+
 def test_garbage_and_gray_onnx_files_are_sentences(tmp_path: Path) -> None:
     (tmp_path / "garbage.onnx").write_bytes(b"no protobuf " * 50)
     with pytest.raises(ModelError, match="garbage.onnx cannot be loaded as an ONNX model"):
         build_teacher(f"onnx:{tmp_path / 'garbage.onnx'}")
     gray = onnx_file(tmp_path / "gray.onnx", torch.rand(32, 1, 3, 3), shape=("batch", 1, 8, 8))
-    with pytest.raises(ModelError, match=r"one float32 input \(batch, 3, H, W\); it takes images"):
+    with pytest.raises(ModelError, match=r"one input of images, \(batch, 3, H, W\) or .*; it takes images"):
         build_teacher(f"onnx:{gray}")
     with pytest.raises(ModelError, match="frozen and cannot be trained"):
         build_encoder(f"onnx:{onnx_file(tmp_path / 't.onnx', structured())}", pretrained=False)

@@ -218,8 +218,9 @@ def teacher_of(settings: TeacherSettings, device: torch.device) -> Teacher:
     from understudy.models.teacher import build_teacher
 
     return build_teacher(
-        settings.spec, mean=settings.mean, std=settings.std, precision=settings.precision, device=device
-    )
+        settings.spec, mean=settings.mean, std=settings.std, image_size=settings.image_size, output=settings.output,
+        precision=settings.precision, device=device,
+    )  # fmt: skip
 
 
 def data_stage(

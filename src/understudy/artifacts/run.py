@@ -25,7 +25,7 @@ CONFIG = "Take it from a copy of the run, or name another --out. (Was it edited 
 KINDS: dict[str, type] = {
     "spec": str, "architecture": str, "weights": str, "contract": dict, "head": dict, "data": dict, "method": dict,
     "teacher": dict, "teacher.spec": str, "teacher.fingerprint": str, "teacher.contract": dict,
-    "teacher.precision": str,
+    "teacher.precision": str, "teacher.output": str,
 }  # fmt: skip
 """What the parts of student.json are that others read without a look."""
 

@@ -8,8 +8,8 @@ from understudy.cli.options import Options
 from understudy.cli.verb import Verb
 
 MAIN = (
-    "data", "teacher", "student", "method", "eval_data", "image_size", "passes", "batch_size", "seed", "limit", "out",
-    "device",
+    "data", "teacher", "teacher_size", "student", "method", "eval_data", "image_size", "passes", "batch_size", "seed",
+    "limit", "out", "device",
 )  # fmt: skip
 
 

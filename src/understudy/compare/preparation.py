@@ -21,6 +21,7 @@ class Preparation:
             settings = dataclasses.replace(cell.settings, eval_data=None)
             key = fingerprint(
                 settings.teacher, settings.teacher_mean, settings.teacher_std, settings.teacher_precision,
+                settings.teacher_size, settings.teacher_output,
                 settings.data, settings.limit, settings.holdout, settings.views.teacher, settings.transform,
                 settings.neighbors.n if settings.neighbors.k else 0, cell.settings.eval_data,
                 as_table(cell.settings.evaluation),

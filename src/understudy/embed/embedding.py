@@ -78,7 +78,7 @@ class Inference:
         """Images without augmentation, as the contract wants them; see `ImageLoader`."""
         loader = ImageLoader(
             source, size=contract.size, crop=contract.crop, interpolation=contract.interpolation,
-            batch_size=self.batch_size, workers=self.workers, parts=parts, sums=sums,
+            batch_size=self.batch_size, workers=self.workers, parts=parts, sums=sums, fit=contract.fit,
         )  # fmt: skip
         return iter(loader)
 

@@ -9,6 +9,11 @@ from understudy.settings import setting
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 """What a teacher can compute in; `models.precision.resolve_precision` says what auto is."""
 
+TEACHER_OUTPUT = (
+    "What of the network is its embedding: pooled, its own convention; cls, the class token; patch-mean, the mean of "
+    "the patch tokens; cls+patch-mean, both side by side; or the name of a part of it, or of an output of an ONNX file."
+)
+
 TRANSFORMS = ("none", "center", "standardize", "whiten", "phi-s")
 """What can be done to the teacher's space before the loss; `embed.transform.fit` says what each is."""
 
@@ -37,7 +42,10 @@ class EmbedSettings:
     teacher_precision: str = setting(
         "auto", "Precision of the encoder; auto: tf32 on a CUDA device that has it, fp32 elsewhere.", choices=PRECISIONS
     )
-    image_size: int | None = setting(None, "Input side in pixels. Default: the encoder's own.", minimum=8)
+    teacher_output: str = setting("pooled", TEACHER_OUTPUT)
+    image_size: int | None = setting(
+        None, "Input side in pixels. Default: the encoder's own.", minimum=8, synonyms="teacher_size"
+    )
     store: str = setting("store", "Root folder of the stores.", synonyms="out output_dir")
     dtype: str = setting("float16", "Stored precision.", choices=("float16", "float32"))
     batch_size: int = setting(128, "Images per forward pass.", minimum=1)

@@ -173,7 +173,10 @@ def _teacher_of(run: Run, origin: Mapping[str, Any], device: torch.device, notif
         precision = "fp32"
         if notify is not None:
             notify(f"In training the teacher computed in tf32, which {device} does not have: here it computes in fp32.")
-    teacher = build_teacher(origin["spec"], mean=contract.mean, std=contract.std, precision=precision, device=device)
+    teacher = build_teacher(
+        origin["spec"], mean=contract.mean, std=contract.std, image_size=contract.size,
+        output=origin.get("output", "pooled"), precision=precision, device=device,
+    )  # fmt: skip
     if teacher.fingerprint != origin["fingerprint"]:
         raise ModelError(
             f"The teacher {origin['spec']} is {teacher.fingerprint} now, and the run was trained with "

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from understudy.errors import ModelError, ShapeError, first_line
 from understudy.settings import nearest
-from understudy.sources.decode import RESAMPLING, center, to_rgb
+from understudy.sources.decode import FITS, RESAMPLING, center, to_rgb
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -41,6 +41,8 @@ class Contract:
         interpolation: "nearest", "bilinear", "bicubic" or "lanczos".
         crop: share of the resized shorter side that the center crop keeps: an image is resized to round(size / crop)
             on its shorter side, then cropped to size x size. 1.0 keeps the largest centered square.
+        fit: "crop", as just said; "crop-floor", which rounds half a pixel down where it begins to crop; or "squash",
+            which resizes both sides to round(size / crop), so that 1.0 keeps the whole image in other proportions.
 
     Raises:
         ModelError: a value that no network can have.
@@ -51,6 +53,7 @@ class Contract:
     std: tuple[float, ...] = IMAGENET_STD
     interpolation: str = "bilinear"
     crop: float = 1.0
+    fit: str = "crop"
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
@@ -67,6 +70,8 @@ class Contract:
             raise ModelError(f"A crop share lies in (0, 1]; got {self.crop}.")
         if self.interpolation not in RESAMPLING:
             raise ModelError(f"Unknown interpolation '{self.interpolation}'. {nearest(self.interpolation, RESAMPLING)}")
+        if self.fit not in FITS:
+            raise ModelError(f"Unknown way '{self.fit}' to fit an image into a square. {nearest(self.fit, FITS)}")
 
     def _refuse_other_scale(self) -> None:
         """Refuse the statistics of pixels in 0..255, with those that were meant.
@@ -97,8 +102,12 @@ class Contract:
         return replace(self, **{name: value for name, value in values.items() if value is not None})
 
     def table(self) -> dict[str, Any]:
-        """The contract as plain JSON, the inverse of `from_table`."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        """The contract as plain JSON, the inverse of `from_table`; `fit` is left out where it is the usual one."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+            if (name, value) != ("fit", "crop")
+        }
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any]) -> Contract:
@@ -121,10 +130,10 @@ class Contract:
             raise ModelError(
                 f"An input contract has numbers for size, mean, std and crop ({first_line(error)}); got {dict(table)}."
             ) from None
-        return cls(*values, interpolation, crop)
+        return cls(*values, interpolation, crop, str(table.get("fit", "crop")))
 
     def preprocess(self, image: Image.Image) -> Float32[Tensor, "3 S S"]:
-        """One image as the network wants it: what training saw of the same file, resized, center cropped, normalized.
+        """One image as the network wants it: what training saw of the same file, resized, cropped, normalized.
 
         Args:
             image: as PIL opens it, any kind of those that data sources read. EXIF, alpha, palettes and 16 bits are
@@ -137,7 +146,7 @@ class Contract:
             UnreadableImage: it cannot be decoded, or is larger than an image may be.
         """
         rgb = to_rgb(image, getattr(image, "filename", "") or "the image")
-        square = center(rgb, self.size, self.crop, self.interpolation)
+        square = center(rgb, self.size, self.crop, self.interpolation, self.fit)
         pixels = np.asarray(square, dtype=np.float32) / 255
         normalized = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return torch.from_numpy(np.ascontiguousarray(normalized.transpose(2, 0, 1)))

@@ -108,6 +108,19 @@ def try_out(file: Path, external: list[Path], size: int | None) -> None:
     TRIED.add(key)
 
 
+NUMPY = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
+
+
+def image_layout(inputs: list[Any]) -> tuple[bool, str] | None:
+    """Whether channels come last, and the type, of the one input of a session if it is of images; else None."""
+    if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in NUMPY:
+        return None
+    _, first, _, last = inputs[0].shape
+    if 3 not in (first, last):
+        return None
+    return first != 3, inputs[0].type
+
+
 def _tensors(model: Any) -> Iterator[Any]:
     """All tensors of a model, those in branches, loops and functions included."""
     graphs: list[Any] = [model.graph]
@@ -149,19 +162,23 @@ def _child(job: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:
         return {"load": first_line(error)}
     inputs = session.get_inputs()
-    if len(inputs) != 1 or len(inputs[0].shape) != 4:
+    layout = image_layout(inputs)
+    if layout is None:
         return {}  # the encoder has the words for it
-    batch, channels, *sides = (axis if isinstance(axis, int) else None for axis in inputs[0].shape)
+    channels_last, kind = layout
+    batch, *sides = (axis if isinstance(axis, int) else None for axis in inputs[0].shape)
+    del sides[2 if channels_last else 0]
     size = job["size"]
     if size is None:
         with contextlib.suppress(Exception):  # the encoder reads it again, with words for what is wrong
             size = np.ravel(json.loads(session.get_modelmeta().custom_metadata_map["understudy.input"])["size"])[0]
     size = int(min(4096, max(1, size))) if isinstance(size, int | np.integer) else 224
-    shape = (batch or 1, channels or 3, *(side or size for side in sides))
+    shape = [batch or 1, *(side or size for side in sides)]
+    shape.insert(3 if channels_last else 1, 3)
     try:
-        session.run(None, {inputs[0].name: np.zeros(shape, np.float32)})
+        session.run(None, {inputs[0].name: np.zeros(shape, NUMPY[kind])})
     except Exception as error:
-        return {} if inputs[0].type != "tensor(float)" else {"run": first_line(error), "size": size}
+        return {"run": first_line(error), "size": size}
     return {}
 
 

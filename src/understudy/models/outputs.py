@@ -5,6 +5,7 @@ Feature maps of any network are in `dense`, which takes them by `record_outputs`
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,8 +16,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from torchvision.models import VisionTransformer
 
 from understudy.errors import ModelError, ShapeError, first_line
+from understudy.models.onnx_encoder import OnnxEncoder
+
+POOLED = "pooled"  # what a network ends in by its source's own convention
+TOKENS = ("cls", "patch-mean", "cls+patch-mean")  # what can be made of a vision transformer's tokens
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,105 @@ def require_outputs(module: nn.Module, spec: str, *, attention: bool) -> None:
     else:
         return
     raise ModelError(f"{spec} {reason}, e.g. {example}.")
+
+
+def read_out(module: nn.Module, output: str, spec: str) -> nn.Module:
+    """A network that ends in another of its outputs than its own convention says, which is "pooled".
+
+    Args:
+        module: a headless network.
+        output: "cls", the class token behind the last norm; "patch-mean", the mean of the patch tokens there, without
+            registers; "cls+patch-mean", (B, 2 F), the two behind each other; else the name of a part of the network
+            that puts out (B, D), or of an output of an ONNX file.
+        spec: how messages call the network.
+
+    Raises:
+        ModelError: the network has no such output.
+    """
+    if output == POOLED:
+        return module
+    if isinstance(module, OnnxEncoder):
+        return module  # it was told when it was opened
+    if output not in TOKENS:
+        parts = [name for name, _ in module.named_modules() if name]
+        if output not in parts:
+            close = difflib.get_close_matches(output, parts, n=5, cutoff=0.4)
+            nearest = f" Nearest: {', '.join(close)}." if close else ""
+            raise ModelError(
+                f"{spec} has no output '{output}': it is none of {POOLED}, {', '.join(TOKENS)}, and no part of the "
+                f"network is called so.{nearest}"
+            )
+        return ReadOut(module, output)
+    if token_reader(module) is None:
+        raise ModelError(
+            f"{spec} has no tokens, of which {output} could be made (it is a {type(module).__name__}). Leave out "
+            "--teacher-output, which is its own pooled feature."
+        )
+    if output.startswith("cls") and not has_class_token(module):
+        raise ModelError(f"{spec} has no class token. Take --teacher-output patch-mean, or its own: pooled.")
+    return ReadOut(module, output)
+
+
+class ReadOut(nn.Module):
+    """A network that ends in another of its outputs, see `read_out`; in all else it is the network itself."""
+
+    def __init__(self, network: nn.Module, output: str) -> None:
+        super().__init__()
+        self.network, self.output = network, output
+
+    def __getattr__(self, name: str) -> Any:
+        """What the network has: methods that compare tokens find blocks and patches where they always do."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "network":  # before it is there, while a copy is made
+                raise
+            return getattr(self.network, name)
+
+    def forward(self, x: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B D"]:
+        """(B, 3, S, S) prepared -> (B, D)."""
+        if self.output in TOKENS:
+            read = token_reader(self.network)
+            assert read is not None, "see read_out"
+            return self.forward_head(read(x))
+        with record_outputs({self.output: self.network.get_submodule(self.output)}) as calls:
+            self.network(x)
+        embedding = calls[-1][1] if calls else None
+        if not isinstance(embedding, Tensor) or embedding.ndim < 2 or embedding[0].numel() != embedding.shape[1]:
+            shape = tuple(embedding.shape) if isinstance(embedding, Tensor) else type(embedding).__name__
+            raise ModelError(f"The part '{self.output}' puts out {shape} for {len(x)} images, and must (B, D).")
+        return embedding.flatten(1)
+
+    def forward_head(self, tokens: Float[Tensor, "B T F"]) -> Float[Tensor, "B D"]:
+        """The tokens behind the last norm -> the embedding."""
+        prefix = 1 if isinstance(self.network, VisionTransformer) else int(self.num_prefix_tokens)
+        vectors = [tokens[:, 0]] if self.output.startswith("cls") else []
+        vectors += [tokens[:, prefix:].mean(1)] if self.output.endswith("patch-mean") else []
+        # Networks of timm that pool patches have their last norm behind the pooling.
+        norm = getattr(self.network, "fc_norm", None) or nn.Identity()
+        return torch.cat([norm(vector) for vector in vectors], 1)
+
+
+def token_reader(module: Any) -> Callable[[Tensor], Tensor] | None:
+    """How the tokens of a vision transformer are read, prefix first, behind the last norm; None of other networks."""
+    if isinstance(module, VisionTransformer):
+
+        def read(x: Tensor) -> Tensor:
+            with record_outputs({"encoder": module.encoder}) as calls:
+                module(x)
+            tokens: Tensor = calls[0][1]
+            return tokens
+
+        return read
+    if getattr(module, "num_prefix_tokens", None) is None or not hasattr(module, "forward_features"):
+        return None
+    features: Callable[[Tensor], Tensor] = module.forward_features
+    return features
+
+
+def has_class_token(module: nn.Module) -> bool:
+    """Whether the first token of a vision transformer stands for its whole image."""
+    return isinstance(module, VisionTransformer) or getattr(module, "cls_token", None) is not None
 
 
 def patch_count(module: Any, size: int) -> int:

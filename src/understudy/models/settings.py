@@ -27,3 +27,5 @@ class TeacherSettings:
     std: tuple[float, ...] | None = None  # three numbers on [0, 1]; the network's own unless given
     precision: str = "auto"  # what it computes in, see `precision.resolve_precision`
     sharded: bool = False  # whether each process holds a share of its weights
+    image_size: int | None = None  # side of its input in pixels; its own unless given
+    output: str = "pooled"  # what of it is the embedding, see `outputs.read_out`

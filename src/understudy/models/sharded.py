@@ -52,6 +52,7 @@ class ShardedTeacher(Teacher):
             )
         self.contract, self.spec, self.width = teacher.contract, teacher.spec, teacher.width
         self.weights, self.fingerprint, self.library = teacher.weights, teacher.fingerprint, teacher.library
+        self.output = teacher.output
         self.probe = teacher.probe
         self.parameters_count, self.precision = teacher.parameters_count, teacher.precision
         self.convolves = False  # channels last is no layout of a shard

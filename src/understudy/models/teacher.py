@@ -56,6 +56,7 @@ class Teacher(nn.Module):
         self.precision, self.module = precision, encoder.module.requires_grad_(False)
         self.contract, self.spec, self.width = encoder.contract, encoder.spec, encoder.width
         self.weights, self.fingerprint, self.library = encoder.weights, encoder.fingerprint, encoder.library
+        self.output = encoder.output
         self.probe: list[float] = []
         """Its answer to an image that nobody took, see `probe`; empty where nobody asked for it."""
         self.parameters_count = parameters(encoder.module)
@@ -95,7 +96,7 @@ class Teacher(nn.Module):
 
 def build_teacher(
     spec: str, *, mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
-    image_size: int | None = None, precision: str = "auto", device: torch.device | None = None,
+    image_size: int | None = None, output: str = "pooled", precision: str = "auto", device: torch.device | None = None,
 ) -> Teacher:  # fmt: skip
     """A teacher with weights, on the CPU.
 
@@ -104,6 +105,7 @@ def build_teacher(
         mean: three numbers on [0, 1]; default the network's own.
         std: three numbers on [0, 1]; default the network's own.
         image_size: input side in pixels; default the network's own.
+        output: what of the network is the embedding, see `outputs.read_out`.
         precision: "fp32", "tf32", "bf16", "fp16", or "auto", see `resolve_precision`.
         device: where it is going to run, which decides what "auto" is; the CPU unless given.
 
@@ -113,7 +115,7 @@ def build_teacher(
         ConfigError: a precision that the device does not have.
     """
     precision = resolve_precision(precision, device or torch.device("cpu"))
-    encoder = build_encoder(spec, pretrained=True, image_size=image_size, mean=mean, std=std)
+    encoder = build_encoder(spec, pretrained=True, image_size=image_size, mean=mean, std=std, output=output)
     refuse_untrained(encoder.module, spec)
     probe = answer_alone(encoder.module, encoder.contract, spec)
     teacher = Teacher(encoder, precision)

@@ -30,6 +30,9 @@ EXTENSIONS = frozenset(
 RESAMPLING = {name: Image.Resampling[name.upper()] for name in ("nearest", "bilinear", "bicubic", "lanczos")}
 """What interpolations are called, and what PIL calls them."""
 
+FITS = ("crop", "crop-floor", "squash")
+"""How an image comes into a square: the middle of it, the same where half a pixel is rounded down, or all of it."""
+
 LONGEST_RESIZED = 64  # times its shorter side
 
 
@@ -185,7 +188,7 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def center(image: Image.Image, size: int, crop: float, interpolation: str) -> Image.Image:
+def center(image: Image.Image, size: int, crop: float, interpolation: str, fit: str = "crop") -> Image.Image:
     """Evaluation geometry: the shorter side to round(size / crop), then the size x size square in the middle.
 
     Args:
@@ -193,13 +196,16 @@ def center(image: Image.Image, size: int, crop: float, interpolation: str) -> Im
         size: side of the result in pixels.
         crop: share of the resized shorter side that is kept.
         interpolation: a key of `RESAMPLING`, antialiased as in PIL.
+        fit: of `FITS`; "squash" brings both sides, not the shorter one, to round(size / crop).
     """
     width, height = image.size
     short = round(size / crop)
     shape = (width, height)
-    if min(width, height) != short:
+    if fit == "squash":
+        shape = (short, short)
+    elif min(width, height) != short:
         shape = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
-    left, top = (round((side - size) / 2) for side in shape)
+    left, top = ((side - size) // 2 if fit == "crop-floor" else round((side - size) / 2) for side in shape)
     if max(shape) > LONGEST_RESIZED * short:
         # Of a line of pixels the whole would be as long as it is wide the other way: only the square is made. Across,
         # then down: in this order PIL does the whole.

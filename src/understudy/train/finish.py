@@ -118,4 +118,5 @@ def teacher_metadata(teacher: Teacher) -> dict[str, Any]:
         "flops": teacher.flops if isinstance(teacher, ShardedTeacher) else flops(teacher),
         "contract": teacher.contract.table(),
         "precision": teacher.precision,
+        "output": teacher.output,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from understudy.embed.settings import PRECISIONS, TRANSFORMS
+from understudy.embed.settings import PRECISIONS, TEACHER_OUTPUT, TRANSFORMS
 from understudy.errors import ConfigError
 from understudy.models.families import FAMILIES
 from understudy.models.heads import HEADS
@@ -159,6 +159,12 @@ class TrainSettings:
     )
     teacher_mean: tuple[float, ...] | None = setting(None, "Mean the teacher expects, three numbers on [0, 1] pixels.")
     teacher_std: tuple[float, ...] | None = setting(None, "Standard deviation the teacher expects, three numbers.")
+    teacher_size: int | None = setting(
+        None,
+        "Side of the teacher's input in pixels, whatever the student's is; the teacher's own unless given.",
+        minimum=8,
+    )
+    teacher_output: str = setting("pooled", TEACHER_OUTPUT)
     teacher_sharding: str = setting(
         "none",
         "fsdp: under torchrun each process holds a share of the teacher's weights, for one that does not fit on each "
@@ -227,7 +233,10 @@ class TrainSettings:
         """How the teacher is built; there must be one."""
         assert self.teacher is not None
         sharded = self.teacher_sharding == "fsdp"
-        return TeacherSettings(self.teacher, self.teacher_mean, self.teacher_std, self.teacher_precision, sharded)
+        return TeacherSettings(
+            self.teacher, self.teacher_mean, self.teacher_std, self.teacher_precision, sharded, self.teacher_size,
+            self.teacher_output,
+        )  # fmt: skip
 
     def identity_settings(self) -> dict[str, object]:
         """The settings that decide the weights, flat; a run folder is resumed only by the same ones."""

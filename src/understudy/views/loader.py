@@ -176,15 +176,16 @@ class ImageLoader:
         workers: processes that read, 0 for none; None takes as many as there are cores and shared memory for.
         parts: ranges of positions to read, each cut into batches by itself; the whole source unless given.
         sums: whether the checksums are asked for.
+        fit: as in `sources.decode.center`.
     """
 
     def __init__(
         self, source: Source, *, size: int, crop: float, interpolation: str, batch_size: int,
-        workers: int | None = None, parts: Sequence[range] | None = None, sums: bool = False,
+        workers: int | None = None, parts: Sequence[range] | None = None, sums: bool = False, fit: str = "crop",
     ) -> None:  # fmt: skip
         parts = [range(len(source))] if parts is None else parts
         self._jobs = [part[i : i + batch_size] for part in parts for i in range(0, len(part), batch_size)]
-        self._reader = _CenterReader(source, size, crop, interpolation, sums)
+        self._reader = _CenterReader(source, size, crop, interpolation, sums, fit)
         most = max_workers(source) if workers is None else workers
         fits, prefetch = fit_shared_memory(most, PREFETCH, batch_size * 3 * size * size, available_shared_memory())
         self.workers = Workers(fits if workers is None else workers, prefetch)
@@ -205,6 +206,7 @@ class _CenterReader(Dataset[tuple[np.ndarray, Tensor, Skipped, np.ndarray]]):
     crop: float
     interpolation: str
     sums: bool
+    fit: str
 
     def __getitem__(self, positions: range) -> tuple[np.ndarray, Tensor, Skipped, np.ndarray]:
         pixels = np.empty((len(positions), self.size, self.size, 3), dtype=np.uint8)
@@ -221,7 +223,7 @@ class _CenterReader(Dataset[tuple[np.ndarray, Tensor, Skipped, np.ndarray]]):
             except UnreadableImage as error:
                 skipped.append((self.source.name(position), str(error)))
                 continue
-            pixels[len(readable)] = np.asarray(center(image, self.size, self.crop, self.interpolation))
+            pixels[len(readable)] = np.asarray(center(image, self.size, self.crop, self.interpolation, self.fit))
             readable.append(position)
         images = torch.from_numpy(pixels[: len(readable)]).permute(0, 3, 1, 2).contiguous()
         return np.array(readable, dtype=np.int64), images, skipped, np.array(sums, dtype=np.uint32)

@@ -36,7 +36,7 @@ class Embed(Verb):
         source = open_source(settings.data, limit=settings.limit, listings=Path(settings.store) / "listings")
         teacher = build_teacher(
             settings.teacher, mean=settings.teacher_mean, std=settings.teacher_std, image_size=settings.image_size,
-            precision=settings.teacher_precision, device=processes.device,
+            output=settings.teacher_output, precision=settings.teacher_precision, device=processes.device,
         )  # fmt: skip
         if settings.teacher_sharding == "fsdp":
             teacher = ShardedTeacher(teacher, processes, processes.device)

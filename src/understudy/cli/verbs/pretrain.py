@@ -9,8 +9,8 @@ from understudy.cli.run_verb import MAIN, RunVerb, on_main_process
 from understudy.errors import Stopped
 
 WITHOUT = (
-    "student", "teacher", "teacher_mean", "teacher_std", "method", "evaluation.eval_data", "head", "neighbors.k",
-    "neighbors.n", "neighbors.index", "neighbors.memory_mb",
+    "student", "teacher", "teacher_mean", "teacher_std", "teacher_size", "teacher_output", "method",
+    "evaluation.eval_data", "head", "neighbors.k", "neighbors.n", "neighbors.index", "neighbors.memory_mb",
 )  # fmt: skip
 
 

@@ -244,22 +244,24 @@ def corrupt(
 
 
 class CorruptedImages:
-    """The images of a source as an encoder would see them, by its own size, crop and interpolation, then corrupted."""
+    """The images of a source as an encoder would see them, by its own contract, then corrupted."""
 
     def __init__(
         self, source: Source, size: int, crop: float, interpolation: str, name: str, severity: int,
-        photographs: list[np.ndarray] | None = None,
+        photographs: list[np.ndarray] | None = None, fit: str = "crop",
     ) -> None:  # fmt: skip
-        self.source, self.geometry = source, (size, crop, interpolation)
+        self.source, self.geometry, self.fit = source, (size, crop, interpolation), fit
         self.name, self.severity, self.photographs = name, severity, photographs
-        self.fingerprint = fingerprint("corrupted", source.fingerprint, self.geometry, name, severity)
+        self.fingerprint = fingerprint(
+            "corrupted", source.fingerprint, self.geometry, name, severity, *([fit] if fit != "crop" else [])
+        )
 
     def __len__(self) -> int:
         return len(self.source)
 
     def read(self, row: int) -> Image.Image:
         """See `Images`."""
-        pixels = np.asarray(center(self.source.read(row), *self.geometry))
+        pixels = np.asarray(center(self.source.read(row), *self.geometry, self.fit))
         number = int(self.source.ids[row])
         return Image.fromarray(corrupt(pixels, self.name, self.severity, number, self.photographs))
 

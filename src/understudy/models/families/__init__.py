@@ -35,6 +35,7 @@ class Request:
     image_size: int | None
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
+    output: str = "pooled"
 
     @property
     def download(self) -> bool:
