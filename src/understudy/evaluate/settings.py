@@ -64,7 +64,10 @@ class SharedSettings:
         """The settings that decide a protocol's figures."""
         others = {key for declared in PROTOCOLS.values() for key in declared.settings_keys()}
         others -= set(PROTOCOLS[protocol].settings_keys())
-        return {name: value for name, value in as_table(self).items() if name not in WITHOUT_EFFECT | others}
+        table = {name: value for name, value in as_table(self).items() if name not in WITHOUT_EFFECT | others}
+        if protocol in table and hasattr(own := getattr(self, protocol), "identity"):
+            table[protocol] = own.identity()  # a file counts by its content
+        return table
 
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from understudy.registry import Registry
 PROTOCOLS: Registry[Protocol] = Registry(
     "understudy.evaluate.protocols", "Protocol", "protocol", first=(
         "knn", "linear", "linear_sgd", "asymmetric_knn", "semi", "transfer", "retrieval", "robustness", "fidelity",
-        "drop_in", "cost", "detection", "segmentation", "davis",
+        "drop_in", "zeroshot", "cost", "detection", "segmentation", "davis",
     ),
 )  # fmt: skip
 """The protocols by name, in the order of the report."""
