@@ -230,6 +230,7 @@ def data_stage(
     from understudy.embed.embedding import open_rows
     from understudy.embed.transform import transform_of
     from understudy.sources.formats.address import RemoteImages
+    from understudy.sources.pixels import decoded
     from understudy.train.log import notify
     from understudy.train.setup import TrainingData
 
@@ -243,7 +244,8 @@ def data_stage(
             graph = graph_stage(settings, store, processes, quiet=quiet)
         if settings.transform != "none":
             transform = on_main_first(processes, partial(transform_of, store, settings.transform))
-    rows = decoded_images(settings, rows, processes)
+    # Small images lie decoded in a memory map beside the stores.
+    rows = on_main_first(processes, partial(decoded, rows, Path(settings.store) / "pixels"))
     if not quiet and isinstance(rows.images, RemoteImages) and (advice := rows.images.advice(rows.rows)) is not None:
         notify(advice)
     return TrainingData(rows, graph, store, transform, listing=source.fingerprint)
@@ -363,13 +365,6 @@ def training_images(settings: TrainSettings) -> tuple[Source, Source | None]:
     # The same images whatever the seed, so that runs of several seeds share one store and one graph.
     order = np.random.Generator(np.random.Philox(key=[0, 0x0DD])).permutation(len(source))
     return source.subset(np.sort(order[count:])), source.subset(np.sort(order[:count]))
-
-
-def decoded_images(settings: TrainSettings, source: Source, processes: Processes) -> Source:
-    """The source behind a uint8 memory map when its images are small, decoded once beside the stores."""
-    from understudy.sources.pixels import decoded
-
-    return on_main_first(processes, lambda: decoded(source, Path(settings.store) / "pixels"))
 
 
 def probe_of(

@@ -134,15 +134,7 @@ def load_into(
     except ModelError as error:
         raise ModelError(f"{file}: {error}") from None
     if fit is not None:
-        own, prefix = module.state_dict(), found.prefix
-        others = {name: found.state.get(prefix + name) for name in own if name not in found.tensors}
-        shapes = {
-            name: tensor.shape
-            for name, tensor in others.items()
-            if tensor is not None and tensor.shape != own[name].shape
-        }
-        if shapes and fit(shapes):
-            found = recognize(found.state, module.state_dict())
+        found = _fitted(found, module, fit)
     tensors, label, prefix, names = found
     expected = module.state_dict()
     missing = _missing(module, tensors)
@@ -174,6 +166,16 @@ def load_into(
         return f"{line}; missing: none"
     log.warning("%s leaves %d tensors as they were initialized: %s.", file, len(missing), _examples(missing))
     return f"{line}; missing, left as initialized: {_examples(missing)}"
+
+
+def _fitted(found: Found, module: nn.Module, fit: Callable[[Mapping[str, Sequence[int]]], bool]) -> Found:
+    """What is found once the module has been given the shapes of the file, if it can be."""
+    own = module.state_dict()
+    others = {name: found.state.get(found.prefix + name) for name in own if name not in found.tensors}
+    shapes = {
+        name: tensor.shape for name, tensor in others.items() if tensor is not None and tensor.shape != own[name].shape
+    }
+    return recognize(found.state, module.state_dict()) if shapes and fit(shapes) else found
 
 
 def fingerprint_weights(module: nn.Module) -> str:
