@@ -123,9 +123,10 @@ def parse_spec(spec: str) -> tuple[type[Family], str, str | None]:
         return family, name, None
     name, _, file = name.partition("@")
     if file == PUBLISHED and not family.publishes_weights:
-        known = " and ".join(f"{prefix}:" for prefix, family in FAMILIES.items() if family.publishes_weights)
+        *known, last = (f"{prefix}:" for prefix, family in FAMILIES.items() if family.publishes_weights)
         raise ModelError(
-            f"{spec}: {known} publish weights, {prefix}: does not. Give a local file: {prefix}:{name}@FILE."
+            f"{spec}: {', '.join(known)} and {last} publish weights, {prefix}: does not. Give a local file: "
+            f"{prefix}:{name}@FILE."
         )
     return family, name, file or None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,8 +14,6 @@ from understudy.models.families import BuiltNetwork, Family, Request, closest
 
 if TYPE_CHECKING:
     from torch import nn
-
-TRIALS = 3  # times that a hub is asked, a second apart, before it counts as out of reach
 
 
 class Timm(Family):
@@ -118,15 +115,12 @@ def set_input_size(module: Any, size: tuple[int, int], spec: str) -> None:
 
 
 def published(name: str) -> nn.Module:
-    """A timm model with its weights; from the cache, or at once an error, where the hub that has them is out of reach.
-
-    The hub's own client takes 23 seconds for each of two file names to give up on a name that cannot be resolved, which
-    none of its settings shortens. So it is asked here first, unless it has left a copy: a few refusals within seconds
-    are no network, while whatever answers, or is slow to, is left to the client and its patience.
-    """
+    """A timm model with its weights; from the cache, or at once an error, where the hub is out of reach."""
     import timm
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    from understudy.models.hub import knock
 
     config = timm.models.get_pretrained_cfg(name)
     if config is not None and config.hf_hub_id:
@@ -134,17 +128,6 @@ def published(name: str) -> nn.Module:
         try:
             snapshot_download(repository, local_files_only=True)
         except LocalEntryNotFoundError:
-            for trial in range(TRIALS):
-                try:
-                    get_hf_file_metadata(hf_hub_url(repository, "config.json"))
-                    break
-                except (HfHubHTTPError, OfflineModeIsEnabled):
-                    break  # an answer, or one that the client gives at once
-                except Exception as error:  # of the library beneath the client, which has changed more than once
-                    if "Timeout" in type(error).__name__:
-                        break
-                    if trial == TRIALS - 1:
-                        raise
-                    time.sleep(1)
+            knock(repository)
     model: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
     return model
