@@ -201,10 +201,11 @@ def models() -> str:
     from understudy.models.families import FAMILIES
 
     def row(family: Any) -> tuple[str, ...]:
-        marks = (family.takes_file, family.publishes_weights, family.trainable)
-        return f"`{family.form}`", family.summary, *("yes" if mark else "no" for mark in marks)
+        marks = (family.publishes_weights, family.trainable)
+        file = family.after_at if family.takes_file else "no"
+        return f"`{family.form}`", family.summary, file, *("yes" if mark else "no" for mark in marks)
 
-    return table(("spec", "what", "`@FILE`", "`@pretrained`", "as a student"), map(row, FAMILIES.values()))
+    return table(("spec", "what", "after `@`", "`@pretrained`", "as a student"), map(row, FAMILIES.values()))
 
 
 def images() -> str:

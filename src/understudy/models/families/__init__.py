@@ -88,6 +88,7 @@ class Family(ABC):
     paper: ClassVar[str] = ""  # BibTeX of the library that has the networks; "" where there is none
     takes_file: ClassVar[bool] = True
     """Whether `@FILE` may follow. Otherwise what follows the prefix is a path and may itself contain "@"."""
+    after_at: ClassVar[str] = "local weights"  # what follows `@`, if something may
     publishes_weights: ClassVar[bool] = False
     """Whether the library has weights, for a teacher without `@FILE` and for `@pretrained`."""
     trainable: ClassVar[bool] = True  # whether it can be a student

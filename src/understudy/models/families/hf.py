@@ -33,6 +33,7 @@ class HuggingFace(Family):
   booktitle = {EMNLP: System Demonstrations},
   year      = {2020}
 }"""
+    after_at = "a revision"
     publishes_weights = True
 
     @staticmethod
