@@ -119,8 +119,9 @@ def fields(cls: type, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
 
 
 def settings() -> str:
-    """Every setting of a run and of a comparison, with its type and default."""
+    """Every setting of a run, of an export and of a comparison, with its type and default."""
     from understudy.compare.settings import ComparisonSettings
+    from understudy.export.settings import ExportSettings
     from understudy.pipeline import RunSettings
 
     heading = ("setting", "value", "default", "what")
@@ -130,6 +131,7 @@ def settings() -> str:
     for group in sorted(groups, key=lambda name: (name != "", name)):
         rows = [row for row in run if row[0].strip("`").rpartition(".")[0] == group]
         parts.append(f"## {group or 'A run'}\n\n{table(heading, rows)}")
+    parts.append(f"## An export\n\n{table(heading, fields(ExportSettings))}")
     own = [row for row in fields(ComparisonSettings) if row not in run]
     parts.append(f"## A comparison\n\nWhat `compare` and `ablate` add, or set otherwise.\n\n{table(heading, own)}")
     return "\n".join(parts)
@@ -208,6 +210,26 @@ def models() -> str:
     return table(("spec", "what", "after `@`", "`@pretrained`", "as a student"), map(row, FAMILIES.values()))
 
 
+def exports() -> str:
+    """Every export target: what it holds, below what name, what opens and judges it, and how far it may be off."""
+    from understudy.export.targets import TARGETS
+
+    def row(name: str) -> tuple[str, ...]:
+        target = TARGETS[name]
+        holds = (
+            "features"
+            if target.backbone_only
+            else "embedding, features"
+            if issubclass(target, TARGETS["folder"])
+            else "`--output`"
+        )
+        extra = f"`understudy[{target.extra}]`" if target.extra else ""
+        spec = f"`{name}:ORG/NAME`" if target.takes_name else f"`{name}`"
+        return spec, first_line(target), holds, f"`{target.place}`", target.runtime, extra, f"{target.tolerance:g}"
+
+    return table(("target", "what", "outputs", "in `RUN/export`", "judged by", "extra", "tolerance"), map(row, TARGETS))
+
+
 def images() -> str:
     """Every storage format."""
     from understudy.sources.formats import FORMATS
@@ -246,6 +268,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "methods": methods,
     "protocols": protocols,
     "models": models,
+    "exports": exports,
     "images": images,
     "sets": sets,
     "recipes": recipes,

@@ -23,6 +23,7 @@ REGISTRIES = {
     "evaluate/datasets": ("understudy.evaluate.datasets", "DATASETS"),
     "sources/formats": ("understudy.sources.formats", "FORMATS"),
     "models/families": ("understudy.models.families", "FAMILIES"),
+    "export/targets": ("understudy.export.targets", "TARGETS"),
 }
 """Where the entries of each folder are found."""
 
@@ -56,10 +57,10 @@ def installed(tmp_path: Path) -> Iterator[dict[str, Registry[Any]]]:
 
 
 def test_each_recipe_is_a_file_that_its_registry_finds(installed: dict[str, Registry[Any]], tmp_path: Path):
-    assert set(installed) == {"manhattan", "class_mean", "idx", "beans", "linear"}
+    assert set(installed) == {"manhattan", "class_mean", "idx", "beans", "linear", "pth"}
     for name, registry in installed.items():
         assert name in registry
-        assert registry[name].summary
+        assert getattr(registry[name], "summary", "") or registry[name].__doc__
 
     pixels = np.arange(2 * 3 * 4, dtype=np.uint8)
     (tmp_path / "two.idx").write_bytes(bytes(4) + np.array([2, 3, 4], ">i4").tobytes() + pixels.tobytes())

@@ -61,8 +61,8 @@ def anchors(path: Path) -> set[str]:
 
 
 def blocks(path: Path, language: str) -> Iterator[tuple[str, str]]:
-    """(mark, code) of the blocks of a language; a mark is what `<!-- run: MARK -->` before the block says."""
-    pattern = rf"(?:<!-- (run[^>]*?) -->\n)?```{language}\n(.*?)```"
+    """(mark, code) of the blocks of a language; a mark is the `run` or `not run: WHY` of a comment before the block."""
+    pattern = rf"(?:<!-- ((?:not )?run[^>]*?) -->\n)?```{language}\n(.*?)```"
     yield from re.findall(pattern, path.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
@@ -111,6 +111,20 @@ def test_the_verbs_and_specs_are_listed():
     assert set(re.findall(r"^\| `(\w+):", script("generate").models(), flags=re.MULTILINE)) == set(FAMILIES)
 
 
+def test_the_export_targets_are_listed():
+    from understudy.export.targets import TARGETS
+
+    rows = dict(
+        re.findall(r"^\| `([\w-]+)(?::ORG/NAME)?` \| (.+) \|$", script("generate").exports(), flags=re.MULTILINE)
+    )
+    assert set(rows) == set(TARGETS)
+    assert rows["folder"].split(" | ")[1:] == ["embedding, features", "`folder`", "understudy", "", "1e-09"]
+    assert rows["timm"].split(" | ")[1] == "features"
+    assert rows["onnx-int8"].split(" | ")[1:] == [
+        "`--output`", "`student.int8.onnx`", "onnxruntime", "`understudy[export]`", "0.02"
+    ]  # fmt: skip
+
+
 def test_every_set_s_files_are_described():
     from understudy.evaluate.datasets import DATASETS
 
@@ -137,6 +151,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tiny(data="photos/train", eval_data="photos", out="runs/first")
         tiny(data="digits:train", eval_data="digits", out="runs/demo/teacher")
         shutil.copytree("runs/first", "runs/control")
+        assert main(["export", "runs/first", "--to", "onnx,torch", "--images", "16"]) == 0
     return folder
 
 
@@ -162,8 +177,10 @@ def test_the_python_runs(path: Path, workplace: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(workplace)
     monkeypatch.setattr(understudy, "distill", tiny, raising=False)
     space: dict[str, Any] = {"image": Image.open("photos/val/cat/000.jpg").convert("RGB")}
-    for _, code in blocks(path, "python"):
-        exec(compile(code, str(path), "exec"), space)
+    for mark, code in blocks(path, "python"):
+        compiled = compile(code, str(path), "exec")
+        if not mark.startswith("not run: "):
+            exec(compiled, space)
 
 
 MARKED = [(path, code) for path in PAGES for mark, code in blocks(path, "sh") if mark == "run"]
@@ -204,8 +221,10 @@ def test_the_pages_build_without_a_warning(tmp_path: Path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Sphinx' own
         status = sphinx(
-            ["-q", "-W", "-n", "--keep-going", "-d", str(tmp_path / "trees"), str(DOCS), str(tmp_path / "html")]
-        )
+            # Kept defaults are written into the signatures of our own functions, for all tests that follow.
+            ["-q", "-W", "-n", "--keep-going", "-D", "autodoc_preserve_defaults=0", "-d", str(tmp_path / "trees"),
+             str(DOCS), str(tmp_path / "html")]
+        )  # fmt: skip
     for name in set(sys.modules) - modules:
         if name.startswith(("sphinx", "docutils", "generate")):
             sys.modules.pop(name)

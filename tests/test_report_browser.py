@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from test_report_comparison import METHODS, make_comparison
+from test_report_exports import write_exports
 from test_report_page import NASTY, make_run
 from test_report_protocols import measure
 from understudy.report.comparison_page import page as comparison_page
@@ -51,6 +52,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         measure(make_run(folder / long, method={"name": "coss", "weight": 0.0}), 0.5),
         make_run(folder / "moco", method={"name": "moco"}, teacher=False, knn=60.0),
     ]
+    write_exports(runs[0])
     return write_report(runs, folder / "report.html")
 
 

@@ -373,6 +373,11 @@ def told(folder: Path, text: str) -> str:
     with np.load(run.sample_path) as file:
         arrays = {name: file[name] for name in file.files}
     arrays["names"] = np.array([text] * 60)
+    figures = {"runtime": text, "parity": {text: {"cosine_mean": 1.0}}}
+    run.exports_path.parent.mkdir()
+    write_json(
+        run.exports_path, {"targets": {text: figures, f"{text} 2": {"failed": text}, f"{text} 3": {"why": text}}}
+    )
     np.savez(run.sample_path, **arrays)
     return write_report([run], folder / "report.html").read_text(encoding="utf-8")
 

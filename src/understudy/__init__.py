@@ -15,16 +15,18 @@ from understudy.parent import PARENT as PARENT
 if TYPE_CHECKING:
     from understudy.artifacts import Run
     from understudy.models.student import Student, load_student
+    from understudy.models.transformer import StudentTransformer
     from understudy.pipeline import distill
 
 __version__ = "0.1.0"
-__all__ = ["Run", "Student", "UnderstudyError", "__version__", "distill", "load_student"]
+__all__ = ["Run", "Student", "StudentTransformer", "UnderstudyError", "__version__", "distill", "load_student"]
 
 _HOMES = {
     "Run": "understudy.artifacts",
     "distill": "understudy.pipeline",
     "load_student": "understudy.models.student",
     "Student": "understudy.models.student",
+    "StudentTransformer": "understudy.models.transformer",
 }
 
 

@@ -45,6 +45,7 @@ class Run:
         self.evaluation_path = self.path / "evaluation.json"  # the measured figures
         self.sample_path = self.path / "sample.npz"
         """Embeddings, neighbors and thumbnails of a sample of the evaluation images, for the report."""
+        self.exports_path = self.path / "export" / "export.json"  # the exports and how far each is the student
         self.report_path = self.path / "report.html"  # the page
 
     def __repr__(self) -> str:
@@ -66,6 +67,16 @@ class Run:
             StoreError: the file is missing or damaged.
         """
         return read_table(self.evaluation_path, AGAIN)
+
+    @property
+    def exports(self) -> dict[str, Any]:
+        """The exports below the run, `{"targets": {"onnx": {...}}, ...}`; empty where there are none.
+
+        Raises:
+            StoreError: the file is damaged.
+        """
+        again = "Delete it and run `understudy export` again."
+        return read_table(self.exports_path, again) if self.exports_path.is_file() else {}
 
     @property
     def student(self) -> dict[str, Any]:

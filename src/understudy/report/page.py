@@ -7,6 +7,7 @@ from typing import Any
 from understudy.artifacts import Run, write_text
 from understudy.report import charts, figures, gallery, spaces
 from understudy.report.details import protocol_parts
+from understudy.report.exports import exports_part
 from understudy.report.numbers import count, duration, percent, share
 from understudy.report.provenance import RunRecord, read_records
 from understudy.report.rendering import render
@@ -47,7 +48,7 @@ def write_report(runs: Sequence[Run], out: Path) -> Path:
         failures=main.failures, protocols=protocol_parts(results), curves=_curves(records), neighbors=_neighbors(main),
         maps=_maps(main), dimensions=_dimensions(records), done=what_was_done(results),
         configurations={record.name: record.config_text for record in records if record.config_text},
-        configured=bool(main.config_text), caveats=caveats(results),
+        configured=bool(main.config_text), caveats=caveats(results), exports=exports_part(main.exports),
     )  # fmt: skip
     write_text(out, page)
     return Path(out)

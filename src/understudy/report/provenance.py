@@ -1,4 +1,4 @@
-"""Where figures come from: the five files of a run folder, read into one plain object."""
+"""Where figures come from: the files of a run folder, read into one plain object."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class RunRecord:
     dotted, beside its file's text. Scores are figures by model ("teacher", "student", "student_embed"). Notes are what
     a PROTOCOL or PROTOCOL@SET said in words (a figure left out, say), failures what was not measured, or is no figure,
     and why; each sentence once. `about` is what the evaluation says of itself. Start (with hardware and versions), end,
-    steps and signals are lines of metrics.jsonl, the sample the arrays of sample.npz.
+    steps and signals are lines of metrics.jsonl, the sample the arrays of sample.npz, the exports what export.json has.
     """
 
     name: str
@@ -46,6 +46,7 @@ class RunRecord:
     steps: Sequence[Mapping[str, Any]]
     signals: Sequence[Mapping[str, Any]]
     sample: Mapping[str, np.ndarray]
+    exports: Mapping[str, Any]
 
     @property
     def teacher(self) -> Mapping[str, Any]:
@@ -127,6 +128,7 @@ def _read(run: Run, name: str) -> RunRecord:
         end=next((row for row in reversed(rows) if row.get("kind") == "end"), {}),
         steps=[row for row in rows if row.get("kind") == "step"],
         signals=[row for row in rows if row.get("kind") == "signal"], sample=_read_sample(run),
+        exports=run.exports,
     )  # fmt: skip
 
 
@@ -197,6 +199,7 @@ def is_fresh(run: Run) -> bool:
     if not run.report_path.is_file() or not is_whole(run.report_path):
         return False
     code = [path for path in Path(__file__).parent.rglob("*") if path.suffix != ".pyc"]
-    shown = [run.config_path, run.metrics_path, run.student_path, run.evaluation_path, run.sample_path]
+    shown = [run.config_path, run.metrics_path, run.student_path, run.evaluation_path, run.sample_path,
+             run.exports_path]  # fmt: skip
     newest = max(path.stat().st_mtime_ns for path in [*code, *shown] if path.is_file())
     return run.report_path.stat().st_mtime_ns > newest
