@@ -25,6 +25,7 @@ from understudy.evaluate.protocols.linear import Linear
 from understudy.evaluate.protocols.robustness import Robustness, RobustnessSettings
 from understudy.evaluate.settings import EvaluationSettings
 from understudy.models.contract import Contract
+from understudy.sources.decode import Geometry
 from understudy.sources.source import Source, open_source
 
 SETTINGS = EvaluationSettings()
@@ -202,12 +203,12 @@ def test_corruptions_made_on_the_fly(tmp_path: Path) -> None:
     chosen = np.sort(np.random.default_rng(0).permutation(30)[:20])
     assert encoded_set.test_source is not None
     assert encoded_set.test_labels is not None
-    dark = CorruptedImages(encoded_set.test_source.subset(chosen), 32, 1.0, "bilinear", "brightness", 4)
+    dark = CorruptedImages(encoded_set.test_source.subset(chosen), Geometry(32), "brightness", 4)
     rows = as_rows(Source("dark", dark))
     expected = 100 * (probe.classes[probe.classifier.scores(rows).argmax(1)] == encoded_set.test_labels[chosen]).mean()
     assert 0 < expected < 100
     assert Robustness.evaluate(encoded_set, only)["brightness"] == pytest.approx(expected)
-    seen = CorruptedImages(encoded_set.test_source, 32, 1.0, "bilinear", "fog", 2)  # type: ignore[arg-type]
+    seen = CorruptedImages(encoded_set.test_source, Geometry(32), "fog", 2)  # type: ignore[arg-type]
     assert (np.asarray(seen.read(3)) == np.asarray(seen.read(3))).all()
     with pytest.raises(ConfigError, match="got 9"):
         Robustness.evaluate(encoded_set, EvaluationSettings(robustness=RobustnessSettings(severities=(9,))))

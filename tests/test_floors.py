@@ -144,3 +144,21 @@ def test_torch_stays_out_of_what_starts_at_once():
     done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
+
+
+def test_files_functions_and_signatures_fit_a_screen():
+    """Design section 1: no file over 400 lines, no function over 60, no signature over 7 parameters."""
+    wrong = []
+    for path in SOURCES:
+        text = path.read_text(encoding="utf-8")
+        name = path.relative_to(PACKAGE)
+        if (lines := text.count("\n")) > 400:
+            wrong.append(f"{name} has {lines} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                taken = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                count = len(taken) - (bool(taken) and taken[0].arg in ("self", "cls"))
+                length = (node.end_lineno or 0) - node.lineno + 1
+                if length > 60 or count > 7:
+                    wrong.append(f"{name}:{node.lineno} {node.name} has {length} lines and {count} parameters")
+    assert not wrong

@@ -24,6 +24,7 @@ from test_sources_source import shades, table
 from understudy.errors import ConfigError, DataError, MissingDependency
 from understudy.sources import addresses
 from understudy.sources.cache import Cache
+from understudy.sources.decode import Geometry
 from understudy.sources.evaluation import open_evaluation
 from understudy.sources.formats.address import RemoteImages
 from understudy.sources.pixels import PixelMap, decoded
@@ -192,7 +193,7 @@ def test_processes_that_read_share_what_they_fetch(tmp_path: Path):
     source.read(0)  # the parent has opened it before it forks
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads
-        loader = ImageLoader(source, size=8, crop=1.0, interpolation="bilinear", batch_size=8, workers=2)
+        loader = ImageLoader(source, Geometry(8), batch_size=8, workers=2)
         read = [(positions, pixels) for positions, pixels, *_ in loader]
     assert np.concatenate([positions for positions, _ in read]).tolist() == list(range(64))
     assert [int(image[0, 0, 0]) for _, pixels in read for image in pixels] == list(range(64))
@@ -243,7 +244,7 @@ def test_the_network_fails_for_good():
 def test_a_reading_process_ends_the_run_with_the_sentence_alone():
     source = open_source(put("elsewhere://set/a.parquet", table(range(8))))
     Elsewhere.failing[:] = [ConnectionError("no route")] * 9
-    loader = ImageLoader(source, size=8, crop=1.0, interpolation="bilinear", batch_size=4, workers=1)
+    loader = ImageLoader(source, Geometry(8), batch_size=4, workers=1)
     with pytest.raises(DataError) as caught:
         list(loader)
     assert str(caught.value).startswith("elsewhere://set/a.parquet cannot be reached")

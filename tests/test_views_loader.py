@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from understudy.errors import ConfigError
-from understudy.sources.decode import center
+from understudy.sources.decode import Geometry, center
 from understudy.sources.pixels import PixelMap, decoded
 from understudy.sources.source import Source, open_source
 from understudy.views.augmentation import RECIPES, SIGMA, draw, geometry, photometry
@@ -262,9 +262,7 @@ def test_a_batch_without_a_readable_image_is_empty(tmp_path: Path):
     assert batch.pixels.shape == (1, 0, 3, 16, 16)
     assert len(batch.index) == 0
     assert len(batch.skipped) == 8
-    (indices, pixels, skipped, _), *more = ImageLoader(
-        source, size=16, crop=1.0, interpolation="bilinear", batch_size=8, workers=0
-    )
+    (indices, pixels, skipped, _), *more = ImageLoader(source, Geometry(16), batch_size=8, workers=0)
     assert (len(indices), tuple(pixels.shape), len(skipped), more) == (0, (0, 3, 16, 16), 8, [])
 
 
@@ -296,7 +294,7 @@ def test_a_batch_is_as_large_as_it_is_reckoned(folder: Source):
 def test_images_in_order_for_embedding(folder: Source, workers: int):
     Path(folder.spec, "03.png").write_bytes(b"")
     source = open_source(folder.spec)
-    options = {"size": 24, "crop": 0.875, "interpolation": "bicubic", "batch_size": 6, "workers": workers}
+    options = {"geometry": Geometry(24, 0.875, "bicubic"), "batch_size": 6, "workers": workers}
     loader = ImageLoader(source, **options)
     assert len(loader) == 4
     parts = list(loader)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from test_views_loader import all_equal, loader_of, noise, photographs
+from understudy.sources.decode import Geometry
 from understudy.sources.source import Source, open_source
 from understudy.views import loader as loader_module
 from understudy.views import tuning
@@ -151,7 +152,7 @@ def test_without_shared_memory_this_process_reads(folder: Source, monkeypatch: p
     # Who gave a number of workers keeps it.
     loader = loader_of(folder, reading=Reading(workers=2))
     assert (loader.workers.count, loader.workers.prefetch) == (2, 1)
-    options = {"size": 24, "crop": 0.875, "interpolation": "bicubic", "batch_size": 8}
+    options = {"geometry": Geometry(24, 0.875, "bicubic"), "batch_size": 8}
     assert ImageLoader(folder, **options).workers.count == 0
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     free = SimpleNamespace(free=2 * 10 * batch)

@@ -77,9 +77,8 @@ class Inference:
     ) -> Generator[tuple[np.ndarray, Tensor, Skipped, np.ndarray]]:
         """Images without augmentation, as the contract wants them; see `ImageLoader`."""
         loader = ImageLoader(
-            source, size=contract.size, crop=contract.crop, interpolation=contract.interpolation,
-            batch_size=self.batch_size, workers=self.workers, parts=parts, sums=sums, fit=contract.fit,
-        )  # fmt: skip
+            source, contract.geometry, batch_size=self.batch_size, workers=self.workers, parts=parts, sums=sums
+        )
         return iter(loader)
 
     def run(self, encode: Callable[[Tensor], Tensor], pixels: Tensor) -> Float32[np.ndarray, "b D"]:

@@ -96,6 +96,11 @@ def model_of(export: Exportable, *, with_preprocessing: bool) -> onnx.ModelProto
 
 def _preprocessing(contract: Contract, ir_version: int) -> onnx.ModelProto:
     """Decoded pictures (B, H, W, 3) uint8 to prepared images (B, 3, S, S), as `Contract.preprocess` does it."""
+    if contract.fit != "crop":
+        raise ExportError(
+            f"This student's images are fitted into a square by '{contract.fit}', which the graph does not do: leave "
+            "--with-preprocessing out."
+        )
     if contract.interpolation not in RESIZE:
         raise ExportError(
             f"ONNX has no {contract.interpolation} interpolation, which this student's images are resized with: leave "

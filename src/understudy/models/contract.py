@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from understudy.errors import ModelError, ShapeError, first_line
 from understudy.settings import nearest
-from understudy.sources.decode import FITS, RESAMPLING, center, to_rgb
+from understudy.sources.decode import FITS, RESAMPLING, Geometry, center, to_rgb
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -97,6 +97,11 @@ class Contract:
         """The contract of a network that has none yet: ImageNet's statistics, as in the CoSS paper's scripts."""
         return cls(size, IMAGENET_MEAN, IMAGENET_STD, interpolation, crop=1.0 if size <= SMALL else 0.875)
 
+    @property
+    def geometry(self) -> Geometry:
+        """What becomes of an image before it is normalized."""
+        return Geometry(self.size, self.crop, self.interpolation, self.fit)
+
     def override(self, **values: Any) -> Contract:
         """This contract with other values; those that are None stay."""
         return replace(self, **{name: value for name, value in values.items() if value is not None})
@@ -146,7 +151,7 @@ class Contract:
             UnreadableImage: it cannot be decoded, or is larger than an image may be.
         """
         rgb = to_rgb(image, getattr(image, "filename", "") or "the image")
-        square = center(rgb, self.size, self.crop, self.interpolation, self.fit)
+        square = center(rgb, *self.geometry)
         pixels = np.asarray(square, dtype=np.float32) / 255
         normalized = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return torch.from_numpy(np.ascontiguousarray(normalized.transpose(2, 0, 1)))

@@ -13,6 +13,7 @@ import io
 import os
 import warnings
 from collections.abc import Callable
+from typing import NamedTuple
 
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
@@ -186,6 +187,15 @@ def _upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except Exception:  # malformed EXIF states no orientation: the pixels are as they are stored
         return image
+
+
+class Geometry(NamedTuple):
+    """How an image becomes the square that a network sees; the arguments of `center`."""
+
+    size: int
+    crop: float = 1.0
+    interpolation: str = "bilinear"
+    fit: str = "crop"
 
 
 def center(image: Image.Image, size: int, crop: float, interpolation: str, fit: str = "crop") -> Image.Image:

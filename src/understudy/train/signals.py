@@ -128,10 +128,7 @@ def build_probe(
     def read(source: Source, count: int) -> tuple[Tensor, np.ndarray | None, np.ndarray | None]:
         generator = np.random.Generator(np.random.Philox(key=[seed, 0x51]))
         source = source.subset(np.sort(generator.permutation(len(source))[:count]))
-        loader = ImageLoader(
-            source, size=size, crop=contract.crop, interpolation=contract.interpolation, fit=contract.fit,
-            batch_size=64, workers=0,
-        )  # fmt: skip
+        loader = ImageLoader(source, contract.geometry._replace(size=size), batch_size=64, workers=0)
         parts = [(indices, pixels) for indices, pixels, *_ in loader]
         pixels = torch.cat([part[1] for part in parts])
         readable = np.concatenate([part[0] for part in parts])

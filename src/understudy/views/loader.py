@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from understudy.errors import ConfigError, UnreadableImage
-from understudy.sources.decode import center
+from understudy.sources.decode import Geometry, center
 from understudy.sources.source import Source
 from understudy.views.batches import Batch, NeighborBatches
 from understudy.views.reader import ImageBatch, Skipped, ViewReader, Views
@@ -169,25 +169,23 @@ class ImageLoader:
 
     Args:
         source: the images.
-        size: S, side in pixels.
-        crop: share of the resized shorter side that the center crop keeps.
-        interpolation: "nearest", "bilinear", "bicubic" or "lanczos".
+        geometry: which square of an image, of S x S pixels, and how.
         batch_size: images per batch.
         workers: processes that read, 0 for none; None takes as many as there are cores and shared memory for.
         parts: ranges of positions to read, each cut into batches by itself; the whole source unless given.
         sums: whether the checksums are asked for.
-        fit: as in `sources.decode.center`.
     """
 
     def __init__(
-        self, source: Source, *, size: int, crop: float, interpolation: str, batch_size: int,
-        workers: int | None = None, parts: Sequence[range] | None = None, sums: bool = False, fit: str = "crop",
+        self, source: Source, geometry: Geometry, *, batch_size: int, workers: int | None = None,
+        parts: Sequence[range] | None = None, sums: bool = False,
     ) -> None:  # fmt: skip
         parts = [range(len(source))] if parts is None else parts
         self._jobs = [part[i : i + batch_size] for part in parts for i in range(0, len(part), batch_size)]
-        self._reader = _CenterReader(source, size, crop, interpolation, sums, fit)
+        self._reader = _CenterReader(source, geometry, sums)
         most = max_workers(source) if workers is None else workers
-        fits, prefetch = fit_shared_memory(most, PREFETCH, batch_size * 3 * size * size, available_shared_memory())
+        pixels = batch_size * 3 * geometry.size**2
+        fits, prefetch = fit_shared_memory(most, PREFETCH, pixels, available_shared_memory())
         self.workers = Workers(fits if workers is None else workers, prefetch)
 
     def __len__(self) -> int:
@@ -202,14 +200,12 @@ class _CenterReader(Dataset[tuple[np.ndarray, Tensor, Skipped, np.ndarray]]):
     """Turns a range of positions into pixels."""
 
     source: Source
-    size: int
-    crop: float
-    interpolation: str
+    geometry: Geometry
     sums: bool
-    fit: str
 
     def __getitem__(self, positions: range) -> tuple[np.ndarray, Tensor, Skipped, np.ndarray]:
-        pixels = np.empty((len(positions), self.size, self.size, 3), dtype=np.uint8)
+        size = self.geometry.size
+        pixels = np.empty((len(positions), size, size, 3), dtype=np.uint8)
         readable: list[int] = []
         skipped: Skipped = []
         sums: list[int] = []
@@ -223,7 +219,7 @@ class _CenterReader(Dataset[tuple[np.ndarray, Tensor, Skipped, np.ndarray]]):
             except UnreadableImage as error:
                 skipped.append((self.source.name(position), str(error)))
                 continue
-            pixels[len(readable)] = np.asarray(center(image, self.size, self.crop, self.interpolation, self.fit))
+            pixels[len(readable)] = np.asarray(center(image, *self.geometry))
             readable.append(position)
         images = torch.from_numpy(pixels[: len(readable)]).permute(0, 3, 1, 2).contiguous()
         return np.array(readable, dtype=np.int64), images, skipped, np.array(sums, dtype=np.uint32)

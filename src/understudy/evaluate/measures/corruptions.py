@@ -22,7 +22,7 @@ from scipy import ndimage
 from understudy.artifacts import fingerprint, read_regular
 from understudy.errors import ConfigError, DataError
 from understudy.settings import nearest
-from understudy.sources.decode import EXTENSIONS, center, to_rgb
+from understudy.sources.decode import EXTENSIONS, Geometry, center, to_rgb
 from understudy.sources.labels import Labels
 from understudy.sources.source import Source
 
@@ -247,13 +247,13 @@ class CorruptedImages:
     """The images of a source as an encoder would see them, by its own contract, then corrupted."""
 
     def __init__(
-        self, source: Source, size: int, crop: float, interpolation: str, name: str, severity: int,
-        photographs: list[np.ndarray] | None = None, fit: str = "crop",
-    ) -> None:  # fmt: skip
-        self.source, self.geometry, self.fit = source, (size, crop, interpolation), fit
+        self, source: Source, geometry: Geometry, name: str, severity: int, photographs: list[np.ndarray] | None = None
+    ) -> None:
+        self.source, self.geometry = source, geometry
         self.name, self.severity, self.photographs = name, severity, photographs
+        *usual, fit = geometry
         self.fingerprint = fingerprint(
-            "corrupted", source.fingerprint, self.geometry, name, severity, *([fit] if fit != "crop" else [])
+            "corrupted", source.fingerprint, tuple(usual), name, severity, *([fit] if fit != "crop" else [])
         )
 
     def __len__(self) -> int:
@@ -261,7 +261,7 @@ class CorruptedImages:
 
     def read(self, row: int) -> Image.Image:
         """See `Images`."""
-        pixels = np.asarray(center(self.source.read(row), *self.geometry, self.fit))
+        pixels = np.asarray(center(self.source.read(row), *self.geometry))
         number = int(self.source.ids[row])
         return Image.fromarray(corrupt(pixels, self.name, self.severity, number, self.photographs))
 

@@ -135,8 +135,7 @@ def _of_corrupted(encoded_set: EncodedSet, settings: EvaluationSettings) -> Figu
     whole = dataclasses.replace(contract, crop=1.0)  # the corrupted image is what the encoder sees, cropped already
     kinds = [(name, severity) for name in names for severity in own.severities]
     # One pass over all of them: reader processes start once, and of an image no more than its class is kept.
-    geometry = contract.size, contract.crop, contract.interpolation
-    every = JoinedImages([CorruptedImages(source, *geometry, *kind, photographs, contract.fit) for kind in kinds])
+    every = JoinedImages([CorruptedImages(source, contract.geometry, *kind, photographs) for kind in kinds])
     encode = encoded_set.encoder.features
 
     def guesses(images: Tensor) -> Tensor:
