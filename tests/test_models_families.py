@@ -155,7 +155,7 @@ def test_unknown_specs_are_sentences(spec: str, message: str) -> None:
 
 
 def test_every_documented_prefix_is_an_entry() -> None:
-    assert set(FAMILIES) == {"timm", "torchvision", "hf", "onnx", "run", "small", "python"}
+    assert set(FAMILIES) == {"timm", "torchvision", "hf", "open_clip", "onnx", "run", "small", "python"}
 
 
 def test_a_student_may_start_from_published_weights(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,8 +80,9 @@ def fetch(name: str, **options: Any) -> Path:
 
 
 def snapshot(
-    repository: str, revision: str | None, choose: Callable[[Sequence[str]], list[str]], whole: Callable[[Path], bool]
-) -> Path:
+    repository: str, revision: str | None, choose: Callable[[Sequence[str]], list[str]], whole: Callable[[Path], bool],
+    anchors: Sequence[str] = ("config.json",),
+) -> Path:  # fmt: skip
     """The folder, named by its commit, of the files of a repository that are wanted.
 
     Args:
@@ -89,6 +90,7 @@ def snapshot(
         revision: branch, tag or commit; "main" unless given.
         choose: the names of all files of the repository -> those that are wanted.
         whole: whether a folder of the cache holds all that is wanted; it is then taken, and nobody is asked.
+        anchors: files by which such a folder is found.
 
     Raises:
         ModelError: it is not there, not for everybody, or cannot be reached; the sentence names the next step.
@@ -96,9 +98,10 @@ def snapshot(
     from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
 
     with in_words(repository, revision):
-        cached = try_to_load_from_cache(repository, "config.json", revision=revision)
-        if isinstance(cached, str) and whole(Path(cached).parent):
-            return Path(cached).parent
+        for name in anchors:
+            cached = try_to_load_from_cache(repository, name, revision=revision)
+            if isinstance(cached, str) and whole(Path(cached).parent):
+                return Path(cached).parent
         knock(repository)
         files = HfApi().model_info(repository, revision=revision).siblings or []
         wanted = choose([file.rfilename for file in files])

@@ -9,7 +9,7 @@ import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from understudy.errors import ModelError, first_line
 from understudy.registry import Registry
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from understudy.models.contract import Contract
 
+
+T = TypeVar("T")
 
 PUBLISHED = "pretrained"  # stands in a spec in the place of a file: the weights that the library publishes
 
@@ -51,7 +53,7 @@ class Request:
 
         return load_into(module, self.file, whole=self.pretrained, fit=fit) if self.file else ""
 
-    def downloaded(self, build: Callable[[], nn.Module]) -> nn.Module:
+    def downloaded(self, build: Callable[[], T]) -> T:
         """What `build` returns, which downloads weights.
 
         Raises:
