@@ -42,7 +42,8 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "coca": (
         {
-            "embed_dim": 24, "vision_cfg": {**VIT, "attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True},
+            "embed_dim": 24,
+            "vision_cfg": {**VIT, "attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True},
             "text_cfg": {**TEXT, "embed_cls": True, "output_tokens": True},
             "multimodal_cfg": {**TEXT, "attn_pooler_heads": 2}, "custom_text": True,
         },
@@ -81,7 +82,8 @@ def photographs() -> list[Image.Image]:
 def theirs(source: str, **options: Any) -> Tensor:
     model, preprocess = open_clip.create_model_from_pretrained(source, return_transform=True, **options)
     with torch.no_grad():
-        answer: Tensor = model.eval().encode_image(torch.stack([preprocess(image) for image in photographs()]))
+        pixels = torch.stack([preprocess(image) for image in photographs()])
+        answer: Tensor = model.eval().encode_image(pixels, normalize=False)
     return answer
 
 
