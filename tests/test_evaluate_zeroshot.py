@@ -84,7 +84,7 @@ def test_another_file_of_the_same_name_is_measured_anew(file: Path) -> None:
 
 def test_what_cannot_be_asked_is_a_sentence(file: Path, tmp_path: Path) -> None:
     _, images, labels = rows()
-    with pytest.raises(ModelError, match=r"--evaluation\.zeroshot\.text FILE\.npz"):
+    with pytest.raises(ModelError, match=r"--zeroshot\.text FILE\.npz"):
         Zeroshot.evaluate(encoded(images, labels), settings())
     with pytest.raises(DataError, match="have none"):
         Zeroshot.evaluate(EncodedSet("teacher", images), settings(text=str(file)))

@@ -32,7 +32,7 @@ def embed_texts(spec: str, texts: Sequence[str]) -> Float32[np.ndarray, "n D"]:
     if family.name not in TOWERS:
         raise ModelError(
             f"{spec} has no text tower that is known here; {' and '.join(f'{name}:' for name in TOWERS)} have. Give "
-            "the classes' embeddings in a file: --evaluation.zeroshot.text FILE.npz."
+            "the classes' embeddings in a file: --zeroshot.text FILE.npz, in a run --evaluation.zeroshot.text."
         )
     try:
         encode = TOWERS[family.name](name, file)

@@ -61,7 +61,9 @@ def _texts(own: ZeroshotSettings, names: tuple[str, ...], spec: Any) -> Float32[
     if own.text is not None:
         return _mean(_from_file(Path(own.text), names))
     if not isinstance(spec, str):
-        raise ModelError("The teacher has no text tower here. Give --evaluation.zeroshot.text FILE.npz.")
+        raise ModelError(
+            "The teacher has no text tower here. Give --zeroshot.text FILE.npz, in a run --evaluation.zeroshot.text."
+        )
     if without := [template for template in own.templates if "{}" not in template]:
         raise DataError(f"The template '{without[0]}' has no {{}} for the name of the class.")
     written = [template.replace("{}", name.replace("_", " ")) for name in names for template in own.templates]
