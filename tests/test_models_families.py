@@ -11,13 +11,15 @@ from typing import ClassVar
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-from understudy.errors import ModelError
+from understudy.errors import MissingDependency, ModelError
 from understudy.models.contract import IMAGENET_MEAN, IMAGENET_STD, Contract
 from understudy.models.encoder import build_encoder
 from understudy.models.families import FAMILIES
 from understudy.models.families.timm import published
+from understudy.models.teacher import build_teacher
 
 
 @pytest.mark.parametrize(
@@ -58,6 +60,35 @@ def test_the_contract_is_the_networks_own_and_flags_override_it() -> None:
         32, IMAGENET_MEAN, IMAGENET_STD, "bicubic", 1.0
     )
     assert build_encoder("torchvision:resnet18", pretrained=False).contract.crop == 0.875
+
+
+def test_a_network_that_was_trained_on_squashed_images_sees_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm
+
+    own = timm.data.resolve_model_data_config
+    monkeypatch.setattr(timm.data, "resolve_model_data_config", lambda model: {**own(model), "crop_mode": "squash"})
+    assert build_encoder("timm:test_vit", pretrained=False).contract.fit == "squash"
+
+
+@pytest.mark.slow
+def test_a_dinov2_at_224_pixels_is_timms_own(shared: Path) -> None:
+    """Real weights: 518 pixels in the file, position embeddings resampled, timm's own transforms."""
+    import timm
+    from safetensors.torch import load_file
+
+    file = shared / "weights" / "vit_small_patch14_dinov2_form.safetensors"
+    teacher = build_teacher(f"timm:vit_small_patch14_dinov2@{file}", image_size=224)
+    assert "missing: none; position embeddings resampled from 518 to 224 pixels" in teacher.weights
+    model = timm.create_model("vit_small_patch14_dinov2", num_classes=0)
+    model.load_state_dict(load_file(file), strict=False)
+    model.set_input_size(224)
+    images = [Image.open(path) for path in sorted((shared / "data" / "imagenette" / "val").rglob("*.JPEG"))[:4]]
+    data = {**timm.data.resolve_model_data_config(model), "input_size": (3, 224, 224), "crop_pct": 1.0}
+    pixels = torch.stack([timm.data.create_transform(**data)(image.convert("RGB")) for image in images])
+    with torch.no_grad():
+        expected = model.eval()(pixels)
+    ours = teacher.features(torch.stack([teacher.contract.preprocess(image) for image in images]))
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_a_vit_with_local_weights_is_resampled_to_another_size(tmp_path: Path) -> None:
@@ -310,3 +341,15 @@ def test_probing_the_width_leaves_no_trace() -> None:
     second = build_encoder("small:resnet8", pretrained=False).module.conv1.weight
     torch.set_rng_state(state)
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("package", "spec", "extra"),
+    [("transformers", "hf:org/net", "hf"), ("open_clip", "open_clip:ViT-B-32/openai", "clip")],
+)
+def test_a_missing_extra_is_named_with_the_command(
+    monkeypatch: pytest.MonkeyPatch, package: str, spec: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingDependency, match=rf"need {package}: pip install 'understudy\[{extra}\]'"):
+        build_encoder(spec, pretrained=True)

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 
 from understudy.artifacts import Run
 from understudy.errors import ModelError
+from understudy.models.dense import dense_features
 from understudy.models.encoder import build_encoder
+from understudy.models.outputs import read_out
 from understudy.models.settings import StudentSettings
 from understudy.models.student import build_student, load_student, save_student
 from understudy.models.teacher import build_teacher
@@ -440,3 +442,16 @@ def test_a_model_of_the_hub_is_fetched_once_and_its_commit_is_kept(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match="org/other is not in the cache and the hub cannot be reached"):
         build_teacher("hf:org/other")
+
+
+@pytest.mark.parametrize("kind", ["dinov2_registers", "clip", "siglip"])
+def test_feature_maps_are_the_patches_tokens_at_any_size(tmp_path: Path, kind: str) -> None:
+    saved(tmp_path, kind)
+    module = build_encoder(f"hf:{tmp_path}@pretrained", pretrained=False).module.eval()
+    maps = dense_features(module, (48, 32))
+    assert (maps.strides, maps.channels, maps.tokens) == ((8.0,), (32,), True)
+    x = torch.randn(2, 3, 48, 32)
+    with torch.no_grad():
+        tokens = module.forward_features(x)[:, -24:]
+        torch.testing.assert_close(maps(x)[0].flatten(2).mT, tokens)
+        assert torch.equal(dense_features(read_out(module, "patch-mean", "it"), (48, 32))(x)[0], maps(x)[0])

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from understudy.errors import ModelError
+from understudy.models.dense import dense_features
 from understudy.models.encoder import build_encoder
 from understudy.models.teacher import build_teacher
 
@@ -217,5 +218,17 @@ def test_what_cannot_be_used_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no model 'ViT-B-31', and there is no such folder. Nearest: ViT-B-32"):
         build_teacher("open_clip:ViT-B-31/openai")
     saved(tmp_path / "resnet", "resnet")
-    with pytest.raises(ModelError, match="takes exactly 64"):
+    with pytest.raises(ModelError, match="cannot be set to images of 96 x 96: it takes exactly .*64"):
         build_teacher(f"open_clip:{tmp_path / 'resnet'}", image_size=96)
+
+
+@pytest.mark.parametrize("kind", ["vit", "timm"])
+def test_feature_maps_are_the_patches_tokens(tmp_path: Path, kind: str) -> None:
+    saved(tmp_path, kind)
+    module = build_encoder(f"open_clip:{tmp_path}@pretrained", pretrained=False).module.eval()
+    size, stride = {"vit": ((48, 32), 8.0), "timm": ((96, 64), 16.0)}[kind]
+    maps = dense_features(module, size)
+    assert (maps.strides, maps.tokens) == ((stride,), True)
+    with torch.no_grad():
+        tokens = maps.module.forward_features(x := torch.randn(2, 3, *size))
+        torch.testing.assert_close(maps(x)[0].flatten(2).mT, tokens[:, 1:])

@@ -1,8 +1,8 @@
 """Feature maps of a backbone, for what needs to know where as well as what: detection, segmentation, propagation.
 
 Nothing is rebuilt: the maps come out of a copy of the very module with the very weights. timm's networks give them
-themselves (`forward_intermediates`), torchvision's ViT gives its tokens; of any other network one blank image shows
-which part ends each resolution.
+themselves (`forward_intermediates`), transformers of other libraries give their tokens; of any other network one blank
+image shows which part ends each resolution.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from understudy.errors import ModelError
 from understudy.models.families.timm import set_input_size
 from understudy.models.onnx_encoder import onnx_encoders
-from understudy.models.outputs import blank_pass, record_outputs
+from understudy.models.outputs import ReadOut, blank_pass, patch_size, prefix_tokens, record_outputs, token_reader
 
 Reader = Callable[[Tensor], list[Tensor]]
 
@@ -87,7 +87,7 @@ def dense_features(module: nn.Module, size: tuple[int, int], *, spec: str = "Thi
             f"{spec} is an ONNX file: it gives pooled features only, no feature maps and no gradients. Dense protocols "
             "need the network itself, e.g. timm:NAME@FILE."
         )
-    module = copy.deepcopy(module)
+    module = copy.deepcopy(module.network if isinstance(module, ReadOut) else module)
     if hasattr(module, "forward_intermediates"):
         # timm marks networks of one size in their configuration; those that can be set to another have the method.
         resizable = hasattr(module, "set_input_size")
@@ -99,9 +99,13 @@ def dense_features(module: nn.Module, size: tuple[int, int], *, spec: str = "Thi
         maps: Any = module.forward_intermediates
         read = partial(maps, norm=len(reductions) == 1, intermediates_only=True)
         return DenseFeatures(module, read, size, spec, fixed=fixed)
-    if isinstance(module, VisionTransformer):
-        _resize_torchvision(module, size, spec)
-        return DenseFeatures(module, _torchvision_reader(module), size, spec, fixed=True)
+    tokens, patch = token_reader(module), patch_size(module)
+    if tokens is not None and patch is not None:
+        if isinstance(module, VisionTransformer):
+            _resize_torchvision(module, size, spec)
+        elif hasattr(module, "set_input_size"):
+            set_input_size(module, size, spec)
+        return DenseFeatures(module, partial(_grid, tokens, prefix_tokens(module), patch), size, spec, fixed=True)
     return DenseFeatures(module, _tapping_reader(module, size, spec), size, spec, fixed=False)
 
 
@@ -124,15 +128,10 @@ def _resize_torchvision(module: Any, size: tuple[int, int], spec: str) -> None:
         module.image_size = size[0]
 
 
-def _torchvision_reader(module: Any) -> Reader:
-    def read(x: Tensor) -> list[Tensor]:
-        with record_outputs({"encoder": module.encoder}) as calls:
-            module(x)
-        side = x.shape[-1] // module.patch_size
-        grid = calls[0][1][:, 1:].transpose(1, 2).unflatten(2, (side, side))  # without the class token
-        return [grid, grid]  # twice: tokens, not the only map of a small CNN
-
-    return read
+def _grid(tokens: Callable[[Tensor], Tensor], prefix: int, patch: int, x: Tensor) -> list[Tensor]:
+    """The tokens of the patches as a map, twice: tokens, not the only map of a small CNN."""
+    grid = tokens(x)[:, prefix:].mT.unflatten(2, (x.shape[-2] // patch, x.shape[-1] // patch))
+    return [grid, grid]
 
 
 def _tapping_reader(module: nn.Module, size: tuple[int, int], spec: str) -> Reader:

@@ -87,7 +87,7 @@ class HfEncoder(nn.Module):
             return states.mean((2, 3))
         return states[:, 0] if self.cls_token is not None else states.mean(1)
 
-    def forward_features(self, x: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B T F"]:
+    def forward_features(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B T F"]:
         """The tokens of a transformer behind its last norm."""
         tokens: Tensor = self._answer(x).last_hidden_state
         if "clip" in self.network.config.model_type and "siglip" not in self.network.config.model_type:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from understudy.errors import ModelError, first_line
 from understudy.models.contract import Contract
+from understudy.models.outputs import patch_size
 
 NO_TEXT = {"context_length": 2, "vocab_size": 2, "width": 8, "heads": 1, "layers": 1}
 """A text tower as small as can be, which is thrown away."""
@@ -33,7 +34,29 @@ class OpenClipEncoder(nn.Module):
         own = hasattr(tower, "class_embedding")
         self.num_prefix_tokens: int | None = 1 if own else getattr(inner, "num_prefix_tokens", None)
         self.cls_token = "class_embedding" if own else getattr(inner, "cls_token", None) is not None or None
-        self.patch_size: int | None = tower.patch_size[0] if own else None
+        self.patch_size = patch_size(inner)
+
+    def set_input_size(self, img_size: tuple[int, int]) -> None:
+        """Resample the position embeddings to images of another size, as open_clip does when it loads weights.
+
+        Raises:
+            ValueError: it is made for one size.
+        """
+        from open_clip.model import resize_pos_embed
+
+        if self.trunk:
+            if hasattr(self.network.trunk, "set_input_size"):
+                self.network.trunk.set_input_size(img_size=img_size)
+            return
+        if self.patch_size is None:
+            raise ValueError(f"it takes exactly {self.network.image_size}")
+        if img_size[0] % self.patch_size or img_size[1] % self.patch_size:
+            raise ValueError(f"its patches have {self.patch_size} pixels, which do not divide them")
+        grid = (img_size[0] // self.patch_size, img_size[1] // self.patch_size)
+        state = {"visual.positional_embedding": self.network.positional_embedding.detach()}
+        resize_pos_embed(state, SimpleNamespace(visual=SimpleNamespace(grid_size=grid)))
+        self.network.positional_embedding = nn.Parameter(state["visual.positional_embedding"])
+        self.network.image_size, self.network.grid_size = img_size, grid
 
     def forward(self, x: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B D"]:
         """(B, 3, S, S) prepared -> (B, D)."""
@@ -41,7 +64,7 @@ class OpenClipEncoder(nn.Module):
         embedding: Tensor = answer[0] if isinstance(answer, tuple) else answer
         return embedding
 
-    def forward_features(self, x: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B T F"]:
+    def forward_features(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B T F"]:
         """The tokens of a transformer behind its last norm, before the projection."""
         if self.trunk:
             features: Tensor = self.network.trunk.forward_features(x)
@@ -110,28 +133,3 @@ def tower_contract(tower: Any, preprocessing: Mapping[str, Any], spec: str) -> C
         return Contract.from_table(table)
     except ModelError as error:
         raise ModelError(f"{spec}: {error}") from None
-
-
-def resize_tower(tower: Any, config: Mapping[str, Any], size: int, spec: str) -> Any:
-    """A tower for images of another size, its position embeddings resampled as open_clip does.
-
-    Raises:
-        ModelError: it is made for one size.
-    """
-    from open_clip.model import resize_pos_embed
-
-    from understudy.models.families.timm import set_input_size
-
-    if hasattr(tower, "trunk"):
-        if hasattr(tower.trunk, "set_input_size"):
-            set_input_size(tower.trunk, (size, size), spec)
-        return tower
-    changed = {**config, "vision_cfg": {**config["vision_cfg"], "image_size": size}}
-    other = build_tower(changed, spec)
-    state = {f"visual.{name}": tensor for name, tensor in tower.state_dict().items()}
-    resize_pos_embed(state, SimpleNamespace(visual=other))
-    try:
-        other.load_state_dict({name.removeprefix("visual."): tensor for name, tensor in state.items()})
-    except RuntimeError:
-        raise ModelError(f"{spec} takes exactly {tower.image_size} images, not {size} x {size}.") from None
-    return other

@@ -143,7 +143,7 @@ class ReadOut(nn.Module):
 
     def forward_head(self, tokens: Float[Tensor, "B T F"]) -> Float[Tensor, "B D"]:
         """The tokens behind the last norm -> the embedding."""
-        prefix = 1 if isinstance(self.network, VisionTransformer) else int(self.num_prefix_tokens)
+        prefix = prefix_tokens(self.network)
         vectors = [tokens[:, 0]] if self.output.startswith("cls") else []
         vectors += [tokens[:, prefix:].mean(1)] if self.output.endswith("patch-mean") else []
         # Networks of timm that pool patches have their last norm behind the pooling.
@@ -166,6 +166,11 @@ def token_reader(module: Any) -> Callable[[Tensor], Tensor] | None:
         return None
     features: Callable[[Tensor], Tensor] = module.forward_features
     return features
+
+
+def prefix_tokens(module: Any) -> int:
+    """How many tokens stand before those of the patches, in a network that `token_reader` reads."""
+    return 1 if isinstance(module, VisionTransformer) else int(module.num_prefix_tokens)
 
 
 def has_class_token(module: nn.Module) -> bool:

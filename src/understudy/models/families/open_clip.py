@@ -41,13 +41,8 @@ class OpenClip(Family):
         except ImportError:
             raise MissingDependency("open_clip: specs need open_clip: pip install 'understudy[clip]'.") from None
         from understudy.models.checkpoints import load_into
-        from understudy.models.open_clip_encoder import (
-            OpenClipEncoder,
-            build_tower,
-            describe,
-            resize_tower,
-            tower_contract,
-        )
+        from understudy.models.families.timm import set_input_size
+        from understudy.models.open_clip_encoder import OpenClipEncoder, build_tower, describe, tower_contract
 
         config, preprocessing, file, origin = _parts(request)
         tower = build_tower(config, request.spec)
@@ -55,9 +50,10 @@ class OpenClip(Family):
         weights = ""
         if file is not None:
             weights = load_into(tower, file, whole=request.pretrained) + (f"; {origin}" if origin else "")
+        module = OpenClipEncoder(tower)
         size, native = request.image_size or contract.size, contract.size
         if size != native:
-            tower = resize_tower(tower, config, size, request.spec)
+            set_input_size(module, (size, size), request.spec)
             weights += weights and f"; position embeddings resampled from {native} to {size} pixels"
         library = f"open_clip {open_clip.__version__}"
         if hasattr(tower, "trunk"):
@@ -65,7 +61,7 @@ class OpenClip(Family):
 
             library += f", timm {timm.__version__}"
         architecture = f"open_clip:{describe(config)}"
-        return BuiltNetwork(OpenClipEncoder(tower), contract, weights, architecture, library=library)
+        return BuiltNetwork(module, contract, weights, architecture, library=library)
 
 
 def _parts(request: Request) -> tuple[dict[str, Any], dict[str, Any], str | None, str]:

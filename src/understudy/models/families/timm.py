@@ -61,7 +61,8 @@ class Timm(Family):
         config = timm.data.resolve_model_data_config(module)
         native = int(config["input_size"][-1])
         interpolation = config["interpolation"] if config["interpolation"] in RESAMPLING else "bicubic"
-        contract = Contract(native, config["mean"], config["std"], interpolation, float(config["crop_pct"]))
+        fit = "squash" if config.get("crop_mode") == "squash" else "crop"
+        contract = Contract(native, config["mean"], config["std"], interpolation, float(config["crop_pct"]), fit)
         side, own = size or native, grid.side or native
         if side != own and (grid.side or module.pretrained_cfg.get("fixed_input_size")):
             # After the weights: position embeddings are resampled from the size they were trained at.
