@@ -133,7 +133,8 @@ def _judged(target: Target, held_out: HeldOut, written: Path) -> dict[str, Any]:
     export = target.export
     pictures = target.takes_pictures and export.settings.with_preprocessing
     try:
-        runner = target.open(written)
+        with contextlib.redirect_stderr(io.StringIO()):  # bars again
+            runner = target.open(written)
     except NotRunHere as error:
         return {"run": False, "why": f"converted, not run: {error}"}
     compared = judge(runner, held_out, pictures=pictures)
