@@ -139,7 +139,7 @@ def openers(root: Path, store: Store, run: Run) -> list[Callable[[], Any]]:
 
 def read_view(path: Path, store: Store) -> None:
     """All rows of a recorded view, as a training reads them."""
-    rows, width = store.manifest["rows"], store.manifest["D"]
+    rows, width = store.embeddings().shape
     index = np.arange(rows)
     file = ViewFile(path.parent, int(path.stem), (rows, width), np.dtype("float16"))
     file.strike_out_damaged(index, file.whole(index))
@@ -167,6 +167,8 @@ def kind_of(path: Path, root: Path) -> str:
 def put_back(content: dict[Path, bytes]) -> None:
     """All files as they were: some are mended when they are opened."""
     for path, before in content.items():
+        if path.exists() and not path.is_file():
+            path.unlink()
         if not path.is_file() or path.read_bytes() != before:
             path.write_bytes(before)
 

@@ -80,7 +80,10 @@ def _run(run: Run, seen: set[Path]) -> list[tuple[str, str]]:
         raise StoreError(f"{run.path} is not a run folder (no config.toml). Name the folder that --out was given.")
     seen.add(run.path.resolve())
     config = read_toml(run.config_path)
-    entries = _method(config["method"]["name"])
+    method = config.get("method")
+    if not isinstance(method, dict) or method.get("name") not in LOSSES:
+        raise StoreError(f"{run.config_path} names no method of this version. Take it from a copy of the run.")
+    entries = _method(method["name"])
     for use in ("student", "teacher"):
         spec = config.get(use) or ""
         entries += _model(use, spec)
@@ -125,7 +128,8 @@ def _protocols(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The papers of the protocols of an evaluation, then those of its published sets."""
     from understudy.evaluate.datasets import DATASETS
 
-    keys = {key for name, figures in evaluation.items() if name != "about" for key in figures}
+    tables = [figures for name, figures in evaluation.items() if name != "about" and isinstance(figures, dict)]
+    keys = {key for figures in tables for key in figures}
     used, sets = ({key.partition("@")[part] for key in keys} for part in (0, 2))
     entries = [(f"evaluation {name}", text) for name in PROTOCOLS if name in used for text in PROTOCOLS[name].paper]
     papers = {name: DATASETS[name].paper for name in DATASETS if name in sets}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,18 @@ CONFIG = "Take it from a copy of the run, or name another --out. (Was it edited 
 
 KINDS: dict[str, type] = {
     "spec": str, "architecture": str, "weights": str, "contract": dict, "head": dict, "data": dict, "method": dict,
-    "teacher": dict, "teacher.spec": str, "teacher.fingerprint": str, "teacher.contract": dict,
-    "teacher.precision": str, "teacher.output": str,
+    "parameters": dict, "skipped": list, "teacher": dict, "teacher.spec": str, "teacher.fingerprint": str,
+    "teacher.contract": dict, "teacher.precision": str, "teacher.output": str,
 }  # fmt: skip
 """What the parts of student.json are that others read without a look."""
+
+WORDS: dict[Any, str] = {str: "text", dict: "a table", list: "a list"}
+
+NUMBERS = (
+    "width", "embed_dim", "passes", "steps", "batch_size", "seed", "seconds", "flops", "parameters.backbone",
+    "parameters.head", "teacher.width", "teacher.parameters", "teacher.flops", "data.images",
+)  # fmt: skip
+"""Those that are numbers."""
 
 
 class Run:
@@ -86,15 +95,18 @@ class Run:
             StoreError: the file is missing or damaged, or a part of it is of another kind than training writes.
         """
         table = read_table(self.student_path, REMADE)
-        teacher = table.get("teacher") or {}
-        parts = {
-            **table,
-            **({f"teacher.{name}": part for name, part in teacher.items()} if isinstance(teacher, dict) else {}),
-        }
+        parts = dict(table)
+        for name in ("teacher", "parameters", "data"):
+            inner = table.get(name)
+            parts |= {f"{name}.{key}": part for key, part in inner.items()} if isinstance(inner, dict) else {}
         for name, kind in KINDS.items():
             if not isinstance(parts.get(name) or kind(), kind):
-                wanted = "text" if kind is str else "a table"
+                wanted = WORDS[kind]
                 raise StoreError(f"{self.student_path} has {parts[name]!r:.80} as its {name}, not {wanted}. {REMADE}")
+        for name in NUMBERS:
+            value = parts.get(name)
+            if value is not None and not (isinstance(value, int | float) and abs(value) <= sys.float_info.max):
+                raise StoreError(f"{self.student_path} has {value!s:.80} as its {name}, not a number. {REMADE}")
         return table
 
     def require_whole(self) -> None:

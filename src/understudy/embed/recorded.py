@@ -64,7 +64,8 @@ class RecordedViews:
         self, store: Store, encode: Callable[[Tensor], Tensor], *, recipe: Recipe, size: int, seed: int,
         batch_size: int, dtype: str = "float16",
     ) -> None:  # fmt: skip
-        self.rows, self.width, self.dtype = int(store.manifest["rows"]), int(store.manifest["D"]), dtype
+        self.rows, self.width = store.embeddings().shape
+        self.dtype = dtype
         self.encode, self.batch_size = encode, batch_size
         # repr: a recipe is plain numbers, and any change of one makes other views.
         key = {"recipe": repr(recipe), "size": size, "seed": seed, "dtype": dtype}

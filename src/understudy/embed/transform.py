@@ -7,15 +7,19 @@ undone behind the student's head, so that `embed` still lands in the teacher's o
 
 from __future__ import annotations
 
+import logging
 import math
+import zipfile
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Float64
 
-from understudy.artifacts import Store, atomic, is_whole
+from understudy.artifacts import Store, atomic, is_whole, open_regular
 from understudy.embed.settings import TRANSFORMS
-from understudy.errors import ConfigError, DataError
+from understudy.errors import ConfigError, DataError, first_line
+
+log = logging.getLogger("understudy")
 
 FLOOR = 1e-6
 """Variances below this share of the largest count as this much: the inverse must exist, and noise stay small."""
@@ -111,12 +115,18 @@ def hadamard(order: int) -> Float64[np.ndarray, "D D"]:
 def transform_of(store: Store, name: str) -> Transform:
     """The transform of a complete store, of `TRANSFORMS` but "none": fitted once, then `transform-NAME.npz` in it.
 
-    A file that is damaged, as its checksum shows, is written anew.
+    A file that is damaged, or holds something else, is written anew.
     """
-    path = store.folder / f"transform-{name}.npz"
-    if not path.exists() or not is_whole(path):
-        fitted = fit(store.embeddings(), name)
-        with atomic(path, sealed=True) as temporary, open(temporary, "wb") as file:
-            np.savez(file, mean=fitted.mean, matrix=fitted.matrix, inverse=fitted.inverse)
-    with np.load(path, allow_pickle=False) as arrays:
-        return Transform(name, arrays["mean"], arrays["matrix"], arrays["inverse"])
+    path, width = store.folder / f"transform-{name}.npz", store.embeddings().shape[1]
+    if path.exists() and is_whole(path):
+        try:
+            with open_regular(path) as file, np.load(file, allow_pickle=False) as arrays:
+                kept = Transform(name, arrays["mean"], arrays["matrix"], arrays["inverse"])
+            if kept.mean.shape == (width,) and kept.matrix.shape == kept.inverse.shape == (width, width):
+                return kept
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            log.warning(f"{path} cannot be read ({first_line(error)}): it is made anew.")
+    fitted = fit(store.embeddings(), name)
+    with atomic(path, sealed=True) as temporary, open(temporary, "wb") as file:
+        np.savez(file, mean=fitted.mean, matrix=fitted.matrix, inverse=fitted.inverse)
+    return fitted

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Int64, UInt32
 
 from understudy.artifacts import check_regular, checksum, read_table, room_on_disk
-from understudy.errors import StoreError
+from understudy.errors import StoreError, first_line
 
 MARK = np.dtype(np.uint32)
 """Type of the marks: 0 is no row, anything else the checksum of one."""
@@ -144,7 +144,13 @@ def _mapped(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], writable: 
     header = _header(shape, dtype)
     if writable:
         _check_header(path, header, shape, dtype)
-    return np.memmap(path, dtype, "r+" if writable else "r", len(header), shape)
+    try:
+        check_regular(path)
+        return np.memmap(path, dtype, "r+" if writable else "r", len(header), shape)
+    except (OSError, ValueError, OverflowError) as error:
+        raise StoreError(
+            f"{path} is no array of {dtype} {shape} ({first_line(error)}). Delete {path.parent}."
+        ) from None
 
 
 def _check_header(path: Path, header: bytes, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:

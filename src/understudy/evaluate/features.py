@@ -17,7 +17,7 @@ from torch import Tensor
 
 from understudy.artifacts import Store, atomic, fingerprint, is_whole
 from understudy.embed.embedding import Frozen, Inference, embed, open_rows
-from understudy.errors import DataError
+from understudy.errors import DataError, StoreError, first_line
 from understudy.evaluate.dataset import EvaluationSet
 from understudy.evaluate.datasets.shifted import numbered_as
 from understudy.evaluate.encoded_set import Embedding, EncodedSet, EvaluatedEncoder, Notify, Progress
@@ -176,7 +176,13 @@ class FeatureExtractor:
                 for start in range(0, len(features), 4096):
                     part = torch.from_numpy(np.array(features[start : start + 4096])).to(self.resources.device)
                     file.write(to_teacher_space(part).float().cpu().numpy().astype("<f4").tobytes())
-        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+        try:
+            rows = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{path} cannot be read ({first_line(error)}). Delete it: it is made anew.") from None
+        if len(rows) != len(features):
+            raise StoreError(f"{path} has {len(rows)} rows, not {len(features)}. Delete it: it is made anew.")
+        return rows
 
     def progress_of(self, name: str) -> Progress | None:
         """`progress` with the name of an encoder and the activity before its note."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from understudy.artifacts import Run, fingerprint, is_whole, read_table, write_json
+from understudy.errors import StoreError
 from understudy.evaluate.plan import (
     FORMAT,
     Encoders,
@@ -43,6 +44,12 @@ class Results:
         content = read_table(self.path, AGAIN) if self.path.exists() else {}
         about = content.get("about")
         if isinstance(about, dict) and about.get("format") == FORMAT:
+            encoders = [one for name, one in content.items() if name != "about"]
+            tables = [content, *encoders, about.get("tasks", {})]
+            if not all(
+                isinstance(table, dict) and all(isinstance(one, dict) for one in table.values()) for table in tables
+            ):
+                raise StoreError(f"{self.path} holds something else where tables of figures are. {AGAIN}")
             self.whole = content
         if self.partial_path.exists():
             self.partial = read_table(self.partial_path, AGAIN)
@@ -149,14 +156,17 @@ class RunResults:
 
         Raises:
             DataError: the evaluation images cannot be opened.
+            StoreError: student.json lacks what it always holds.
         """
         metadata = run.student
         images = open_main_images(settings, held_out, metadata, listings)
+        if "weights" not in metadata:
+            raise StoreError(f"{run.student_path} does not say which weights it describes. Train the student again.")
         results = Results(run.evaluation_path, (metadata["weights"], teacher), settings)
         plan = EvaluationPlan.of(settings, images, results.encoders, listings)
         sampled = results.about.get("sample_of") == results.sample_identity(plan)
         there = run.sample_path.exists() and is_whole(run.sample_path)
-        return cls(plan, results, sampled and (there or bool(results.about["sample"])))
+        return cls(plan, results, sampled and (there or bool(results.about.get("sample"))))
 
     @property
     def finished(self) -> dict[str, Any] | None:

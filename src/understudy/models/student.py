@@ -247,6 +247,8 @@ def _described(run: Run, table: Mapping[str, Any]) -> tuple[Contract, dict[str, 
     try:
         if missing := [name for name in ("architecture", "contract", "head", "spec", "weights") if name not in table]:
             raise ValueError(f"{', '.join(missing)} missing")
+        if no_text := [name for name in ("architecture", "spec", "weights") if not isinstance(table[name], str)]:
+            raise ValueError(f"its {no_text[0]} is {table[no_text[0]]!r:.40}")
         family, _, file = parse_spec(table["architecture"])
         if file is not None or not family.takes_file:
             raise ValueError(f"its architecture {table['architecture']} is no network without weights")
@@ -257,7 +259,7 @@ def _described(run: Run, table: Mapping[str, Any]) -> tuple[Contract, dict[str, 
         numbers = max(head_multiply_adds(head) or 0, head["out"] ** 2 if head.get("transform") else 0, *sizes)
         if 2 * numbers > (size := run.weights_path.stat().st_size):
             raise ValueError(f"its head {head} does not fit into the {size:,} bytes of {run.weights_path.name}")
-    except (ModelError, ValueError, KeyError, TypeError) as error:
+    except (ModelError, AttributeError, ValueError, KeyError, TypeError) as error:
         reason = f"its head lacks {error}" if isinstance(error, KeyError) else first_line(error)
         raise StoreError(f"{run.student_path} is not what training writes: {reason}. Restore it.") from None
     return contract, head

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from understudy.artifacts import Run, is_whole, require_whole
+from understudy.artifacts import Run, is_whole, open_regular, require_whole
 from understudy.errors import ConfigError, StoreError
 from understudy.settings import flatten, read_toml
 
@@ -138,7 +138,7 @@ def _table(value: Any) -> Mapping[str, Any]:
 
 def _whole(value: Any) -> int | None:
     """A number above zero, None for anything else."""
-    return int(value) if isinstance(value, int | float) and math.isfinite(value) and value >= 1 else None
+    return int(value) if _is_number(value) and value >= 1 else None
 
 
 def _evaluation(run: Run) -> Mapping[str, Any]:
@@ -180,7 +180,8 @@ def _measured(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    largest = sys.float_info.max  # of JSON, whole numbers may be beyond it
+    return isinstance(value, int | float) and not isinstance(value, bool) and -largest <= value <= largest
 
 
 def _read_sample(run: Run) -> dict[str, np.ndarray]:
@@ -188,8 +189,8 @@ def _read_sample(run: Run) -> dict[str, np.ndarray]:
         return {}
     require_whole(run.sample_path, "Run `understudy evaluate` again: it is drawn anew.")
     try:
-        with np.load(run.sample_path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
+        with open_regular(run.sample_path) as file, np.load(file, allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in arrays.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise StoreError(f"{run.sample_path} cannot be read ({error}). Run `understudy evaluate` again.") from None
 

@@ -102,11 +102,12 @@ def refuse_other_images(folder: Run, source: Source) -> None:
     Raises:
         StoreError: the listing is not the one it was trained on.
     """
-    data = folder.student["data"]
-    if data["listing"] != source.fingerprint:
+    data = folder.student.get("data") or {}
+    if data.get("listing") != source.fingerprint:
+        images = f"{data.get('images') or 0:,} images of {data.get('spec')}"
         raise StoreError(
-            f"The run {folder.path} was trained on {data['images']:,} images of {data['spec']}, which have changed "
-            f"since: there are {len(source):,} now, or files are newer. Name another --out to train on them."
+            f"The run {folder.path} was trained on {images}, which have changed since: there are {len(source):,} now, "
+            "or files are newer. Name another --out to train on them."
         )
 
 
