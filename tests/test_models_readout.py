@@ -8,12 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from understudy.artifacts import Run
+from understudy.cli import main
 from understudy.errors import ModelError
+from understudy.evaluate.runner import _teacher_of
 from understudy.models.encoder import build_encoder
 from understudy.models.outputs import POOLED, forward_outputs, read_out, require_outputs
 from understudy.models.settings import TeacherSettings
 from understudy.models.teacher import build_teacher
 from understudy.pipeline import teacher_of
+from understudy.train.finish import teacher_metadata
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +109,25 @@ def test_a_norm_behind_the_pooling_stays_there() -> None:
     with torch.no_grad():
         torch.testing.assert_close(read_out(module, "patch-mean", "it")(x), module(x))
         assert forward_outputs(read_out(module, "patch-mean", "it"), x).embedding.shape == (3, 64)
+
+
+def test_a_model_is_evaluated_at_a_size_and_by_an_output(
+    vit: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = {}
+
+    def build(spec: str, **options: object) -> None:
+        asked.update(options, spec=spec)
+        raise ModelError("seen")
+
+    monkeypatch.setattr("understudy.evaluate.runner.build_teacher", build)
+    flags = ["--teacher-size", "96", "--teacher-output", "cls", "--device", "cpu"]
+    assert main(["evaluate", vit, "--eval-data", "digits", *flags]) == 1
+    assert (asked["spec"], asked["image_size"], asked["output"]) == (vit, 96, "cls")
+    assert capsys.readouterr().err.endswith("seen\n")
+
+
+def test_a_runs_teacher_is_rebuilt_at_its_size_and_by_its_output(vit: str, tmp_path: Path) -> None:
+    built = build_teacher(vit, image_size=96, output="patch-mean")
+    again = _teacher_of(Run(tmp_path), teacher_metadata(built), torch.device("cpu"), None)
+    assert (again.fingerprint, again.contract, again.output) == (built.fingerprint, built.contract, "patch-mean")

@@ -101,12 +101,13 @@ def evaluate_run(
 
 
 def evaluate_model(
-    spec: str, settings: EvaluationSettings, resources: Resources = DEFAULT_RESOURCES, *, precision: str = "auto"
-) -> dict[str, Any]:
+    spec: str, settings: EvaluationSettings, resources: Resources = DEFAULT_RESOURCES, *, precision: str = "auto",
+    image_size: int | None = None, output: str = "pooled",
+) -> dict[str, Any]:  # fmt: skip
     """Evaluate any encoder with weights by its model spec; a run of ours, `run:FOLDER`, by `evaluate_run`.
 
     Every protocol that looks at images needs `eval_data` or `on`. Features and figures are kept beside the stores; a
-    second call adds what is missing. `precision` is as in `build_teacher`.
+    second call adds what is missing. `precision`, `image_size` and `output` are as in `build_teacher`.
 
     Returns:
         `{"teacher": {...}, "about": {...}}`; of a run, what `evaluate_run` returns.
@@ -121,7 +122,8 @@ def evaluate_model(
     images = any(PROTOCOLS[name].requirements.images for name in settings.protocols)
     if settings.eval_data is None and not settings.on and images:
         raise ConfigError(f"Evaluating {spec} needs labeled images. Give --eval-data, or sets of their own with --on.")
-    teacher = build_teacher(spec, precision=precision, device=torch.device(resources.device))
+    device = torch.device(resources.device)
+    teacher = build_teacher(spec, image_size=image_size, output=output, precision=precision, device=device)
     return evaluate_teacher(teacher, settings, resources)
 
 

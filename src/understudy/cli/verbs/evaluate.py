@@ -18,7 +18,7 @@ class Evaluate(Verb):
     main = ("eval_data", "protocols", "on", "limit", "batch_size", "seed")
 
     def flags(self, flags: Flags) -> None:
-        from understudy.embed.settings import PRECISIONS
+        from understudy.embed.settings import PRECISIONS, TEACHER_OUTPUT
 
         flags.add("model", metavar="MODEL", help="A run folder, or any model spec with weights.")
         flags.settings(self.settings_class)
@@ -34,6 +34,9 @@ class Evaluate(Verb):
             f"teacher computes as in its training. One of: {', '.join(PRECISIONS)}. [auto]",
         )  # fmt: skip
 
+        flags.add("--teacher-size", type=int, metavar="N", help="Input side of a model spec. Default: its own.")
+        flags.add("--teacher-output", metavar="OUTPUT", help=f"{TEACHER_OUTPUT} Of a model spec. [pooled]")
+
     def run(self, options: Options) -> int:
         from understudy.artifacts import Run
         from understudy.cli.tables import print_figures
@@ -48,16 +51,19 @@ class Evaluate(Verb):
         with StageProgress("evaluate") as progress:
             resources = Resources(device, options.store, options.workers, progress, notify)
             if Run(folder).trained:
-                if options.teacher_precision:
+                given = [name for name in ("precision", "size", "output") if getattr(options, f"teacher_{name}")]
+                if given:
                     raise ConfigError(
-                        f"The teacher of the run {folder} computes as in its training: leave out --teacher-precision."
+                        f"The teacher of the run {folder} computes as in its training: leave out --teacher-{given[0]}."
                     )
                 result = evaluate_run(Run(folder), settings, resources)
             elif os.path.isdir(folder) and Run(folder).config_path.is_file():
                 raise ConfigError(f"The run {folder} is not finished. Run `understudy train` on it again: it resumes.")
             else:
-                precision = options.teacher_precision or "auto"
-                result = evaluate_model(options.model, settings, resources, precision=precision)
+                result = evaluate_model(
+                    options.model, settings, resources, precision=options.teacher_precision or "auto",
+                    image_size=options.teacher_size, output=options.teacher_output or "pooled",
+                )  # fmt: skip
         if options.out:
             from understudy.artifacts import write_json
 
