@@ -169,6 +169,8 @@ def test_published_weights_come_from_the_hub_once(tmp_path: Path, monkeypatch: p
             "quick": {"hf_hub": "org/mine/", "url": "", "quick_gelu": True},
         },
     )  # fmt: skip
+    known = pretrained._PRETRAINED["tiny-of-a-tag"]
+    monkeypatch.setitem(pretrained._PRETRAINED, "tiny-of-a-tag-quickgelu", {"quick": known["quick"]})
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     with pytest.raises(ModelError, match="org/mine is not in the cache and the hub cannot be reached"):

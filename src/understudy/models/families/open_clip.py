@@ -90,8 +90,10 @@ def _parts(request: Request) -> tuple[dict[str, Any], dict[str, Any], str | None
     if tag and not published:
         known = open_clip.list_pretrained_tags_by_model(architecture)
         raise ModelError(f"open_clip has no weights '{tag}' of {architecture}. {closest(tag, known)}")
-    if published and bool(published.get("quick_gelu")) != bool(config.get("quick_gelu")):
-        other = architecture.removesuffix("-quickgelu") if config.get("quick_gelu") else f"{architecture}-quickgelu"
+    plain = architecture.removesuffix("-quickgelu")
+    other = plain if plain != architecture else f"{architecture}-quickgelu"
+    mismatch = bool(published.get("quick_gelu")) != bool(config.get("quick_gelu")) if published else False
+    if mismatch and open_clip.get_pretrained_cfg(other, tag):  # open_clip warns, and computes something else
         raise ModelError(
             f"{request.spec}: these weights were trained with another activation than {architecture} has. Take "
             f"open_clip:{other}/{tag}."
