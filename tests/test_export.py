@@ -340,12 +340,15 @@ def test_targets_that_do_not_exist(to: str, sentence: str) -> None:
         settings(to)
 
 
+@pytest.mark.parametrize("name", [name for name, target in TARGETS.items() if target.needs])
 def test_a_missing_package_stops_before_anything_is_written(
-    small: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingDependency, match=r"needs onnxscript: pip install 'understudy\[export\]'"):
-        export_student(small, settings("folder,onnx", out=str(tmp_path)))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    target = TARGETS[name]
+    sentence = rf"'{name}' needs {target.needs[0]}: pip install 'understudy\[{target.extra}\]'"
+    with pytest.raises(MissingDependency, match=sentence):
+        export_student(small, settings(f"folder,{name}", out=str(tmp_path)))
     assert not any(tmp_path.iterdir())
 
 

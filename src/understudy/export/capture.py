@@ -32,20 +32,22 @@ class Outputs(nn.Module):
         return tuple(given[name] for name in self.names)
 
 
-def capture(student: Student, names: tuple[str, ...], *, free_size: bool) -> ExportedProgram:
-    """The graph of a student for batches of any length.
+def capture(student: Student, names: tuple[str, ...], *, free_size: bool, single: bool = False) -> ExportedProgram:
+    """The graph of a student, for batches of any length unless single images are asked for.
 
     Args:
         student: in eval mode, on the CPU.
         names: outputs, "embedding" or "features", in order.
         free_size: images of any height and width too.
+        single: one image at a time, for targets that plan their memory ahead.
 
     Raises:
         ExportError: an operator or a branch of the network that depends on values, or a size that it fixes.
     """
     size = student.contract.size
-    example = torch.zeros(2, 3, size, size)
-    axes = {0: Dim.DYNAMIC, **({2: Dim.DYNAMIC, 3: Dim.DYNAMIC} if free_size else {})}
+    example = torch.zeros(1 if single else 2, 3, size, size)
+    free = ([] if single else [0]) + ([2, 3] if free_size else [])
+    axes = dict.fromkeys(free, Dim.DYNAMIC)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
