@@ -90,7 +90,7 @@ def read_image_file(path: str) -> bytes:
         with open_regular(path) as file:
             if (size := os.fstat(file.fileno()).st_size) > most:
                 raise UnreadableImage(f"{path} has {size:,} bytes, and an image file may have {most:,}.")
-            return file.read(most)
+            return file.read(size)  # of `most` bytes the room would be set aside at once
     except OSError as error:
         raise UnreadableImage(f"{path} cannot be opened ({error.strerror}).") from None
 
