@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from understudy.errors import DataError
+from understudy.errors import DataError, StoreError
 from understudy.evaluate.datasets.objects import open_objects
 from understudy.evaluate.encoded_set import EncodedSet, Figures, Progress
 from understudy.evaluate.measures import detector as module
@@ -214,6 +214,14 @@ def test_a_detector_trains_and_resumes_to_the_same_weights(tmp_path: Path, monke
     (checkpoint,) = (tmp_path / "b").glob("detectors/*/detector.pt")
     assert torch.load(checkpoint, weights_only=True)["step"] == 2
     monkeypatch.setattr(module, "_rate", rate)
+    content = checkpoint.read_bytes()
+    checkpoint.write_bytes(content[:999] + bytes([content[999] ^ 1]) + content[1000:])
+    with pytest.raises(StoreError, match=r"detector\.pt is damaged.*Delete it to train the detector from the start"):
+        detection(backbone, data, settings, tmp_path / "b")
+    torch.save({**torch.load(checkpoint, weights_only=True), "step": 10**9}, checkpoint)
+    with pytest.raises(StoreError, match=r"step 1000000000 of a training of 4 steps"):
+        detection(backbone, data, settings, tmp_path / "b")
+    checkpoint.write_bytes(content)
     assert detection(backbone, data, settings, tmp_path / "b") == figures
     assert not checkpoint.exists()  # once scored it is of no more use
     whole, resumed = learned

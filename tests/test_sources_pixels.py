@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from understudy.artifacts import checksums as checksums_module
 from understudy.errors import DataError, UnreadableImage
 from understudy.sources import pixels as pixels_module
 from understudy.sources.pixels import PixelMap, UnpackedImages, decoded
@@ -140,6 +141,26 @@ def test_a_large_parquet_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(pixels_module, "_check_disk", lambda *_: pytest.fail("unpacked again"))
     again = decoded(source, tmp_path / "store")
     assert (np.asarray(again.read(0)) == noise(10, 70, 20)[source.ids[0]]).all()
+
+
+@pytest.mark.parametrize("ending", [".npy", ".json", ".bytes", ".offsets.npy", ".bytes.json"])
+@pytest.mark.parametrize("place", [0, 400, -1])
+def test_damaged_pixels_are_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog, ending: str, place: int):
+    monkeypatch.setattr(pixels_module, "ROW_GROUP_CACHE", 1000)
+    small = ending in (".npy", ".json")
+    images = noise(20) if small else noise(50, 70, 20)
+    source = open_source(write_parquet(tmp_path / "a.parquet", images, row_group_size=3))
+    decoded(source, tmp_path / "store")
+    path = tmp_path / "store" / f"{source.fingerprint}{ending}"
+    content = bytearray(path.read_bytes())
+    place = min(place, len(content) - 2)
+    content[place] ^= 16
+    path.write_bytes(content)
+    monkeypatch.setattr(checksums_module, "_verified", set())
+    same(decoded(source, tmp_path / "store"), source)
+    content[place] ^= 16
+    assert path.read_bytes() == content
+    assert any(f"{path} is damaged" in record.message for record in caplog.records)
 
 
 def test_a_small_parquet_of_large_images_is_not(tmp_path: Path):

@@ -386,6 +386,20 @@ def test_a_listing_of_shards(tmp_path: Path):
     assert shades(read_listing(tmp_path / "listing.parquet", tmp_path / "a.tar")) == [4, 0]
 
 
+@pytest.mark.parametrize("place", [0, 300, -1])
+def test_a_damaged_index_is_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture, place: int):
+    path = pack(tmp_path / "a.tar", [member for i in range(6) for member in sample(i, cls=b"%d" % (i % 2))])
+    open_source(path, listings=tmp_path / "kept")
+    (kept,) = (tmp_path / "kept").iterdir()
+    content = bytearray(kept.read_bytes())
+    content[place] ^= 4
+    kept.write_bytes(content)
+    assert shades(open_source(path, listings=tmp_path / "kept")) == list(range(6))
+    content[place] ^= 4
+    assert kept.read_bytes() == content
+    assert any(f"{kept} is damaged" in record.message for record in caplog.records)
+
+
 def test_a_mapped_index_costs_no_memory(tmp_path: Path):
     count = 20_000
     path = tmp_path / "a.tar"
