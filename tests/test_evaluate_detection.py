@@ -218,6 +218,7 @@ def test_a_detector_trains_and_resumes_to_the_same_weights(tmp_path: Path, monke
     checkpoint.write_bytes(content[:999] + bytes([content[999] ^ 1]) + content[1000:])
     with pytest.raises(StoreError, match=r"detector\.pt is damaged.*Delete it to train the detector from the start"):
         detection(backbone, data, settings, tmp_path / "b")
+    checkpoint.write_bytes(content)
     torch.save({**torch.load(checkpoint, weights_only=True), "step": 10**9}, checkpoint)
     with pytest.raises(StoreError, match=r"step 1000000000 of a training of 4 steps"):
         detection(backbone, data, settings, tmp_path / "b")
