@@ -150,8 +150,11 @@ def test_int8_is_small_and_leaves_layers_in_float_until_it_agrees(small: Run, tm
     assert lost > 1e-5  # 8 bits are not 32
     strict = export_student(small, settings("onnx-int8", out=str(tmp_path / "b"), tolerance=lost / 2))["targets"]
     assert "failed" not in strict["onnx-int8"], strict
-    assert 0 < len(strict["onnx-int8"]["float_layers"]) <= strict["onnx-int8"]["layers"]
+    assert 0 < len(strict["onnx-int8"]["float_layers"]) < strict["onnx-int8"]["layers"]
     assert 1 - strict["onnx-int8"]["parity"]["embedding"]["centered_cosine_mean"] <= lost / 2
+    never = export_student(small, settings("onnx-int8", out=str(tmp_path / "c"), tolerance=1e-12))["targets"]
+    assert "8 bits lose too much" in never["onnx-int8"]["failed"]
+    assert not (tmp_path / "c" / "student.int8.onnx").exists()
 
 
 @pytest.mark.slow

@@ -176,7 +176,9 @@ def _line(target: Target, figures: dict[str, Any]) -> str:
         return f"{target.name}: {size}, {figures['why']}"
     name, parity = next(iter(figures["parity"].items()))
     overlap = next((f", {value:.1f} % of neighbors" for key, value in parity.items() if key.startswith("overlap")), "")
+    kept = figures.get("float_layers")
+    rest = f"; {len(kept)} of {figures['layers']} layers left in float" if kept else ""
     return (
         f"{target.name}: {size}, {figures['latency']['median_ms']:.2f} ms an image; {name}: cosine "
-        f"{parity['cosine_mean']:.6f} (least {parity['cosine_min']:.6f}){overlap}"
+        f"{parity['cosine_mean']:.6f} (least {parity['cosine_min']:.6f}){overlap}{rest}"
     )
