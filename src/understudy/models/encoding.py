@@ -14,9 +14,8 @@ from jaxtyping import Float32
 from PIL import Image
 from torch import Tensor
 
-from understudy.artifacts import read_regular
-from understudy.errors import DataError, ShapeError, UnreadableImage
-from understudy.sources.decode import EXTENSIONS, to_rgb
+from understudy.errors import DataError, ShapeError
+from understudy.sources.decode import EXTENSIONS, read_image_file, to_rgb
 from understudy.sources.source import Source, open_source
 
 if TYPE_CHECKING:
@@ -86,12 +85,8 @@ def opened(image: Any) -> Image.Image:
         return to_rgb(Image.fromarray(image))
     if not isinstance(image, str | os.PathLike):
         raise DataError(f"encode takes paths, PIL images and arrays; got {type(image).__name__}.")
-    path = Path(image).expanduser()
-    try:
-        content = read_regular(path)
-    except OSError as error:
-        raise UnreadableImage(f"{path} cannot be read ({error.strerror or error}).") from None
-    return to_rgb(content, str(path))
+    path = str(Path(image).expanduser())
+    return to_rgb(read_image_file(path), path)
 
 
 def _batches(student: Student, count: int, read: Callable[[int], Image.Image], batch_size: int) -> Iterator[Tensor]:
